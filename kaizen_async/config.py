@@ -1,0 +1,201 @@
+"""Policies and settings, checked where they are made, so that a wrong value never reaches a request."""
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+from yarl import URL
+
+__version__ = "0.1.0"
+
+DEFAULT_BASE_URL: Final = "https://api.kaizenautomation.com/"
+"""The public API. KAIZEN_BASE_URL or `base_url=` name another."""
+
+RETRIED_STATUSES: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""Statuses that say "not now" rather than "not this" (RFC 9110 section 15, RFC 8470 for 425, RFC 6585 for 429)."""
+
+_LOOPBACK_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+_KEY_PATTERN: Final = re.compile(r"[\x21-\x7e]+")
+
+
+class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """When and how often a failed attempt is followed by another.
+
+    The wait before attempt n+1 is drawn evenly from 0 to min(max_backoff, initial_backoff * 2**(n-1)) seconds ("full
+    jitter": it spreads callers best, see https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/).
+    A Retry-After of the server that is longer replaces it, and is never shortened.
+    """
+
+    max_attempts: int = 5
+    """Requests sent for one look-up at most, the first included; 1 switches retrying off."""
+    initial_backoff: float = 0.25
+    """Upper end of the first wait, in seconds."""
+    max_backoff: float = 8.0
+    """Upper end of every wait that the server did not ask for, in seconds."""
+    statuses: frozenset[int] = RETRIED_STATUSES
+    """HTTP statuses that are retried."""
+    budgeted: bool = True
+    """Whether retries draw on the client's retry budget, which keeps an outage from being answered by a storm."""
+
+    def __post_init__(self) -> None:
+        _require_int("max_attempts", self.max_attempts, at_least=1)
+        _require_seconds("initial_backoff", self.initial_backoff, zero_allowed=True)
+        _require_seconds("max_backoff", self.max_backoff, zero_allowed=True)
+        for status in self.statuses:
+            _require_int("statuses", status, at_least=300)
+
+
+class PollPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """How soon the end of an execution that is waited for is noticed, and so how often it is looked up.
+
+    The aim is the mean time between an end and its being noticed. `lag_share=0.05`: on average an end is noticed within
+    5 % of the execution's duration, half a minute after ten minutes. `lag_seconds=5`: on average within 5 seconds.
+    `kaizen_async.cadence` tells how the intervals follow from it. Where the bounds bite, they win over the aim.
+    """
+
+    lag_share: float = 0.05
+    """Mean lag to aim at, as a share of the execution's duration. The polls it takes grow with log(duration)."""
+    lag_seconds: float | None = None
+    """Mean lag to aim at, in seconds; replaces `lag_share`. The polls it takes grow with the duration."""
+    min_interval: float = 1.0
+    """Shortest time between two polls of an execution, in seconds."""
+    max_interval: float = 15.0
+    """Longest time between two polls of an execution, in seconds, and so the greatest lag. Long executions take far
+    fewer polls if it is longer."""
+    spread: float = 0.1
+    """Share by which an interval is made longer or shorter at random, so that polls do not march in step."""
+    max_rate: float | None = None
+    """Polls per second of all waits under this policy, at most; they are spaced evenly. None: no limit of its own."""
+    not_found_grace: float = 0.0
+    """Seconds for which an unbroken series of 404s is waited out, for executions that are known a little late."""
+    learn: bool = True
+    """Whether the durations of ended executions of a workflow make the intervals of its next ones."""
+
+    def __post_init__(self) -> None:
+        _require_share("lag_share", self.lag_share, zero_allowed=False)
+        if self.lag_seconds is not None:
+            require_duration("lag_seconds", self.lag_seconds)
+        require_duration("min_interval", self.min_interval)
+        require_duration("max_interval", self.max_interval)
+        _require_share("spread", self.spread, zero_allowed=True)
+        if self.max_rate is not None:
+            require_duration("max_rate", self.max_rate)
+        _require_seconds("not_found_grace", self.not_found_grace, zero_allowed=True)
+        if self.min_interval > self.max_interval:
+            raise ValueError(f"min_interval {self.min_interval} is longer than max_interval {self.max_interval}")
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client was set to, after defaults, environment and checks."""
+
+    base_url: URL
+    concurrency: int
+    attempt_timeout: float
+    deadline: float | None
+    retry: RetryPolicy
+    poll: PollPolicy
+    max_response_bytes: int
+    ended_records: int
+
+    def __post_init__(self) -> None:
+        _require_int("concurrency", self.concurrency, at_least=1)
+        require_duration("attempt_timeout", self.attempt_timeout)
+        if self.deadline is not None:
+            require_duration("deadline", self.deadline)
+        _require_int("max_response_bytes", self.max_response_bytes, at_least=1)
+        _require_int("ended_records", self.ended_records, at_least=0)
+        if not isinstance(self.poll, PollPolicy):
+            raise TypeError(f"poll must be a PollPolicy, not {type(self.poll).__name__}")
+        if not isinstance(self.retry, RetryPolicy):
+            raise TypeError(f"retry must be a RetryPolicy, not {type(self.retry).__name__}")
+
+
+def resolve_api_key(api_key: str | None, environment: Mapping[str, str] = os.environ) -> str | None:
+    """Return the key given, else KAIZEN_API_KEY, else None; refuse one that cannot travel in a header.
+
+    Raises:
+        TypeError: The key is not a string.
+        ValueError: The key is empty or holds white space, control characters or non-ASCII. The key itself is not shown.
+    """
+    key = environment.get("KAIZEN_API_KEY") or None if api_key is None else api_key
+    if key is None:
+        return None
+    if not isinstance(key, str):
+        raise TypeError(f"api_key must be a str, not {type(key).__name__}")
+    if not _KEY_PATTERN.fullmatch(key):
+        raise ValueError(
+            "api_key is empty or holds white space, a line break or a character outside ASCII; "
+            "check how it was read (a key from a file often ends in a line break: use .strip())"
+        )
+    return key
+
+
+def resolve_base_url(
+    base_url: str | None, *, allow_insecure_http: bool, environment: Mapping[str, str] = os.environ
+) -> URL:
+    """Return the URL given, else KAIZEN_BASE_URL, else the public API, with a closing slash.
+
+    Raises:
+        ValueError: Not an absolute http(s) URL; with user, query or fragment; or plain http to another machine
+            without `allow_insecure_http`.
+    """
+    text = base_url if base_url is not None else environment.get("KAIZEN_BASE_URL") or DEFAULT_BASE_URL
+    if not isinstance(text, str):
+        raise TypeError(f"base_url must be a str, not {type(text).__name__}")
+    url = _parse_url(text)
+    if url.user is not None or url.password is not None or url.query_string or url.fragment:
+        raise ValueError(
+            "base_url must hold no user, password, query or fragment; "
+            "pass the key as api_key, it travels as a bearer token"
+        )
+    if url.scheme == "http" and url.host not in _LOOPBACK_HOSTS and not allow_insecure_http:
+        raise ValueError(
+            f"base_url {str(url)!r} would send the API key and every record unencrypted to another machine; "
+            "use https://, or pass allow_insecure_http=True if that network is yours"
+        )
+    path = url.raw_path
+    return url.with_path(path if path.endswith("/") else f"{path}/", encoded=True)
+
+
+def _parse_url(text: str) -> URL:
+    try:
+        url = URL(text)
+        if ":" not in (url.host or ""):
+            (url.host or "").encode("idna")  # as whoever looks the name up will
+    except ValueError:
+        url = URL()
+    if url.scheme not in {"http", "https"} or not url.host:
+        raise ValueError(f"base_url must be an absolute URL such as {DEFAULT_BASE_URL!r}")
+    return url
+
+
+def require_duration(name: str, seconds: float) -> None:
+    """Refuse anything but a finite number of seconds above 0."""
+    _require_seconds(name, seconds, zero_allowed=False)
+
+
+def _require_seconds(name: str, seconds: float, *, zero_allowed: bool) -> None:
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise TypeError(f"{name} must be a number of seconds, not {type(seconds).__name__}")
+    if not math.isfinite(seconds) or seconds < 0 or (seconds == 0 and not zero_allowed):
+        least = "of at least 0" if zero_allowed else "above 0"
+        raise ValueError(f"{name} must be a finite number of seconds {least}, not {seconds!r}")
+
+
+def _require_share(name: str, share: float, *, zero_allowed: bool) -> None:
+    if isinstance(share, bool) or not isinstance(share, (int, float)):
+        raise TypeError(f"{name} must be a number, not {type(share).__name__}")
+    if not 0 <= share < 1 or (share == 0 and not zero_allowed):
+        raise ValueError(
+            f"{name} must be a share, {'at least' if zero_allowed else 'above'} 0 and below 1, not {share!r}"
+        )
+
+
+def _require_int(name: str, number: int, *, at_least: int) -> None:
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise TypeError(f"{name} must be an int, not {type(number).__name__}")
+    if number < at_least:
+        raise ValueError(f"{name} must be at least {at_least}, not {number}")
