@@ -1,0 +1,62 @@
+"""An async client for Kaizen executions: look up one, many or endless ids, and wait for them to end."""
+
+from kaizen_async.client import KaizenClient
+from kaizen_async.config import PollPolicy, RetryPolicy, __version__
+from kaizen_async.errors import (
+    AttemptTimeoutError,
+    AuthenticationError,
+    ClientClosedError,
+    DeadlineExceededError,
+    DecodeError,
+    KaizenError,
+    NotFoundError,
+    RateLimitError,
+    StatusError,
+    TransportError,
+)
+from kaizen_async.executions import Executions
+from kaizen_async.models import (
+    Authentication,
+    AuthenticationStatus,
+    ContextAuthentication,
+    ContextAuthenticationStatus,
+    ExecutionStatus,
+    InstructorExecution,
+    Login,
+    LoginSummary,
+    Workflow,
+    WorkflowExecution,
+)
+from kaizen_async.outcomes import Change, Outcome
+from kaizen_async.stats import ClientStats
+
+__all__ = [
+    "AttemptTimeoutError",
+    "Authentication",
+    "AuthenticationError",
+    "AuthenticationStatus",
+    "Change",
+    "ClientClosedError",
+    "ClientStats",
+    "ContextAuthentication",
+    "ContextAuthenticationStatus",
+    "DeadlineExceededError",
+    "DecodeError",
+    "ExecutionStatus",
+    "Executions",
+    "InstructorExecution",
+    "KaizenClient",
+    "KaizenError",
+    "Login",
+    "LoginSummary",
+    "NotFoundError",
+    "Outcome",
+    "PollPolicy",
+    "RateLimitError",
+    "RetryPolicy",
+    "StatusError",
+    "TransportError",
+    "Workflow",
+    "WorkflowExecution",
+    "__version__",
+]

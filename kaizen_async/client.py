@@ -1,0 +1,284 @@
+"""The client: settings, ownership, and the state that outlives an event loop."""
+
+import asyncio
+import os
+import sys
+import warnings
+from functools import cached_property
+from ssl import SSLContext
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+import aiohttp
+import msgspec
+
+from kaizen_async.cadence import Cadence
+from kaizen_async.clock import Clock, SystemClock
+from kaizen_async.config import PollPolicy, RetryPolicy, Settings, resolve_api_key, resolve_base_url
+from kaizen_async.engine import Engine, Limiter, require_limiter
+from kaizen_async.events import Hook, shielded
+from kaizen_async.executions import Executions
+from kaizen_async.lookup import Lookups
+from kaizen_async.models import InstructorExecution, WorkflowExecution
+from kaizen_async.polling import EndedRecords, Group, Scheduler, require_end
+from kaizen_async.stats import ClientStats, Counters
+from kaizen_async.throttle import Gate, RetryBudget
+from kaizen_async.transport import Transport, request_headers
+from kaizen_async.wire import Endpoint
+
+T = TypeVar("T")
+
+_inherited: Final[list[Engine]] = []
+"""Engines of a parent process. Touching them, even to free them, could disturb the parent's sockets."""
+
+
+class KaizenClient:
+    """An asynchronous client for Kaizen executions.
+
+        async with KaizenClient() as kaizen:
+            execution = await kaizen.instructor_executions.get("exec_1")
+
+    It may be created before any event loop runs, and be used from one loop after another. Without `async with`, call
+    `aclose()` when done.
+
+    Args:
+        api_key: Sent as a bearer token. Unset: the environment's KAIZEN_API_KEY; without either no key is sent.
+        base_url: Where the API is, a path prefix included. Unset: KAIZEN_BASE_URL, else the public API.
+        concurrency: HTTP requests under way at the same time, at most.
+        attempt_timeout: Seconds for one HTTP request, from connecting to the last byte.
+        deadline: Seconds for one look-up from its start to its result; None for no limit.
+        retry: When and how often failed attempts are repeated.
+        poll: How waits look for the end of an execution.
+        max_response_bytes: Size of an unpacked answer above which it is refused.
+        ended_records: Records of ended executions that waits keep to answer from; 0 for none.
+        session: An aiohttp session to use. It stays yours: it is not closed, and its proxy, TLS, tracing and
+            connector settings apply. Its timeouts and redirects do not.
+        ssl_context: Replaces the default TLS verification, for instance to trust a company's own authority.
+        trust_env: Take a proxy from the environment (HTTPS_PROXY, NO_PROXY, ~/.netrc).
+        allow_insecure_http: Allow a plain http base_url to another machine.
+        limiter: A function that every request awaits before it is sent, for a rate that is shared with others:
+            `AsyncLimiter(100, 1).acquire` of aiolimiter, or one over Redis that the workers of all machines use. It is
+            awaited with a slot held and within the deadline of the look-up, and cancelled with it. What it returns is
+            ignored; if it raises, nothing is sent, and the look-up fails with a TransportError from that.
+        on_event: A function that is told what happens: see `kaizen_async.events`.
+        clock: Replaces the time that waits and back-off live in: `kaizen_async.testing.VirtualClock`.
+
+    Raises:
+        TypeError, ValueError: A setting cannot work; the message says which and why.
+    """
+
+    def __init__(
+        self,
+        api_key: str | None = None,
+        *,
+        base_url: str | None = None,
+        concurrency: int = 50,
+        attempt_timeout: float = 30.0,
+        deadline: float | None = 60.0,
+        retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
+        poll: PollPolicy = PollPolicy(),  # noqa: B008 - frozen
+        max_response_bytes: int = 2 * 1024 * 1024,
+        ended_records: int = 1000,
+        session: aiohttp.ClientSession | None = None,
+        ssl_context: SSLContext | None = None,
+        trust_env: bool = False,
+        allow_insecure_http: bool = False,
+        limiter: Limiter | None = None,
+        on_event: Hook | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self._engine: Engine | None = None
+        self._settings = Settings(
+            base_url=resolve_base_url(base_url, allow_insecure_http=allow_insecure_http),
+            concurrency=concurrency,
+            attempt_timeout=attempt_timeout,
+            deadline=deadline,
+            retry=retry,
+            poll=poll,
+            max_response_bytes=max_response_bytes,
+            ended_records=ended_records,
+        )
+        self._headers = request_headers(resolve_api_key(api_key))
+        self._session = session
+        self._ssl_context = ssl_context
+        self._trust_env = trust_env
+        require_limiter(limiter)
+        self._limiter = limiter
+        self._on_event = None if on_event is None else shielded(on_event)
+        self._closed = False
+        self._clock = clock or SystemClock()
+        self._random = self._clock.random
+        self._gate = Gate(self._clock.time, self._random)
+        self._budget = RetryBudget()
+        self._counters = Counters()
+        self._ended = EndedRecords(ended_records)
+        self._cadences: dict[tuple[object, PollPolicy], Cadence] = {}
+        self._kinds: dict[tuple[str, type, str | None], Executions[Any]] = {}
+        self._scheduler: Scheduler | None = None
+        frame = sys._getframe(1)  # noqa: SLF001 - the cheap way to say in a warning where a client was made
+        self._created_at = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+    @cached_property
+    def instructor_executions(self) -> Executions[InstructorExecution]:
+        """Instructor executions: `POST /instructor/executions/get`."""
+        return self.lookups("instructor/executions/get", InstructorExecution)
+
+    @cached_property
+    def executions(self) -> Executions[WorkflowExecution]:
+        """Workflow executions: `POST /executions/get`. Provisional: see `WorkflowExecution`."""
+        return self.lookups("executions/get", WorkflowExecution, unwrap="execution")
+
+    def lookups(self, path: str, record: type[T], *, unwrap: str | None = None) -> Executions[T]:
+        """Return the verbs for another kind of look-up, or for a record type of your own: the same for the same.
+
+        Only for a path that reads and changes nothing: look-ups are repeated and shared.
+
+        Args:
+            path: Path below the base URL; it is sent `{"id": …}` by POST.
+            record: A msgspec Struct with a field `id`. One with few fields decodes faster. A field
+                `raw: msgspec.Raw = msgspec.Raw()` gets the record's whole JSON. To wait, it takes a field `end_time`
+                that is None until the execution has ended, or a property `is_finished`.
+            unwrap: The field of the answer that holds the record, if the answer is not the record itself.
+        """
+        key = (path, record, unwrap)
+        known: Executions[T] | None = self._kinds.get(key)
+        if known is None:
+            known = self._kinds[key] = self._verbs(Endpoint(path, record, unwrap), record)
+        return known
+
+    def _verbs(self, endpoint: Endpoint[T], record: type[T]) -> Executions[T]:
+        url = self._settings.base_url.join(endpoint.url)
+        default = self._settings.retry
+        current: Lookups[T] | None = None
+
+        def lookups(retry: RetryPolicy | None) -> Lookups[T]:
+            nonlocal current
+            engine = self._engine_here()
+            if retry is not None and retry != default:
+                return make(engine, retry)
+            if current is None or current.engine is not engine:
+                current = make(engine, default)
+            return current
+
+        def make(engine: Engine, policy: RetryPolicy) -> Lookups[T]:
+            return Lookups(
+                engine,
+                endpoint,
+                url,
+                policy,
+                budget=self._budget,
+                counters=self._counters,
+                random=self._random,
+            )
+
+        def polls(lookups: Lookups[T], poll: PollPolicy | None) -> tuple[Scheduler, Group]:
+            require_end(record)
+            policy = self._settings.poll if poll is None else poll
+            cadence = self._cadences.get((endpoint, policy))
+            if cadence is None:
+                cadence = self._cadences[endpoint, policy] = Cadence(policy, self._random)
+            scheduler = self._scheduler_of(lookups.engine)
+            return scheduler, scheduler.group(lookups, policy, cadence)
+
+        return Executions(lookups, polls, self._settings.deadline)
+
+    def stats(self) -> ClientStats:
+        """Return a snapshot of what the client has done and is doing. Cheap; no history is kept."""
+        return ClientStats(
+            **msgspec.structs.asdict(self._counters),
+            waiting=0 if self._scheduler is None else self._scheduler.waiting,
+            poll_delay=0.0 if self._scheduler is None else self._scheduler.delay,
+            in_flight=0 if self._engine is None else self._engine.in_flight,
+            gate_pace=self._gate.pace(),
+            gate_seconds_left=self._gate.seconds_left(),
+            retry_tokens=self._budget.tokens,
+        )
+
+    async def aclose(self, *, drain: float = 0.0) -> None:
+        """Close the client: refuse new calls, end waits at once, and requests under way after a while.
+
+        Whoever is waiting for a result gets one or a ClientClosedError; nobody is cancelled. Safe to call again.
+
+        Args:
+            drain: Seconds that requests under way are given to finish.
+        """
+        self._closed = True
+        engine = self._engine
+        if engine is None or engine.loop.is_closed() or engine.process_id != os.getpid():
+            return
+        if engine.loop is not asyncio.get_running_loop():
+            raise RuntimeError("this KaizenClient is in use by another event loop; close it there")
+        engine.closed = True
+        if self._scheduler is not None and self._scheduler.engine is engine:
+            self._scheduler.close()
+        await engine.close(drain)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        return f"<KaizenClient {self._settings.base_url} {'closed' if self._closed else 'open'}>"
+
+    def __del__(self) -> None:
+        engine = getattr(self, "_engine", None)
+        if engine is not None and engine.transport.is_open and engine.process_id == os.getpid():
+            engine.transport.abandon(engine.loop)
+            warnings.warn(
+                f"KaizenClient created at {self._created_at} was never closed; "
+                "use it as `async with KaizenClient() as kaizen:` or call `await kaizen.aclose()`",
+                ResourceWarning,
+                source=self,
+                stacklevel=2,
+            )
+
+    def _engine_here(self) -> Engine:
+        loop = asyncio.get_running_loop()
+        if self._engine is None or self._engine.loop is not loop:
+            self._engine = self._bind()
+        return self._engine
+
+    def _scheduler_of(self, engine: Engine) -> Scheduler:
+        if self._scheduler is None or self._scheduler.engine is not engine:
+            self._scheduler = Scheduler(engine, self._ended, self._counters, deadline=self._settings.deadline)
+        return self._scheduler
+
+    def _bind(self) -> Engine:
+        """Return an engine for this event loop, once the one before it is out of use."""
+        before = self._engine
+        if before is not None:
+            if before.process_id != os.getpid():
+                _inherited.append(before)
+            elif not before.loop.is_closed():
+                raise RuntimeError(
+                    "this KaizenClient is in use by another event loop that is still open; "
+                    "create one client for each event loop, or close the other loop first"
+                )
+            if self._session is not None:
+                raise RuntimeError(
+                    "the aiohttp session passed to this KaizenClient belongs to another event loop or process; "
+                    "leave session out, and the client opens one for each"
+                )
+        settings = self._settings
+        transport = Transport(
+            headers=self._headers,
+            max_response_bytes=settings.max_response_bytes,
+            session=self._session,
+            ssl_context=self._ssl_context,
+            trust_env=self._trust_env,
+        )
+        engine = Engine(
+            transport,
+            self._gate,
+            self._clock,
+            concurrency=settings.concurrency,
+            attempt_timeout=settings.attempt_timeout,
+            limiter=self._limiter,
+            on_event=self._on_event,
+        )
+        engine.closed = self._closed
+        return engine

@@ -1,0 +1,269 @@
+"""The verbs: what a user does with the executions of one kind."""
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+from msgspec import UNSET, UnsetType
+
+from kaizen_async.bulk import Ids, IdSource, OutcomeStream, collect_ids, look_up_all, require_id, require_ids
+from kaizen_async.config import PollPolicy, RetryPolicy, require_duration
+from kaizen_async.engine import Engine
+from kaizen_async.lookup import Lookups
+from kaizen_async.outcomes import Outcome
+from kaizen_async.polling import Group, Scheduler
+from kaizen_async.waiting import ChangeStream, Checkpoint, Waiter, WaitStream
+
+T = TypeVar("T")
+
+
+class Executions(Generic[T]):
+    """Look-ups of one kind of executions. Get it from a client: `kaizen.instructor_executions`.
+
+    All methods share the client's connections, slots, gate and retry budget, and may be called at the same time from
+    any number of tasks of one event loop.
+    """
+
+    def __init__(
+        self,
+        lookups: Callable[[RetryPolicy | None], Lookups[T]],
+        polls: Callable[[Lookups[T], PollPolicy | None], tuple[Scheduler, Group]],
+        deadline: float | None,
+    ) -> None:
+        self._lookups = lookups
+        self._polls = polls
+        self._deadline = deadline
+
+    async def get(
+        self,
+        execution_id: str,
+        *,
+        deadline: float | UnsetType | None = UNSET,
+        retry: RetryPolicy | None = None,
+    ) -> T:
+        """Look one execution up.
+
+        A retryable failure (see `RetryPolicy`) is retried within the deadline. Who asks for an id that is being looked
+        up already shares that request.
+
+        Args:
+            execution_id: The id.
+            deadline: Seconds for the whole look-up: waiting for a slot, attempts and back-off. Unset: the client's.
+                None: no limit but the number of attempts.
+            retry: Replaces the client's retry policy.
+
+        Returns:
+            The record.
+
+        Raises:
+            NotFoundError: There is no such execution. Not retried.
+            AuthenticationError: The key is missing or refused. Not retried.
+            RateLimitError: Still throttled after all attempts, or told to wait past the deadline; see `.retry_after`.
+            StatusError: Any other answer outside 2xx. Retried for the policy's statuses.
+            TransportError: No usable answer. Retried.
+            DecodeError: The answer is no such record.
+            DeadlineExceededError: The deadline passed. Its `__cause__` is the last failed attempt.
+            ClientClosedError: The client is closed, or was closed meanwhile.
+            TypeError, ValueError: The id or an argument is invalid. Nothing was sent.
+        """
+        require_id(execution_id)
+        seconds = self._deadline if deadline is UNSET else _checked(deadline)
+        lookups = self._lookups(retry)
+        return (await lookups.look_up(execution_id, _after(seconds))).unwrap()
+
+    async def get_many(
+        self, ids: Ids, *, deadline: float | None = None, retry: RetryPolicy | None = None
+    ) -> list[Outcome[T]]:
+        """Look many executions up and return all outcomes at once.
+
+        For more ids than you want to hold the records of, use `stream`.
+
+        Args:
+            ids: Any iterable or asynchronous iterable of ids. It is read to its end before anything is sent; only a
+                generator or asynchronous source that has not ended by the deadline is not asked any further.
+            deadline: Seconds for the whole call; ids cut off by it get a DeadlineExceededError. Each look-up is
+                bounded by the client's deadline besides.
+            retry: Replaces the client's retry policy.
+
+        Returns:
+            One outcome for each id, in the order of the ids. Equal ids share one request and one outcome. An id that
+            fails costs no other: its outcome carries the error that `get` would have raised.
+
+        Raises:
+            ClientClosedError: The client was closed before the ids of a generator were read. Nothing was sent.
+            TypeError, ValueError: An id or an argument is invalid. Nothing was sent.
+        """
+        require_ids(ids)
+        lookups = self._lookups(retry)
+        ends_at = _after(_checked(deadline))
+        collected = await collect_ids(_source(ids, lookups.engine, ends_at))
+        return await look_up_all(collected, self._bounded(lookups, ends_at), lookups.engine.concurrency)
+
+    def stream(self, ids: Ids, *, deadline: float | None = None, retry: RetryPolicy | None = None) -> OutcomeStream[T]:
+        """Look up as many executions as there are, endless ones too, and yield outcomes as they come.
+
+        Use it as `async with executions.stream(ids) as outcomes: async for outcome in outcomes: ...`.
+
+        Args:
+            ids: Any iterable or asynchronous iterable of ids, read as outcomes are consumed: never more than the
+                client's concurrency and a few ahead.
+            deadline: Seconds for the whole call. Then ids under way, and the rest of a collection, get a
+                DeadlineExceededError; a generator is not asked any further.
+            retry: Replaces the client's retry policy.
+
+        Returns:
+            An asynchronous context manager and iterator of outcomes: one for each id taken, in no order.
+
+        Raises:
+            TypeError, ValueError: An argument is invalid. (An invalid id comes out of the loop.)
+        """
+        require_ids(ids)
+        lookups = self._lookups(retry)
+        ends_at = _after(_checked(deadline))
+        source = _source(ids, lookups.engine, ends_at)
+        return OutcomeStream(source, self._bounded(lookups, ends_at), lookups.engine.concurrency)
+
+    async def wait(self, execution_id: str, *, deadline: float | None = 3600.0, poll: PollPolicy | None = None) -> T:
+        """Wait for one execution to end, and return its record.
+
+        It has ended when its record says so by `is_finished`: an instructor execution when `end_time` is set, whatever
+        its status is called. A poll that fails for a while (see `KaizenError.retryable`) only costs time. Waits for the
+        same id share their polls; an execution that a wait of this client has seen end is answered without any.
+
+        Args:
+            execution_id: The id.
+            deadline: Seconds for the whole wait; None for no limit.
+            poll: Replaces the client's poll policy.
+
+        Returns:
+            The record of the ended execution; whether it succeeded is for you to judge by its status.
+
+        Raises:
+            DeadlineExceededError: It had not ended in time; see `.last_execution`.
+            NotFoundError: There is no such execution, for longer than the policy's `not_found_grace`.
+            AuthenticationError, StatusError, TransportError, DecodeError: A poll failed in a way that will not pass.
+            ClientClosedError: The client is closed, or was closed meanwhile.
+            TypeError, ValueError: The id or an argument is invalid. Nothing was sent.
+        """
+        require_id(execution_id)
+        _checked(deadline)
+        scheduler, group = self._polls(self._lookups(None), _checked_policy(poll))
+        deadline_at = _clock_after(scheduler, deadline)
+        # Nothing here may refer to the outcome: an error that it raises refers to this frame.
+        return (await Waiter[T](scheduler, group, execution_id, deadline_at).wait()).unwrap()
+
+    def wait_many(
+        self,
+        ids: Ids = (),
+        *,
+        deadline: float | None = 3600.0,
+        poll: PollPolicy | None = None,
+        checkpoint: object = None,
+    ) -> WaitStream[T]:
+        """Wait for many executions to end, and yield each as it does.
+
+        Use it as `async with executions.wait_many(ids) as outcomes: async for outcome in outcomes: ...`. More ids can
+        be added meanwhile: `outcomes.add(id)`. Any number of waits share one scheduler, which takes turns between them.
+
+        Args:
+            ids: Any iterable or asynchronous iterable of ids. They are taken in as fast as they can be polled and
+                their outcomes are consumed.
+            deadline: Seconds for the whole call; None for no limit. Ids cut off by it get a DeadlineExceededError with
+                the last record seen. Of a collection that is all that have not ended; a generator is not asked any
+                further.
+            poll: Replaces the client's poll policy.
+            checkpoint: What `outcomes.checkpoint()` of an earlier call gave: goes on with those ids beside the others.
+
+        Returns:
+            An asynchronous context manager and iterator of outcomes, exactly one for each id taken in. An outcome's
+            error is what `wait` would have raised.
+
+        Raises:
+            TypeError, ValueError: An argument is invalid. (An invalid id comes out of the loop.)
+        """
+        scheduler, group, source, deadline_at = self._watched(ids, deadline, poll)
+        state = None if checkpoint is None else Checkpoint.load(checkpoint)
+        return WaitStream(scheduler, group, source, deadline_at, state)
+
+    def watch(
+        self, ids: str | Ids, *, deadline: float | None = 3600.0, poll: PollPolicy | None = None
+    ) -> ChangeStream[T]:
+        """Yield the first state of executions and then every change that a poll sees, until all have ended.
+
+        Use it as `async with executions.watch(ids) as changes: async for change in changes: ...`.
+
+        Args:
+            ids: One id, or any iterable or asynchronous iterable of ids.
+            deadline: Seconds for the whole call; None for no limit. What has not ended by then yields a change with
+                a DeadlineExceededError.
+            poll: Replaces the client's poll policy.
+
+        Returns:
+            An asynchronous context manager and iterator of changes. An id whose watch fails yields its error as its
+            last change; the others go on.
+
+        Raises:
+            TypeError, ValueError: An argument is invalid. (An invalid id comes out of the loop.)
+        """
+        scheduler, group, source, deadline_at = self._watched([ids] if isinstance(ids, str) else ids, deadline, poll)
+        return ChangeStream(scheduler, group, source, deadline_at)
+
+    def _watched(
+        self, ids: Ids, deadline: float | None, poll: PollPolicy | None
+    ) -> tuple[Scheduler, Group, IdSource, float]:
+        require_ids(ids)
+        _checked(deadline)
+        scheduler, group = self._polls(self._lookups(None), _checked_policy(poll))
+        engine, clock = scheduler.engine, scheduler.clock
+        deadline_at = _clock_after(scheduler, deadline)
+        source = IdSource(
+            ids,
+            closed=lambda: engine.closed,
+            late=lambda: clock.time() >= deadline_at,
+            wait=lambda awaitable: engine.wait(awaitable, math.inf),
+        )
+        return scheduler, group, source, deadline_at
+
+    def _bounded(self, lookups: Lookups[T], ends_at: float) -> Callable[[str], Awaitable[Outcome[T]]]:
+        """Return a look-up that ends with the client's deadline for it, or with the whole call."""
+        now = lookups.engine.loop.time
+        allowed = math.inf if self._deadline is None else self._deadline
+
+        async def look_up(execution_id: str) -> Outcome[T]:
+            outcome = await lookups.look_up(execution_id, min(now() + allowed, ends_at))
+            if not outcome.attempts:
+                await asyncio.sleep(0)
+            return outcome
+
+        return look_up
+
+
+def _source(ids: Ids, engine: Engine, ends_at: float) -> IdSource:
+    return IdSource(
+        ids,
+        closed=lambda: engine.closed,
+        late=lambda: engine.loop.time() >= ends_at,
+        wait=lambda awaitable: engine.wait(awaitable, ends_at),
+    )
+
+
+def _clock_after(scheduler: Scheduler, seconds: float | None) -> float:
+    return math.inf if seconds is None else scheduler.clock.time() + seconds
+
+
+def _after(seconds: float | None) -> float:
+    """Return the loop's time that many seconds from now."""
+    return math.inf if seconds is None else asyncio.get_running_loop().time() + seconds
+
+
+def _checked(deadline: float | None) -> float | None:
+    if deadline is not None:
+        require_duration("deadline", deadline)
+    return deadline
+
+
+def _checked_policy(poll: PollPolicy | None) -> PollPolicy | None:
+    if poll is not None and not isinstance(poll, PollPolicy):
+        raise TypeError(f"poll must be a PollPolicy, not {type(poll).__name__}")
+    return poll

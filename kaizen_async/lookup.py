@@ -1,0 +1,294 @@
+"""One look-up, from an id to its outcome: turn, attempt, answer, retry.
+
+Failures travel as values in here; `Outcome.unwrap` is where they are raised.
+"""
+
+import asyncio
+import copy
+import logging
+import math
+import time
+from collections.abc import Coroutine
+from random import Random
+from typing import Any, Generic, TypeVar
+
+import msgspec
+from yarl import URL
+
+from kaizen_async.config import RetryPolicy
+from kaizen_async.engine import Engine
+from kaizen_async.errors import (
+    ClientClosedError,
+    DeadlineExceededError,
+    DecodeError,
+    KaizenError,
+    StatusError,
+    printable,
+    seconds,
+)
+from kaizen_async.events import (
+    AttemptEnded,
+    AttemptStarted,
+    BudgetRefused,
+    Gated,
+    Hook,
+    LookUpEnded,
+    LookUpStarted,
+    RetryScheduled,
+)
+from kaizen_async.outcomes import Outcome
+from kaizen_async.retry import OVER_BUDGET, Retrier, is_retryable
+from kaizen_async.stats import Counters
+from kaizen_async.throttle import RetryBudget, is_throttling
+from kaizen_async.transport import Answer
+from kaizen_async.wire import Endpoint, request_body, status_error
+
+T = TypeVar("T")
+
+log = logging.getLogger("kaizen_async")
+
+
+class Call:
+    """One look-up under way."""
+
+    __slots__ = ("attempts", "deadline_at", "execution_id", "last_error", "sent_at")
+
+    def __init__(self, execution_id: str, deadline_at: float) -> None:
+        self.execution_id = execution_id
+        self.deadline_at = deadline_at
+        self.attempts = 0
+        self.last_error: KaizenError | None = None
+        self.sent_at = 0.0
+
+
+class Lookups(Generic[T]):
+    """Look-ups of one kind, under one retry policy, in one event loop. Equal ids in flight together share a request."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        endpoint: Endpoint[T],
+        url: URL,
+        policy: RetryPolicy,
+        *,
+        budget: RetryBudget,
+        counters: Counters,
+        random: Random,
+    ) -> None:
+        self.engine = engine
+        self.endpoint = endpoint
+        self.url = str(url)
+        self._url = url
+        self._policy = policy
+        self._budget = budget
+        self._counters = counters
+        self._retrier = Retrier(budget, random)
+        self._now = engine.loop.time
+        self._on_event = engine.on_event
+        self._followers: dict[str, list[asyncio.Future[Outcome[T] | None]]] = {}
+
+    def look_up(self, execution_id: str, deadline_at: float = math.inf) -> Coroutine[Any, Any, Outcome[T]]:
+        """Look one id up, or share the look-up of the same id that is already under way.
+
+        The first caller's task does the work. Whoever joins waits for its outcome; should the first be cancelled, or
+        have had less time than the others, one of them starts anew.
+
+        Args:
+            execution_id: A valid id.
+            deadline_at: The loop's time at which the look-up ends.
+        """
+        if self._on_event is None:
+            return self._look_up(execution_id, deadline_at)
+        return self._look_up_and_tell(execution_id, deadline_at, self._on_event)
+
+    async def _look_up_and_tell(self, execution_id: str, deadline_at: float, hook: Hook) -> Outcome[T]:
+        outcome = None
+        try:
+            hook(LookUpStarted(execution_id, self.url))
+            outcome = await self._look_up(execution_id, deadline_at)
+            return outcome
+        finally:
+            hook(LookUpEnded(execution_id, self.url, outcome))
+
+    async def _look_up(self, execution_id: str, deadline_at: float) -> Outcome[T]:
+        while (followers := self._followers.get(execution_id)) is not None:
+            shared = await self._follow(followers, execution_id, deadline_at)
+            if shared is not None:
+                return shared
+        followers = self._followers[execution_id] = []
+        outcome = None
+        try:
+            outcome = await self._lead(execution_id, deadline_at)
+            return outcome
+        finally:
+            del self._followers[execution_id]
+            for follower in followers:
+                if not follower.done():
+                    follower.set_result(outcome)
+
+    async def _follow(
+        self, followers: list[asyncio.Future[Outcome[T] | None]], execution_id: str, deadline_at: float
+    ) -> Outcome[T] | None:
+        """Return the outcome of the look-up under way; None if it came to no end that counts for this caller."""
+        started = self._now()
+        future: asyncio.Future[Outcome[T] | None] = self.engine.loop.create_future()
+        followers.append(future)
+        try:
+            outcome = await self.engine.wait(future, deadline_at)
+        except TimeoutError:
+            error = self.engine.interruption("while another look-up of the same id was under way")
+            error.execution_id = execution_id
+            return Outcome(execution_id, None, error, 0, self._now() - started)
+        if outcome is None or _only_lacked_time(outcome.error, deadline_at - self._now()):
+            return None
+        self._counters.shared += 1
+        return separate(outcome)
+
+    async def _lead(self, execution_id: str, deadline_at: float) -> Outcome[T]:
+        started = self._now()
+        self._counters.lookups += 1
+        call = Call(execution_id, deadline_at)
+        result = await self._attempt(call)
+        if call.attempts and is_retryable(result):
+            result = await self._retry(call, result)
+        elapsed = self._now() - started
+        if not isinstance(result, KaizenError):
+            self._counters.succeeded += 1
+            return Outcome(execution_id, result, None, call.attempts, elapsed)
+        self._counters.failed += 1
+        result.attempts = call.attempts
+        return Outcome(execution_id, None, result, call.attempts, elapsed)
+
+    async def _attempt(self, call: Call) -> T | KaizenError:
+        """Make one attempt: wait for a turn, send, read the answer."""
+        queued_at = 0.0 if self._on_event is None else self._now()
+        refusal = self._refusal(call) or await self.engine.take_turn(call.deadline_at)
+        if refusal is not None:
+            return self._noted(call, refusal)
+        epoch = self.engine.gate.epoch
+        result = await self._exchange(call, queued_at)
+        if isinstance(result, KaizenError):
+            self._throttle(result, epoch)
+            return self._noted(call, result)
+        self.engine.gate.accepted()
+        self._budget.earn(retried=call.attempts > 1)
+        _note(call.execution_id, "attempt %d answered", call.attempts)
+        return result
+
+    async def _exchange(self, call: Call, queued_at: float) -> T | KaizenError:
+        """Send, and read the answer; then give the turn back."""
+        call.attempts += 1
+        self._counters.attempts += 1
+        answer: Answer | KaizenError | None = None
+        result: T | KaizenError | None = None
+        try:
+            if self._on_event is not None:
+                self._tell_of_start(call, queued_at, self._on_event)
+            answer = await self.engine.send(self._url, request_body(call.execution_id), call.deadline_at)
+            result = self._read(call, answer) if isinstance(answer, Answer) else answer
+            return result
+        finally:
+            self.engine.end_turn()
+            if self._on_event is not None:
+                self._tell_of_end(call, answer, result, self._on_event)
+
+    def _tell_of_start(self, call: Call, queued_at: float, hook: Hook) -> None:
+        call.sent_at = self._now()
+        hook(AttemptStarted(call.execution_id, self.url, call.attempts, call.sent_at - queued_at))
+
+    def _tell_of_end(
+        self, call: Call, answer: Answer | KaizenError | None, result: T | KaizenError | None, hook: Hook
+    ) -> None:
+        elapsed = self._now() - call.sent_at
+        status = answer.status if isinstance(answer, Answer) else None
+        error = result if isinstance(result, KaizenError) else None
+        hook(AttemptEnded(call.execution_id, self.url, call.attempts, elapsed, status, error))
+
+    def _refusal(self, call: Call) -> KaizenError | None:
+        """Return why nothing more may be sent for a look-up, if so."""
+        if self.engine.closed:
+            return ClientClosedError("the client is closed; create a new KaizenClient")
+        if call.deadline_at <= self._now():
+            return DeadlineExceededError("its deadline passed before an attempt could be made")
+        return None
+
+    def _noted(self, call: Call, error: KaizenError) -> KaizenError:
+        error.execution_id = call.execution_id
+        if isinstance(error, DeadlineExceededError | ClientClosedError):
+            error.__cause__ = call.last_error
+        else:
+            call.last_error = error
+        _note(call.execution_id, "attempt %d failed: %s", call.attempts, error.reason)
+        return error
+
+    def _read(self, call: Call, answer: Answer) -> T | KaizenError:
+        if not 200 <= answer.status < 300:  # noqa: PLR2004 - the class of successes
+            return status_error(*answer, retried=self._policy.statuses, now=time.time())
+        try:
+            return self.endpoint.decode(answer.body, call.execution_id)
+        except DecodeError as error:
+            failure = error.with_traceback(None)
+        shown = self.engine.transport.withhold_key(answer.body)
+        return failure if shown == answer.body else self._read(call, answer._replace(body=shown))
+
+    def _throttle(self, error: KaizenError, epoch: int) -> None:
+        """Tell the gate what an answer asks for. Any answer that does not throttle shows that the server took it."""
+        gate = self.engine.gate
+        if not is_throttling(error):
+            if isinstance(error, StatusError | DecodeError):
+                gate.accepted()
+            return
+        self._counters.throttled += 1
+        if gate.throttled(error.status, error.retry_after, epoch):
+            self._counters.pauses += 1
+            log.warning(
+                "the server answered %d: all look-ups of this client pause for %s",
+                error.status,
+                seconds(gate.seconds_left()),
+            )
+            if self._on_event is not None:
+                self._on_event(Gated(error.status, error.retry_after, gate.seconds_left()))
+
+    async def _retry(self, call: Call, first: KaizenError) -> T | KaizenError:
+        def before_sleep(error: KaizenError, delay: float) -> None:
+            self._counters.retries += 1
+            _note(call.execution_id, "next attempt in %s, since %s", seconds(delay), error.reason)
+            if self._on_event is not None:
+                self._on_event(RetryScheduled(call.execution_id, self.url, call.attempts, delay, error))
+
+        try:
+            result = await self._retrier.run(
+                first,
+                lambda: self._attempt(call),
+                policy=self._policy,
+                time_left=lambda: call.deadline_at - self._now(),
+                sleep=self.engine.pause,
+                before_sleep=before_sleep,
+            )
+        except ClientClosedError as error:
+            return self._noted(call, error.with_traceback(None))
+        if self._on_event is not None and isinstance(result, KaizenError) and result.gave_up == OVER_BUDGET:
+            self._on_event(BudgetRefused(call.execution_id, self.url, call.attempts, result))
+        return result
+
+
+def _note(execution_id: str, message: str, *details: object) -> None:
+    """Log what became of a look-up. The id is foreign text too: many a caller has it from a URL."""
+    if log.isEnabledFor(logging.DEBUG):
+        log.debug("%s: %s", printable(execution_id), message % details)
+
+
+def _only_lacked_time(error: KaizenError | None, time_left: float) -> bool:
+    """Return whether a look-up failed for lack of time only, and a caller with that much time may do better."""
+    if isinstance(error, DeadlineExceededError):
+        return True
+    return error is not None and error.next_attempt_in is not None and error.next_attempt_in < time_left
+
+
+def separate(outcome: Outcome[T]) -> Outcome[T]:
+    """Return an equal outcome whose error another task can raise without adding to the first one's traceback."""
+    if outcome.error is None:
+        return outcome
+    error = copy.copy(outcome.error)
+    error.__cause__ = outcome.error.__cause__
+    return msgspec.structs.replace(outcome, error=error)

@@ -1,0 +1,267 @@
+"""One HTTP attempt: bytes out, bytes in. The only file that knows aiohttp.
+
+aiohttp is used with most of its own policies off, because each of them would decide what `lookup.py` decides:
+
+- No redirects: a redirected POST would carry its body, and every header but Authorization, to another host.
+- No pool limit: its queue can lose a wake-up and counts against timeouts; the client's slots bound what is in flight.
+- No timeouts: they are late by up to a second and miss some stalls; the caller bounds the whole attempt from outside.
+- No cookies, no raise_for_status (it drops the body), no limit-less read (a few hundred bytes can unpack to 200 MB).
+"""
+
+import asyncio
+import errno
+from collections.abc import AsyncGenerator, Mapping
+from ssl import SSLCertVerificationError, SSLContext
+from typing import Final, NamedTuple
+
+import aiohttp
+from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError
+from yarl import URL
+
+from kaizen_async.config import __version__
+from kaizen_async.direct import DirectSender, is_supported
+from kaizen_async.errors import ClientClosedError, DecodeError, KaizenError, TransportError, printable
+
+USER_AGENT: Final = f"kaizen_async/{__version__} aiohttp/{aiohttp.__version__}"
+
+ERROR_BODY_LIMIT: Final = 65_536
+"""Bytes of an error's body that are read. A body read to its end leaves its connection usable for the next attempt."""
+
+KEEPALIVE_SECONDS: Final = 15.0
+"""How long an idle connection is kept: shorter than the 60 s after which common load balancers drop one silently."""
+
+_CHUNK: Final = 65_536
+_NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=None)
+_TELLING: Final = 8
+"""Characters of a key by which it is told, since aiohttp may have cut off the others."""
+_CODEC_ADVICE: Final = "Please install"
+"""In the message of aiohttp about an answer packed in a way that this installation does not know."""
+_DISCONNECTED_ERRNOS: Final = frozenset({errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED, None})
+
+
+_holders: Final[set[object]] = set()
+"""Keeps the garbage collector from an open session, about which aiohttp would complain beside our own warning."""
+
+
+class Answer(NamedTuple):
+    """What came back: status, headers (looked up without regard to case) and the unpacked body."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+WITHHELD: Final = "***"
+"""Stands where the API key would."""
+
+
+class Secret(str):
+    """A string that does its work in a header and shows itself in no repr."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return repr(WITHHELD)
+
+
+def request_headers(api_key: str | None) -> dict[str, str]:
+    """Return the headers of every request."""
+    headers = {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": USER_AGENT}
+    if api_key is not None:
+        headers["Authorization"] = Secret(f"Bearer {api_key}")
+    return headers
+
+
+class Transport:
+    """Sends requests through one aiohttp session, within one event loop.
+
+    A session passed in is used and left open. Otherwise one is opened by the first request; it is closed by `close`,
+    or by the end of the event loop: an asynchronous generator holds it, and `asyncio.run` closes those.
+    """
+
+    def __init__(
+        self,
+        *,
+        headers: dict[str, str],
+        max_response_bytes: int,
+        session: aiohttp.ClientSession | None = None,
+        ssl_context: SSLContext | None = None,
+        trust_env: bool = False,
+    ) -> None:
+        self._headers = headers
+        self._key = headers.get("Authorization", "").removeprefix("Bearer ")
+        self._max_response_bytes = max_response_bytes
+        self._session = session
+        self._owns_session = session is None
+        self._ssl_context = ssl_context
+        self._trust_env = trust_env
+        self._is_direct = self._owns_session and not trust_env and is_supported()
+        self._senders: dict[URL, DirectSender] = {}
+        self._holder: AsyncGenerator[aiohttp.ClientSession, None] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a session of our own is open."""
+        return self._owns_session and self._session is not None and not self._session.closed
+
+    async def send(self, url: URL, body: bytes) -> Answer:
+        """Send one request and return its answer, whatever its status.
+
+        Unbounded in time; the caller bounds it.
+
+        Raises:
+            TransportError: No usable answer came back.
+            DecodeError: The answer is 2xx and larger than the limit.
+            ClientClosedError: The session passed in is closed.
+        """
+        session = self._session or await self._open()
+        try:
+            if self._is_direct:
+                return await self._send_directly(session, url, body)
+            async with session.post(
+                url,
+                data=body,
+                headers=self._headers,
+                allow_redirects=False,
+                raise_for_status=False,
+                timeout=_NO_TIMEOUT,
+            ) as response:
+                return Answer(response.status, response.headers, await self._read(response.status, response.content))
+        except (aiohttp.ClientError, HttpProcessingError, OSError) as error:
+            failure = self._failure(error)
+        except RuntimeError as error:
+            if session.closed:
+                raise ClientClosedError("the aiohttp session is closed") from error.with_traceback(None)
+            raise
+        raise failure
+
+    def withhold_key(self, said: bytes) -> bytes:
+        """Return what a server said without the key, should it have said that back."""
+        return said.replace(self._key.encode(), WITHHELD.encode()) if self._key else said
+
+    def _failure(self, error: Exception) -> KaizenError:
+        failure = translate(error)
+        if self._key and self._key[:_TELLING] in _told(error):
+            failure.reason = f"{failure.reason.partition(':')[0]}: what came back holds the API key and is not shown"
+            failure.args = (failure.reason,)
+        else:
+            failure.__cause__ = error.with_traceback(None)
+        return failure
+
+    async def _send_directly(self, session: aiohttp.ClientSession, url: URL, body: bytes) -> Answer:
+        sender = self._senders.get(url)
+        if sender is None:
+            sender = self._senders[url] = DirectSender(session, url, self._headers)
+        connection = await sender.connect()
+        try:
+            status, headers, content = await sender.exchange(connection, body)
+            answer = Answer(status, headers, await self._read(status, content))
+            connection.release()
+        finally:
+            connection.close()
+        return answer
+
+    async def _read(self, status: int, content: aiohttp.StreamReader) -> bytes:
+        succeeded = 200 <= status < 300  # noqa: PLR2004 - the class of successes
+        limit = self._max_response_bytes if succeeded else ERROR_BODY_LIMIT
+        chunks: list[bytes] = []
+        size = 0
+        while not content.at_eof():
+            chunk = content.read_nowait(_CHUNK) if content.is_eof() else await content.read(_CHUNK)
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > limit:
+                if succeeded:
+                    reason = f"the answer is larger than max_response_bytes ({limit})"
+                    raise DecodeError(reason, path="$", body=self.withhold_key(chunk))
+                break
+        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        return body if succeeded else self.withhold_key(body)
+
+    def abandon(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Close what nobody closed, as far as a finalizer can: soon, if the loop runs; else let go of it."""
+        if loop.is_running():
+            loop.call_soon_threadsafe(lambda: loop.create_task(self.close()))
+        else:
+            _holders.discard(self._holder)
+
+    async def _open(self) -> aiohttp.ClientSession:
+        self._holder = self._hold_session()
+        _holders.add(self._holder)
+        return await anext(self._holder)
+
+    async def _hold_session(self) -> AsyncGenerator[aiohttp.ClientSession, None]:
+        connector = aiohttp.TCPConnector(
+            limit=0,
+            keepalive_timeout=KEEPALIVE_SECONDS,
+            ssl=True if self._ssl_context is None else self._ssl_context,
+        )
+        session = aiohttp.ClientSession(
+            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=self._trust_env
+        )
+        # An instrumentation of aiohttp gives every session its tracing, which only session.post calls.
+        self._is_direct = self._is_direct and not session.trace_configs
+        self._session = session
+        try:
+            yield session
+        finally:
+            self._session = None
+            self._senders.clear()
+            _holders.discard(self._holder)
+            await session.close()
+
+    async def close(self) -> None:
+        """Close the session if it is our own. Safe to call twice."""
+        if self._holder is not None:
+            await self._holder.aclose()
+
+
+def translate(error: Exception) -> KaizenError:
+    """Return our error for one that aiohttp raised.
+
+    The order matters: a certificate error is a connection error, and a ClientResponseError is not an answer with that
+    status: aiohttp raises one with status 400 for whatever it cannot parse.
+    """
+    text = _one_line(str(error)) or type(error).__name__
+    if isinstance(error, (aiohttp.ClientConnectorCertificateError, SSLCertVerificationError)):
+        return TransportError(f"the server's certificate does not verify: {text}", retryable=False)
+    if isinstance(error, aiohttp.InvalidURL):
+        return TransportError(f"not a URL that can be requested: {text}", retryable=False)
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return TransportError(f"could not connect: {text}")
+    if isinstance(error, (aiohttp.ClientResponseError, HttpProcessingError)):
+        return _no_answer(error)
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return TransportError("the server closed the connection without an answer", disconnected=True)
+    if isinstance(error, aiohttp.ClientPayloadError):
+        if isinstance(error.__cause__, ContentEncodingError):
+            return _garbled("the answer does not unpack", error.__cause__.message)
+        return TransportError("the answer was cut off")
+    disconnected = isinstance(error, OSError) and error.errno in _DISCONNECTED_ERRNOS
+    return TransportError(f"the connection failed: {text}", disconnected=disconnected)
+
+
+def _no_answer(error: aiohttp.ClientResponseError | HttpProcessingError) -> TransportError:
+    """Return the error for what is no answer of the server: the refusal of a proxy, or no HTTP."""
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        reason = f"the proxy answered {error.status} {_one_line(error.message)}"
+        return TransportError(reason, retryable=error.status >= 500)  # noqa: PLR2004 - the class of server errors
+    return _garbled("the answer is not valid HTTP", error.message)
+
+
+def _garbled(reason: str, message: str) -> TransportError:
+    """Return the error for an answer that cannot be read. What a codec would read that is not there, never can be."""
+    return TransportError(f"{reason}: {_one_line(message)}", retryable=_CODEC_ADVICE not in message, garbled=True)
+
+
+def _told(error: BaseException | None) -> str:
+    """Return what an error and its causes say. aiohttp's quote what they could not parse, cut off somewhere."""
+    said = ""
+    while error is not None:
+        said += f"{error} {error!r}"
+        error = error.__cause__ or error.__context__
+    return said
+
+
+def _one_line(text: str) -> str:
+    return printable(" ".join(text.split()))
