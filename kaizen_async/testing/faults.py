@@ -1,0 +1,257 @@
+"""What may go wrong between a server and its client, one constructor per fault."""
+
+import asyncio
+import struct
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from json import dumps
+from socket import SO_LINGER, SOL_SOCKET
+from typing import Final, Literal, TypeAlias, cast
+
+from aiohttp import web
+
+from kaizen_async.testing.checks import check_number, check_seconds, check_type
+
+JSON_HEADERS: Final = {"Content-Type": "application/json"}
+
+_GATEWAY_PAGE: Final = (
+    b"<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n"
+    b"<body>\r\n<center><h1>502 Bad Gateway</h1></center>\r\n</body>\r\n</html>\r\n"
+)
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+
+Ending: TypeAlias = Literal["close", "reset", "hang"]
+"""What becomes of a connection: closed (FIN), reset (RST), or left open and silent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer as plain data."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=lambda: JSON_HEADERS)
+
+    @classmethod
+    def message(cls, status: int, text: str = "", headers: Mapping[str, str] | None = None) -> "Answer":
+        """Return an error with a JSON body that says the text, else the standard phrase of the status."""
+        body = dumps({"message": text or _phrase(status)}).encode()
+        return cls(status, body, {**JSON_HEADERS, **(headers or {})})
+
+    def response(self) -> web.Response:
+        """Return the answer as aiohttp sends it."""
+        return web.Response(status=self.status, body=self.body, headers=self.headers)
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One look-up on its way through the emulator: what a fault may look at and play with.
+
+    Attributes:
+        request: The request, its body read.
+        id: The id asked for; empty until it is known.
+        ordinary: Returns the answer that the look-up would get without any fault, as of now.
+    """
+
+    request: web.BaseRequest
+    id: str = ""
+    ordinary: Callable[[], Answer] = field(init=False)
+
+    @property
+    def transport(self) -> asyncio.Transport:
+        """The connection. It is there as long as the exchange is: when it is lost, the exchange is cancelled."""
+        return cast("asyncio.Transport", self.request.transport)
+
+    async def meet(self, fault: "Fault") -> web.StreamResponse | None:
+        """Let the fault play; return the response if it makes one."""
+        try:
+            return await fault.play(self)
+        except ConnectionError:
+            # Writing found the connection closing: the exchange is about to be cancelled, which is no error.
+            return await self.end("hang")
+
+    async def end(self, ending: Ending) -> web.StreamResponse:
+        """Close, reset or leave the connection, and never return: losing the connection cancels the exchange."""
+        if ending == "reset":
+            self.transport.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_LINGER, _RESET_ON_CLOSE)
+            self.transport.abort()
+        elif ending == "close":
+            self.transport.close()
+        never: asyncio.Future[web.StreamResponse] = asyncio.get_running_loop().create_future()
+        return await never
+
+    async def begin(self, answer: Answer) -> web.StreamResponse:
+        """Send the headers of an answer, and announce the length of its body."""
+        response = web.StreamResponse(status=answer.status, headers=answer.headers)
+        response.content_length = len(answer.body)
+        await response.prepare(self.request)
+        return response
+
+    async def half(self, ending: Ending) -> web.StreamResponse:
+        """Send the headers and the first half of the body, then end, and never return."""
+        answer = self.ordinary()
+        response = await self.begin(answer)
+        await response.write(answer.body[: len(answer.body) // 2])
+        return await self.end(ending)
+
+
+Play: TypeAlias = Callable[[Exchange], Awaitable[web.StreamResponse | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something that goes wrong with one request; made by the constructors below.
+
+    `Fault("name", play)` makes one of your own: `play(exchange)` is a coroutine function that returns the response, or
+    None to let the request go on to the next fault and at last to the ordinary answer.
+
+    Attributes:
+        name: How the fault shows in a repr.
+        play: What happens.
+        delays: Whether the fault only takes time: such faults come before all that answer.
+    """
+
+    name: str
+    play: Play = field(repr=False)
+    delays: bool = False
+
+    @classmethod
+    def status(cls, status: int, *, headers: Mapping[str, str] | None = None, body: bytes | None = None) -> "Fault":
+        """The client sees this status, by default with a JSON body that holds the phrase of the status in `message`."""
+        check_type("status", status, int)
+        check_number("status", status, 200, 599, "Fault.raw() sends any bytes")
+        if body is None:
+            answer = Answer.message(status, headers=headers)
+        else:
+            check_type("body", body, bytes, "encode it first")
+            answer = Answer(status, body, dict(headers or {}))
+        return cls._answering(f"status({status})", answer)
+
+    @classmethod
+    def html_502(cls) -> "Fault":
+        """The client sees the 502 page of a gateway: HTML where JSON was expected."""
+        return cls._answering("html_502()", Answer(502, _GATEWAY_PAGE, {"Content-Type": "text/html"}))
+
+    @classmethod
+    def body(cls, body: bytes) -> "Fault":
+        """The client sees a 200 with this body, announced as JSON whatever it is."""
+        check_type("body", body, bytes, "encode it first")
+        return cls._answering(f"body({body[:20]!r})", Answer(200, body))
+
+    @classmethod
+    def malformed_body(cls) -> "Fault":
+        """The client sees a 200 that is complete for HTTP, its JSON broken off in the middle."""
+
+        async def play(exchange: Exchange) -> web.StreamResponse:
+            answer = exchange.ordinary()
+            return Answer(200, answer.body[: len(answer.body) // 2]).response()
+
+        return cls("malformed_body()", play)
+
+    @classmethod
+    def latency(cls, seconds: float) -> "Fault":
+        """The client waits so long before the answer begins: the ordinary one, or that of another fault."""
+        check_seconds("seconds", seconds)
+
+        async def play(_: Exchange) -> None:
+            await asyncio.sleep(seconds)
+
+        return cls(f"latency({seconds})", play, delays=True)
+
+    @classmethod
+    def hang(cls) -> "Fault":
+        """The client sees nothing: the request is taken and never answered."""
+        return cls("hang()", _ending("hang"))
+
+    @classmethod
+    def reset(cls) -> "Fault":
+        """The client sees its connection reset (RST) before any byte of an answer."""
+        return cls("reset()", _ending("reset"))
+
+    @classmethod
+    def disconnect(cls) -> "Fault":
+        """The client sees its connection closed (FIN) before any byte of an answer."""
+        return cls("disconnect()", _ending("close"))
+
+    @classmethod
+    def truncated_body(cls) -> "Fault":
+        """The client sees headers and half the body that they announce, then its connection closed (FIN)."""
+        return cls("truncated_body()", _halving("close"))
+
+    @classmethod
+    def reset_mid_body(cls) -> "Fault":
+        """The client sees headers and half the body that they announce, then its connection reset (RST)."""
+        return cls("reset_mid_body()", _halving("reset"))
+
+    @classmethod
+    def stalled_body(cls) -> "Fault":
+        """The client sees headers and half the body that they announce, then nothing more, the connection open."""
+        return cls("stalled_body()", _halving("hang"))
+
+    @classmethod
+    def trickle(cls, seconds_per_byte: float) -> "Fault":
+        """The client sees the ordinary answer, whole, its body at one byte per so many seconds."""
+        check_seconds("seconds_per_byte", seconds_per_byte)
+
+        async def play(exchange: Exchange) -> web.StreamResponse:
+            answer = exchange.ordinary()
+            response = await exchange.begin(answer)
+            for position in range(len(answer.body)):
+                await asyncio.sleep(seconds_per_byte)
+                await response.write(answer.body[position : position + 1])
+            return response
+
+        return cls(f"trickle({seconds_per_byte})", play)
+
+    @classmethod
+    def raw(cls, *script: bytes | float, then: Ending = "close") -> "Fault":
+        r"""The client sees these bytes as they are, with pauses of so many seconds, then what `then` says.
+
+        For what HTTP libraries refuse to send, such as a chunk that is none, after the headers have been read:
+        `Fault.raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", 0.03, b"ZZ\r\n", then="hang")`.
+        """
+        if then not in ("close", "reset", "hang"):
+            raise ValueError(f'then must be "close", "reset" or "hang", not {then!r}')
+        for piece in script:
+            if not isinstance(piece, bytes):
+                check_seconds("a pause between pieces of bytes", piece)
+
+        async def play(exchange: Exchange) -> web.StreamResponse:
+            for piece in script:
+                if isinstance(piece, bytes):
+                    exchange.transport.write(piece)
+                else:
+                    await asyncio.sleep(piece)
+            return await exchange.end(then)
+
+        shown = ", ".join(map(repr, script))
+        return cls(f"raw({shown:.60}, then={then!r})", play)
+
+    @classmethod
+    def _answering(cls, name: str, answer: Answer) -> "Fault":
+        async def play(_: Exchange) -> web.StreamResponse:
+            return answer.response()
+
+        return cls(name, play)
+
+
+def _ending(ending: Ending) -> Play:
+    async def play(exchange: Exchange) -> web.StreamResponse:
+        return await exchange.end(ending)
+
+    return play
+
+
+def _halving(ending: Ending) -> Play:
+    async def play(exchange: Exchange) -> web.StreamResponse:
+        return await exchange.half(ending)
+
+    return play
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return f"Status {status}"

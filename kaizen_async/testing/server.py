@@ -1,0 +1,127 @@
+"""Serving on one port, stopping at once, and serving there again."""
+
+import asyncio
+import socket
+import weakref
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+from aiohttp import web
+
+_BACKLOG: Final = 1024
+_KEEPALIVE: Final = 86_400.0
+"""A day: idle connections are ended by the client or by a fault, never by a timer, so that runs are repeatable."""
+_CANCELLED_WITHIN: Final = 1.0
+"""Seconds that what is cancelled may take to end; none of ours takes any."""
+_HANDOVER_TURNS: Final = 4
+"""Turns of the loop that asyncio needs to make a connection, which can be closed, of a socket that it has accepted."""
+
+
+class LoopbackServer:
+    """Serves a handler on one port.
+
+    The port is held while the server is stopped. Otherwise someone else might be given it; oddly enough, most likely
+    the client under test, which on trying to reach a free port of the local range may be connected to itself.
+    """
+
+    def __init__(
+        self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], host: str, port: int
+    ) -> None:
+        self.host = host
+        self.port = port
+        self._handler = handler
+        self._running: _Running | None = None
+        self._held: socket.socket | None = None
+
+    @property
+    def connections(self) -> list[web.RequestHandler]:
+        """The connections that are open."""
+        return [] if self._running is None else self._running.server.connections
+
+    async def start(self) -> None:
+        """Begin to serve.
+
+        Raises:
+            RuntimeError: It serves already.
+            OSError: The address cannot be had.
+        """
+        if self._running is not None:
+            raise RuntimeError("the emulator is running already; stop() it first")
+        listener, self._held = self._held or _bind(self.host, self.port), None
+        self.port = listener.getsockname()[1]
+        server = web.Server(self._handler, handler_cancellation=True, access_log=None, keepalive_timeout=_KEEPALIVE)
+        runner = web.ServerRunner(server, shutdown_timeout=_CANCELLED_WITHIN)
+        await runner.setup()
+        await web.SockSite(runner, listener, backlog=_BACKLOG).start()
+        self._running = _Running(asyncio.get_running_loop(), listener, server, runner)
+
+    async def stop(self, *, keep_port: bool) -> None:
+        """Close every connection, end what is being answered, and wait for nobody; once begun it is carried through.
+
+        Args:
+            keep_port: Whether to hold the port, so that `start` gets it again.
+
+        Raises:
+            RuntimeError: It serves in another event loop.
+        """
+        running = self._running
+        if running is not None:
+            if running.loop is not asyncio.get_running_loop():
+                raise RuntimeError(
+                    "the emulator serves in another event loop; stop it there, "
+                    "or give it a thread of its own: `with KaizenEmulator() as emulator:`"
+                )
+            self._running = None
+            await asyncio.shield(self._end(running, keep_port=keep_port))
+        elif not keep_port:
+            self._release_port()
+
+    async def _end(self, running: "_Running", *, keep_port: bool) -> None:
+        await running.stop_accepting()
+        if keep_port:
+            self._held = _bind(self.host, self.port)
+            weakref.finalize(self, self._held.close)
+        await running.close_connections()
+
+    def _release_port(self) -> None:
+        if self._held is not None:
+            self._held.close()
+            self._held = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    loop: asyncio.AbstractEventLoop
+    listener: socket.socket
+    server: web.Server
+    runner: web.ServerRunner
+
+    async def stop_accepting(self) -> None:
+        """Close the port, but not before what was accepted has become a connection.
+
+        A server that is closed in between loses the socket, still open: https://github.com/python/cpython/issues/109564
+        """
+        self.loop.remove_reader(self.listener)
+        for _ in range(_HANDOVER_TURNS):
+            await asyncio.sleep(0)
+        for site in self.runner.sites:
+            await site.stop()
+
+    async def close_connections(self) -> None:
+        """Close all connections, and see what is being answered on them to its end."""
+        for transport in filter(None, [connection.transport for connection in self.server.connections]):
+            transport.abort()
+        await self.runner.cleanup()
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Return a socket that has the address but does not listen: connecting to it is refused."""
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+    except OSError:
+        bound.close()
+        raise
+    return bound
