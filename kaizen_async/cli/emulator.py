@@ -1,0 +1,95 @@
+"""`kaizen-async emulator`: the Kaizen API on your own machine."""
+
+from contextlib import AsyncExitStack
+
+import click
+
+from kaizen_async.cli.made_up import lives, misbehave
+from kaizen_async.cli.stopping import Stop, run
+from kaizen_async.testing.emulator import KaizenEmulator
+from kaizen_async.testing.lives import Life
+
+KEY = "emulator-key"
+EXAMPLES = 3
+
+
+@click.command()
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--executions",
+    type=click.IntRange(min=1),
+    help="Only exec_1 to exec_N exist; unset: any id does.",
+    metavar="N",
+)
+@click.option(
+    "--duration",
+    type=click.FloatRange(min=0, max=1e8),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long executions take, half to one and a half times that, from the first request for them.",
+)
+@click.option(
+    "--fail-rate",
+    type=click.FloatRange(0, 1),
+    default=0.1,
+    show_default=True,
+    metavar="SHARE",
+    help="Share of the executions that end as Failed.",
+)
+@click.option(
+    "--faults",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    metavar="SHARE",
+    help="Share of the requests that meet a fault: 503, reset, 502 as HTML, truncated body, latency.",
+)
+@click.option(
+    "--rate-limit",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="RATE",
+    help="Answer 429 to more than so many requests a second.",
+)
+@click.option("--api-key-required", is_flag=True, help=f"Answer 401 to requests without the key {KEY!r}.")
+@click.option("--seed", type=int, default=0, show_default=True, help="What executions and faults are drawn from.")
+def emulator(
+    *,
+    port: int,
+    executions: int | None,
+    duration: float,
+    fail_rate: float,
+    faults: float,
+    rate_limit: float | None,
+    api_key_required: bool,
+    seed: int,
+) -> None:
+    """Serve the Kaizen API on this machine until Ctrl-C.
+
+    Executions are made up: each begins its life with the first request for it.
+    """
+    life = lives(seed=seed, duration=duration, fail_rate=fail_rate)
+    examples = " ".join(f"exec_{number}" for number in range(1, min(executions or EXAMPLES, EXAMPLES) + 1))
+    known = None if executions is None else {f"exec_{number}" for number in range(1, executions + 1)}
+
+    def life_of(execution_id: str) -> Life | None:
+        return life(execution_id) if known is None or execution_id in known else None
+
+    server = KaizenEmulator(api_key=KEY if api_key_required else None, seed=seed, default_life=life_of, port=port)
+    misbehave(server, faults)
+    server.rate_limit(rate_limit)
+    run(lambda stop: _serve(stop, server, f"KAIZEN_API_KEY={KEY} " * api_key_required, examples))
+
+
+async def _serve(stop: Stop, server: KaizenEmulator, environment: str, examples: str) -> int:
+    async with AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(server)
+        except OSError as error:
+            raise click.UsageError(f"cannot listen there: {error.strerror}; --port 0 takes a free port") from error
+        click.echo(f"The Kaizen API is at {server.base_url} until Ctrl-C. In another terminal:\n")
+        click.echo(f"  {environment}KAIZEN_BASE_URL={server.base_url} kaizen-async watch {examples}\n")
+        await stop.asked()
+    answers = ", ".join(f"{status}: {count:,}" for status, count in sorted(server.answers.items()))
+    click.echo(f"{server.request_count:,} requests" + f", answered {answers}" * bool(answers))
+    return 0

@@ -1,0 +1,37 @@
+"""The kinds of executions that the command looks up, and what it shows of either."""
+
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
+
+import msgspec
+
+from kaizen_async.client import KaizenClient
+from kaizen_async.executions import Executions
+from kaizen_async.models import InstructorExecution, WorkflowExecution
+
+Execution: TypeAlias = InstructorExecution | WorkflowExecution
+
+_KINDS: Final[dict[str, Callable[[KaizenClient], Executions[Any]]]] = {
+    "instructor-executions": lambda kaizen: kaizen.instructor_executions,
+    "executions": lambda kaizen: kaizen.executions,
+}
+
+KINDS: Final = tuple(_KINDS)
+"""The choices of `--kind`, which follow the paths of the API; the first is meant where none is given."""
+
+
+def executions_of(kaizen: KaizenClient, kind: str) -> Executions[Execution]:
+    """Return what looks up executions of a kind."""
+    return _KINDS[kind](kaizen)
+
+
+def as_json(record: Execution | None) -> object:
+    """Return what is to be written in a line for a record: all that the server sent, where the record keeps it."""
+    if isinstance(record, WorkflowExecution):
+        return msgspec.Raw(msgspec.json.format(bytes(record.raw), indent=-1))
+    return record
+
+
+def workflow_of(record: Execution) -> str:
+    """Return the name of a record's workflow; nothing if it has none."""
+    return "" if record.workflow is None else record.workflow.name
