@@ -1,0 +1,102 @@
+"""What holds for every test, and the servers that tests talk to."""
+
+import asyncio
+import inspect
+import logging
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+from aioresponses import aioresponses
+from hypothesis import settings
+
+from kaizen_async import InstructorExecution
+from kaizen_async.testing import KaizenEmulator
+
+settings.register_profile("kaizen_async", deadline=None)
+settings.load_profile("kaizen_async")
+"""No deadline for a single example: on a busy machine it measures the machine."""
+
+SAMPLES = Path(__file__).parent / "samples"
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the settings of whoever runs the tests out of them."""
+    for name in ("KAIZEN_API_KEY", "KAIZEN_BASE_URL", "HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+
+class _Complaints(logging.Handler):
+    """What asyncio logs as errors: exceptions that nobody retrieved, tasks destroyed while pending, open sessions."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
+@pytest.fixture(autouse=True)
+def _no_complaint_of_asyncio() -> Iterator[None]:
+    """Fail a test about which asyncio complains."""
+    complaints = _Complaints()
+    logger = logging.getLogger("asyncio")
+    logger.addHandler(complaints)
+    yield
+    logger.removeHandler(complaints)
+    assert not complaints.texts, complaints.texts
+
+
+@pytest.fixture
+async def _no_task_left() -> AsyncIterator[None]:
+    """Fail a test that leaves tasks behind. Servers in the test's own loop are fixtures, hence stopped by then."""
+    yield
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    assert not left, left
+
+
+@pytest.fixture(autouse=True)
+def _every_coroutine_test_leaves_no_task(request: pytest.FixtureRequest) -> None:
+    if asyncio.iscoroutinefunction(getattr(request.node, "obj", None)):
+        request.getfixturevalue("_no_task_left")
+
+
+@pytest.fixture
+def emulator() -> Iterator[KaizenEmulator]:
+    """Return an emulator in a thread of its own, so that all tasks and sockets of a test's loop are the client's."""
+    with KaizenEmulator() as running:
+        yield running
+
+
+@pytest.fixture
+def sample_execution() -> InstructorExecution:
+    """Return the documented example as a record."""
+    return msgspec.json.decode((SAMPLES / "documented.json").read_bytes(), type=InstructorExecution)
+
+
+class _Writer:
+    output_size = 0
+
+
+class _PatchedResponse(aiohttp.ClientResponse):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("stream_writer", _Writer())
+        super().__init__(*args, **kwargs)
+
+
+@pytest.fixture
+def mocked(monkeypatch: pytest.MonkeyPatch) -> Iterator[aioresponses]:
+    """Return aioresponses, for plain answers without a socket.
+
+    Its 0.7.9 cannot make responses of aiohttp 3.14, which want a `stream_writer`
+    (https://github.com/pnuckowski/aioresponses/issues/289). Once a release can, `_PatchedResponse` can go.
+    """
+    if "stream_writer" in inspect.signature(aiohttp.ClientResponse).parameters:
+        monkeypatch.setattr("aioresponses.core.ClientResponse", _PatchedResponse)
+    with aioresponses() as mock:
+        yield mock

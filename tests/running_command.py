@@ -1,0 +1,169 @@
+"""The command `kaizen-async` in a process of its own, with pipes or on a terminal of its own."""
+
+import fcntl
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+SECONDS = 20.0
+"""How long anything may take that a test waits for."""
+
+_LAUNCH = """
+import fcntl, sys, termios
+if "tty" in sys.argv[1]:
+    fcntl.ioctl(2, termios.TIOCSCTTY, 0)
+if "asyncio" in sys.argv[1]:
+    sys.modules["uvloop"] = None
+sys.argv[:2] = ["kaizen-async"]
+from kaizen_async.__main__ import main
+main()
+"""
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+def environment(base_url: str, **more: str) -> dict[str, str]:
+    """Return the environment of a command that talks to an emulator."""
+    return {**os.environ, "KAIZEN_BASE_URL": base_url, "PYTHONUNBUFFERED": "1", "TERM": "xterm", **more}
+
+
+def launch(*arguments: str, how: str = "") -> list[str]:
+    """Return the command line; `how` may name "tty" and "asyncio"."""
+    return [sys.executable, "-c", _LAUNCH, how, *arguments]
+
+
+class Piped:
+    """A command whose standard streams are pipes or files."""
+
+    def __init__(
+        self,
+        *arguments: str,
+        base_url: str,
+        loop: str = "",
+        stdin: Any = subprocess.PIPE,
+        stdout: Any = subprocess.PIPE,
+    ) -> None:
+        self.process = subprocess.Popen(  # noqa: S603 - our own
+            launch(*arguments, how=loop),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            env=environment(base_url),
+            bufsize=0,  # `communicate` would leave out what a buffer has read ahead
+        )
+
+    def feed(self, text: bytes) -> None:
+        """Write to its standard input."""
+        stdin = _open(self.process.stdin)
+        stdin.write(text)
+        stdin.flush()
+
+    def line(self) -> bytes:
+        """Return the next line of its standard output."""
+        return _open(self.process.stdout).readline()
+
+    def stopped_by(self, signum: int) -> tuple[int, bytes, str]:
+        """Send it a signal and let it end, its standard input still open; return what `end` returns."""
+        self.process.send_signal(signum)
+        self.process.wait(SECONDS)
+        return self.end()
+
+    def end(self) -> tuple[int, bytes, str]:
+        """Close its standard input; return its exit status, the rest of its output, and what it said."""
+        output, errors = self.process.communicate(timeout=SECONDS)
+        return self.process.returncode, output or b"", errors.decode()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(SECONDS)
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+class OnTerminal:
+    """A command on a terminal of 100 columns and 30 lines.
+
+    Args:
+        arguments: Of the command.
+        base_url: Of the emulator.
+        stdin: A file to read in place of the terminal.
+        stdout: A file to write to in place of the terminal.
+    """
+
+    def __init__(self, *arguments: str, base_url: str, stdin: Path | None = None, stdout: Path | None = None) -> None:
+        self.screen = ""
+        self._master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+        given = slave if stdin is None else os.open(stdin, os.O_RDONLY)
+        taken = slave if stdout is None else os.open(stdout, os.O_WRONLY | os.O_CREAT)
+        self.process = subprocess.Popen(  # noqa: S603 - our own
+            launch(*arguments, how="tty"),
+            stdin=given,
+            stdout=taken,
+            stderr=slave,
+            env=environment(base_url),
+            start_new_session=True,
+        )
+        for descriptor in {slave, given, taken}:
+            os.close(descriptor)
+
+    def press(self, keys: str) -> None:
+        """Type something."""
+        os.write(self._master, keys.encode())
+
+    def until(self, pattern: str) -> str:
+        """Wait until the terminal has shown something since the last time; return all that it has shown since then."""
+        deadline = time.monotonic() + SECONDS
+        while (found := re.search(pattern, self.screen)) is None:
+            assert self._read(deadline), f"{pattern!r} never came; the terminal shows:\n{self.screen}"
+        shown, self.screen = self.screen[: found.end()], self.screen[found.end() :]
+        return shown
+
+    def end(self) -> tuple[int, str]:
+        """Return its exit status, and what it has shown since the last time."""
+        deadline = time.monotonic() + SECONDS
+        while self._read(deadline):
+            pass
+        return self.process.wait(SECONDS), self.screen
+
+    def _read(self, deadline: float) -> bool:
+        if not select.select([self._master], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            return False
+        try:
+            shown = os.read(self._master, 65_536)
+        except OSError:  # how Linux says that nobody has the other end open
+            return False
+        self.screen += _ESCAPES.sub("", shown.decode(errors="replace"))
+        return bool(shown)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGKILL)
+            self.process.wait(SECONDS)
+        os.close(self._master)
+
+
+def _open(stream: IO[bytes] | None) -> IO[bytes]:
+    assert stream is not None
+    return stream

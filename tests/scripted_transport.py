@@ -1,0 +1,117 @@
+"""A transport without a network: it answers what a test says, in virtual time."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, TypeAlias
+from unittest import mock
+
+from virtual_time import LoopClock
+from yarl import URL
+
+import kaizen_async.client
+from kaizen_async import KaizenClient, KaizenError, RetryPolicy
+from kaizen_async.transport import Answer
+
+NEVER = float("inf")
+"""Seconds of a request that is never answered."""
+
+AT_ONCE = RetryPolicy(initial_backoff=0, max_backoff=0)
+"""Retries without back-off."""
+
+
+def record(execution_id: str, **fields: Any) -> Answer:
+    """Return a 200 with a record."""
+    body = {
+        "id": execution_id,
+        "workflow": {"id": "wf_1", "name": "Renew"},
+        "logins": [],
+        "authentications": [],
+        "contextAuthentications": [],
+        "startTime": "2026-11-23T12:00:00Z",
+        "endTime": None,
+        "durationMs": None,
+        "isRecording": False,
+        "browserSessionId": None,
+        "status": "InProgress",
+        **fields,
+    }
+    return Answer(200, {}, json.dumps(body).encode())
+
+
+def status(code: int, **headers: str) -> Answer:
+    """Return an answer outside 2xx; a header `Retry-After` is written `retry_after`."""
+    return Answer(code, {name.title().replace("_", "-"): value for name, value in headers.items()}, b"")
+
+
+Reply: TypeAlias = Answer | KaizenError | tuple[float, Answer | KaizenError]
+"""What comes back; with seconds before it if it takes other than the usual time."""
+
+
+class ScriptedTransport:
+    """Answers every request by `play(id, number)`, where number counts the requests for that id from 1.
+
+    Attributes:
+        latency: Seconds that a request takes unless the reply says otherwise.
+        sent: When each request came, and for which id.
+        open: Requests under way.
+        most_open: The most there were at a time.
+        closed: Whether the client has closed it.
+    """
+
+    def __init__(self, play: Callable[[str, int], Reply] | None = None, *, latency: float = 0.1) -> None:
+        self._play = play or (lambda execution_id, _: record(execution_id))
+        self.latency = latency
+        self.sent: list[tuple[float, str]] = []
+        self.numbers: Counter[str] = Counter()
+        self.open = 0
+        self.most_open = 0
+        self.closed = False
+
+    is_open = False
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids asked for, in order."""
+        return [execution_id for _, execution_id in self.sent]
+
+    @property
+    def times(self) -> list[float]:
+        """When requests came, in virtual seconds."""
+        return [round(time, 6) for time, _ in self.sent]
+
+    @staticmethod
+    def withhold_key(said: bytes) -> bytes:
+        """Return what was said: there is no key here."""
+        return said
+
+    async def send(self, url: URL, body: bytes) -> Answer:
+        """Take a request, and answer it."""
+        assert not self.closed, "a request after the transport was closed"
+        execution_id = json.loads(body)["id"]
+        self.sent.append((asyncio.get_running_loop().time(), execution_id))
+        self.numbers[execution_id] += 1
+        reply = self._play(execution_id, self.numbers[execution_id])
+        latency, reply = reply if isinstance(reply, tuple) and not isinstance(reply, Answer) else (self.latency, reply)
+        self.open += 1
+        self.most_open = max(self.most_open, self.open)
+        try:
+            await (asyncio.Event().wait() if latency == NEVER else asyncio.sleep(latency))
+        finally:
+            self.open -= 1
+        if isinstance(reply, KaizenError):
+            raise reply
+        return reply
+
+    async def close(self) -> None:
+        """Note it."""
+        assert not self.open, "closed under open requests"
+        self.closed = True
+
+    def client(self, **settings: Any) -> KaizenClient:
+        """Return a client that sends through here, and lives in the running loop's time."""
+        client = KaizenClient(clock=LoopClock(), **settings)
+        with mock.patch.object(kaizen_async.client, "Transport", return_value=self):
+            client._engine_here()
+        return client

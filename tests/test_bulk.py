@@ -1,0 +1,716 @@
+"""Many look-ups: order, laziness, back-pressure, and nothing left behind; in virtual time."""
+
+import asyncio
+import gc
+import itertools
+import json
+import math
+import sys
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from typing import Any
+
+import pytest
+from scripted_transport import AT_ONCE, NEVER, Reply, ScriptedTransport, record, status
+from virtual_time import VirtualLoop, virtual_time
+from yarl import URL
+
+from kaizen_async import (
+    ClientClosedError,
+    DeadlineExceededError,
+    DecodeError,
+    InstructorExecution,
+    KaizenClient,
+    NotFoundError,
+    Outcome,
+)
+from kaizen_async.bulk import READ_AHEAD, Ids, IdSource, require_id
+from kaizen_async.transport import Answer
+
+
+async def later(ids: Iterable[str], pause: float = 0) -> AsyncIterator[str]:
+    """Yield ids asynchronously."""
+    for execution_id in ids:
+        await asyncio.sleep(pause)
+        yield execution_id
+
+
+class Unsized:
+    """An iterable without a length that can be iterated any number of times."""
+
+    def __init__(self, ids: Iterable[str]) -> None:
+        self._ids = list(ids)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._ids)
+
+
+class Countdown:
+    """An asynchronous iterator that is not an asynchronous iterable, as `__aiter__` may return."""
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+
+    async def __anext__(self) -> str:
+        if not self.left:
+            raise StopAsyncIteration
+        self.left -= 1
+        return f"e{self.left}"
+
+
+class Counted:
+    """An asynchronous iterable whose iterator has no `__aiter__` of its own."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __aiter__(self) -> Any:
+        return Countdown(self._count)
+
+
+SOURCES: dict[str, Callable[[list[str]], Ids]] = {
+    "list": list,
+    "tuple": tuple,
+    "keys": dict.fromkeys,
+    "generator": lambda ids: (i for i in ids),
+    "iterable": Unsized,
+    "asynchronous generator": later,
+    "slow asynchronous generator": lambda ids: later(ids, 0.01),
+}
+
+ANY_SOURCE = pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
+
+
+async def streamed(client: KaizenClient, ids: Ids, **options: Any) -> list[Outcome[InstructorExecution]]:
+    """Return all outcomes of a stream."""
+    async with client.instructor_executions.stream(ids, **options) as outcomes:
+        return [outcome async for outcome in outcomes]
+
+
+def assert_idle(client: KaizenClient, transport: ScriptedTransport) -> None:
+    """Fail if a request is open, a slot is held or a task is left."""
+    engine = client._engine
+    assert engine is not None
+    assert not transport.open
+    assert engine._slots._value == engine.concurrency
+    assert not engine._waiting
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@ANY_SOURCE
+def test_get_many_answers_in_the_order_of_the_ids(source: Callable[[list[str]], Ids]) -> None:
+    """Whatever the ids come from, and whichever answer comes first."""
+
+    @virtual_time
+    async def play() -> None:
+        ids = [f"e{n}" for n in range(200)]
+        transport = ScriptedTransport(lambda i, _: (float(hash(i) % 20), record(i)))
+        async with transport.client(concurrency=20) as client:
+            outcomes = await client.instructor_executions.get_many(source(ids))
+            assert [outcome.id for outcome in outcomes] == ids
+            assert [outcome.unwrap().id for outcome in outcomes] == ids
+            assert transport.most_open == 20
+            assert_idle(client, transport)
+
+    play()
+
+
+@ANY_SOURCE
+def test_a_stream_yields_one_outcome_for_each_id(source: Callable[[list[str]], Ids]) -> None:
+    """In no order."""
+
+    @virtual_time
+    async def play() -> None:
+        ids = [f"e{n}" for n in range(200)]
+        transport = ScriptedTransport(lambda i, _: (float(hash(i) % 20), record(i)))
+        async with transport.client(concurrency=20) as client:
+            outcomes = await streamed(client, source(ids))
+            assert sorted(outcome.id for outcome in outcomes) == sorted(ids)
+            assert all(outcome.ok for outcome in outcomes)
+            assert transport.most_open == 20
+            assert_idle(client, transport)
+
+    play()
+
+
+@pytest.mark.parametrize(("source", "left"), [(list, ["e1", "e2"]), (iter, []), (later, [])])
+def test_what_is_left_of_a_collection_can_be_told_without_taking_it(
+    source: Callable[[list[str]], Ids], left: list[str]
+) -> None:
+    """Of anything else only by asking it, so nothing is told."""
+
+    @virtual_time
+    async def play() -> None:
+        ids = IdSource(source(["e0", "e1", "e2"]), closed=lambda: False, late=lambda: False, wait=lambda given: given)
+        assert await ids.take() == "e0"
+        assert ids.not_taken() == ids.not_taken() == left
+        assert [await ids.take(), await ids.take(), await ids.take()] == ["e1", "e2", None]
+        assert ids.not_taken() == []
+
+    play()
+
+
+@virtual_time
+async def test_an_asynchronous_iterator_need_not_be_iterable_itself() -> None:
+    """`async for` asks for no more than `__anext__` of it, and neither do we."""
+    transport = ScriptedTransport()
+    async with transport.client() as client:
+        outcomes = await client.instructor_executions.get_many(Counted(5))
+        assert [outcome.id for outcome in outcomes] == ["e4", "e3", "e2", "e1", "e0"]
+        assert len(await streamed(client, Counted(5))) == 5
+
+
+@pytest.mark.parametrize("ids", [[], (), iter(())])
+def test_no_ids_are_no_work(ids: Ids) -> None:
+    """An empty list of outcomes, an empty stream."""
+
+    @virtual_time
+    async def play() -> None:
+        transport = ScriptedTransport()
+        async with transport.client() as client:
+            assert await client.instructor_executions.get_many(ids) == []
+            assert await streamed(client, ids) == []
+            assert not transport.sent
+
+    play()
+
+
+@virtual_time
+async def test_equal_ids_share_one_request_and_each_gets_its_outcome() -> None:
+    """Neighbours or not, in order."""
+    transport = ScriptedTransport()
+    async with transport.client(concurrency=2) as client:
+        ids = ["a", "b", "a", "a", "c", "b"]
+        outcomes = await client.instructor_executions.get_many(ids)
+        assert [outcome.id for outcome in outcomes] == ids
+        assert transport.ids == ["a", "b", "c"]
+        assert outcomes[0] is outcomes[2] is outcomes[3]
+
+
+@virtual_time
+async def test_a_stream_of_one_id_yields_as_many_outcomes_as_it_was_given() -> None:
+    """Those in flight together share a request."""
+    transport = ScriptedTransport()
+    async with transport.client(concurrency=10) as client:
+        outcomes = await streamed(client, ["a"] * 100)
+        assert [outcome.id for outcome in outcomes] == ["a"] * 100
+        assert len(transport.sent) == 10
+
+
+@virtual_time
+async def test_failed_ids_cost_no_other() -> None:
+    """Each has an outcome with the error that `get` would have raised."""
+    replies: dict[str, Reply] = {"e3": status(404), "e5": Answer(200, {}, b'{"id": "e5"}')}
+    transport = ScriptedTransport(lambda i, _: replies.get(i) or record(i))
+    async with transport.client(concurrency=3) as client:
+        outcomes = await client.instructor_executions.get_many([f"e{n}" for n in range(10)])
+        assert [outcome.id for outcome in outcomes if not outcome.ok] == ["e3", "e5"]
+        missing, misfit = outcomes[3], outcomes[5]
+        assert isinstance(missing.error, NotFoundError)
+        assert isinstance(misfit.error, DecodeError)
+        assert missing.execution is None
+        assert (missing.attempts, misfit.attempts) == (1, 1)
+        with pytest.raises(NotFoundError) as caught:
+            missing.unwrap()
+        assert caught.value is missing.error
+
+
+@virtual_time
+async def test_an_outcome_tells_its_attempts_and_its_time() -> None:
+    """Waiting for a slot, attempts and back-off are in `elapsed`."""
+    transport = ScriptedTransport(lambda i, number: (2, status(500) if number == 1 else record(i)))
+    async with transport.client(concurrency=1, retry=AT_ONCE) as client:
+        first, second = await client.instructor_executions.get_many(["a", "b"])
+        assert (first.attempts, first.elapsed) == (2, pytest.approx(4))
+        assert (second.attempts, second.elapsed) == (2, pytest.approx(4))
+
+
+@virtual_time
+async def test_the_clients_deadline_bounds_each_look_up_from_its_own_start() -> None:
+    """Not the whole job: a thousand ids may take as long as they need."""
+    transport = ScriptedTransport(lambda i, _: (NEVER if i == "e7" else 1, record(i)))
+    async with transport.client(concurrency=2, deadline=5, attempt_timeout=60) as client:
+        for outcomes in (
+            await client.instructor_executions.get_many([f"e{n}" for n in range(40)]),
+            await streamed(client, (f"e{n}" for n in range(40))),
+        ):
+            assert [outcome.id for outcome in outcomes if not outcome.ok] == ["e7"]
+            (late,) = (outcome for outcome in outcomes if not outcome.ok)
+            assert isinstance(late.error, DeadlineExceededError)
+            assert late.elapsed == pytest.approx(5)
+
+
+@virtual_time
+async def test_a_deadline_of_the_call_gives_every_id_an_outcome() -> None:
+    """What was done is kept; the rest says why it was not, and was never sent."""
+    transport = ScriptedTransport(latency=1)
+    async with transport.client(concurrency=2) as client:
+        ids = [f"e{n}" for n in range(100)]
+        outcomes = await client.instructor_executions.get_many(ids, deadline=4.5)
+        assert [outcome.id for outcome in outcomes] == ids
+        assert [outcome.ok for outcome in outcomes] == [True] * 8 + [False] * 92
+        assert {type(outcome.error) for outcome in outcomes[8:]} == {DeadlineExceededError}
+        assert [outcome.attempts for outcome in outcomes[8:11]] == [1, 1, 0]
+        assert len(transport.sent) == 10
+        assert asyncio.get_running_loop().time() == pytest.approx(4.5)
+
+
+@virtual_time
+async def test_a_deadline_of_a_stream_gives_a_collections_ids_their_outcomes() -> None:
+    """A list has an end that can be told about; a generator, which may have none, is not asked any further."""
+    transport = ScriptedTransport(latency=1)
+    async with transport.client(concurrency=2) as client:
+        outcomes = await streamed(client, [f"e{n}" for n in range(100)], deadline=4.5)
+        assert len(outcomes) == 100
+        assert sum(outcome.ok for outcome in outcomes) == 8
+        endless = (f"e{n}" for n in itertools.count())
+        outcomes = await streamed(client, endless, deadline=4.5)
+        assert [outcome.ok for outcome in outcomes] == [True] * 8 + [False] * 2
+        assert {type(outcome.error) for outcome in outcomes[8:]} == {DeadlineExceededError}
+        assert next(endless) == "e10"
+        assert asyncio.get_running_loop().time() == pytest.approx(9)
+
+
+@pytest.mark.parametrize("verb", ["get_many", "stream"])
+def test_a_deadline_ends_the_wait_for_an_asynchronous_source(verb: str) -> None:
+    """A queue that hands nothing out does not hold the call beyond its deadline."""
+
+    @virtual_time
+    async def play() -> None:
+        transport = ScriptedTransport()
+        ended = []
+
+        async def stuck() -> AsyncIterator[str]:
+            try:
+                yield "a"
+                await asyncio.Event().wait()
+            finally:
+                ended.append(True)
+
+        async with transport.client() as client:
+            if verb == "stream":
+                (outcome,) = await streamed(client, stuck(), deadline=3)
+                assert outcome.ok
+            else:
+                (outcome,) = await client.instructor_executions.get_many(stuck(), deadline=3)
+                assert isinstance(outcome.error, DeadlineExceededError)
+            assert asyncio.get_running_loop().time() == pytest.approx(3)
+            assert ended == [True]
+            assert_idle(client, transport)
+
+    play()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("consumed", [0, 1, 10, 200])
+def test_a_slow_consumer_slows_the_requests(asynchronous: bool, consumed: int) -> None:
+    """Of an endless source no more is taken than was consumed, what is in flight, and a constant."""
+
+    @virtual_time
+    async def play() -> None:
+        taken = itertools.count()
+        ids = (f"e{n}" for n in taken)
+        transport = ScriptedTransport()
+        async with transport.client(concurrency=5) as client:
+            async with client.instructor_executions.stream(later(ids) if asynchronous else ids) as outcomes:
+                for _ in range(consumed):
+                    assert (await anext(outcomes)).ok
+                    await asyncio.sleep(1)
+                await asyncio.sleep(1000)
+                assert len(transport.sent) == consumed + 5 + READ_AHEAD
+                assert next(taken) <= consumed + 5 + READ_AHEAD + 1
+            assert_idle(client, transport)
+
+    play()
+
+
+@virtual_time
+async def test_leaving_a_stream_early_stops_what_is_under_way() -> None:
+    """Requests are given up, tasks ended, slots free, at once."""
+    transport = ScriptedTransport(lambda i, _: (0.1 if i == "e0" else NEVER, record(i)))
+    async with transport.client(concurrency=5) as client:
+        async with client.instructor_executions.stream(f"e{n}" for n in itertools.count()) as outcomes:
+            async for outcome in outcomes:
+                assert outcome.id == "e0"
+                break
+        assert_idle(client, transport)
+        assert (await client.instructor_executions.get("e0")).id == "e0"
+
+
+@virtual_time
+async def test_an_error_in_the_consumers_block_comes_out_as_it_is() -> None:
+    """No group, no wrapper, and nothing left behind."""
+    transport = ScriptedTransport()
+    async with transport.client() as client:
+        with pytest.raises(ZeroDivisionError):
+            async with client.instructor_executions.stream(f"e{n}" for n in itertools.count()) as outcomes:
+                async for _ in outcomes:
+                    raise ZeroDivisionError
+        assert_idle(client, transport)
+
+
+class OwnError(Exception):
+    """An error of the caller's."""
+
+
+def failing(good: int, error: BaseException) -> Iterator[str]:
+    """Yield some ids, then fail."""
+    for n in range(good):
+        yield f"e{n}"
+    raise error
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("error", [OwnError("mine"), TimeoutError("mine"), RuntimeError("mine")], ids=repr)
+def test_an_error_of_the_source_comes_out_after_the_outcomes_under_way(asynchronous: bool, error: Exception) -> None:
+    """It is the caller's own object, even a TimeoutError; the outcomes before it are not lost."""
+
+    @virtual_time
+    async def play() -> None:
+        transport = ScriptedTransport(latency=5)
+        async with transport.client(concurrency=3) as client:
+            source = failing(7, error)
+            seen = []
+            with pytest.raises(type(error)) as caught:
+                async with client.instructor_executions.stream(later(source) if asynchronous else source) as outcomes:
+                    async for outcome in outcomes:
+                        seen.append(outcome.id)
+            assert caught.value is error
+            assert sorted(seen) == [f"e{n}" for n in range(7)]
+            assert_idle(client, transport)
+
+    play()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_an_error_of_the_source_comes_out_of_get_many_before_anything_is_sent(asynchronous: bool) -> None:
+    """There is no list to return it in."""
+
+    @virtual_time
+    async def play() -> None:
+        transport = ScriptedTransport()
+        async with transport.client() as client:
+            source = failing(7, OwnError("mine"))
+            with pytest.raises(OwnError, match="mine"):
+                await client.instructor_executions.get_many(later(source) if asynchronous else source)
+            assert not transport.sent
+            assert_idle(client, transport)
+
+    play()
+
+
+@virtual_time
+async def test_a_stream_that_has_failed_or_ended_stays_ended() -> None:
+    """The error is raised once."""
+    transport = ScriptedTransport()
+    async with transport.client() as client:
+        async with client.instructor_executions.stream(failing(1, OwnError("mine"))) as outcomes:
+            assert (await anext(outcomes)).ok
+            with pytest.raises(OwnError):
+                await anext(outcomes)
+            for _ in range(2):
+                with pytest.raises(StopAsyncIteration):
+                    await anext(outcomes)
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "message"),
+    [
+        ("", ValueError, "an execution id must not be empty; leave blank lines out of the ids"),
+        (5, TypeError, "an execution id must be a str, not int: 5"),
+        (None, TypeError, "an execution id must be a str, not NoneType: None"),
+        (b"e1", TypeError, "an execution id must be a str, not bytes: b'e1'"),
+        ("\ud800", ValueError, r"an execution id must be valid Unicode: '\\ud800'"),
+    ],
+)
+def test_a_bad_id_is_refused_before_it_is_sent(bad: Any, error: type[Exception], message: str) -> None:
+    """`get` and `get_many` send nothing at all; a stream yields what came before it."""
+
+    @virtual_time
+    async def play() -> None:
+        transport = ScriptedTransport()
+        async with transport.client() as client:
+            executions = client.instructor_executions
+            with pytest.raises(error, match=message):
+                await executions.get(bad)
+            with pytest.raises(error, match=message):
+                await executions.get_many(["e0", bad, "e1"])
+            assert not transport.sent
+            seen = []
+            with pytest.raises(error, match=message):
+                async with executions.stream(["e0", bad, "e1"]) as outcomes:
+                    async for outcome in outcomes:
+                        seen.append(outcome.id)
+            assert seen == transport.ids == ["e0"]
+
+    play()
+
+
+@pytest.mark.parametrize("good", ["a", " ", "\x00", "執行", "\U0001f600", "x" * 100_000])
+def test_any_other_text_is_an_id(good: str) -> None:
+    """The server knows which of them exist."""
+    assert require_id(good) is good
+
+
+@pytest.mark.parametrize("ids", ["exec_1", b"bytes", 5, None, object()])
+def test_what_is_no_source_of_ids_is_refused(ids: Any) -> None:
+    """Above all a single string, whose characters would be taken for ids."""
+
+    @virtual_time
+    async def play() -> None:
+        transport = ScriptedTransport()
+        async with transport.client() as client:
+            with pytest.raises(TypeError, match=r"^ids must be an iterable"):
+                await client.instructor_executions.get_many(ids)
+            with pytest.raises(TypeError, match=r"^ids must be an iterable"):
+                client.instructor_executions.stream(ids)
+            assert not transport.sent
+
+    play()
+
+
+@pytest.mark.parametrize(
+    ("deadline", "error"), [(0, ValueError), (-1, ValueError), (math.inf, ValueError), ("5", TypeError)]
+)
+def test_a_deadline_that_cannot_be_is_refused(deadline: Any, error: type[Exception]) -> None:
+    """In every verb, before anything is sent."""
+
+    @virtual_time
+    async def play() -> None:
+        transport = ScriptedTransport()
+        async with transport.client() as client:
+            with pytest.raises(error, match=r"^deadline must be a"):
+                await client.instructor_executions.get("a", deadline=deadline)
+            with pytest.raises(error, match=r"^deadline must be a"):
+                await client.instructor_executions.get_many(["a"], deadline=deadline)
+            with pytest.raises(error, match=r"^deadline must be a"):
+                client.instructor_executions.stream(["a"], deadline=deadline)
+            assert not transport.sent
+
+    play()
+
+
+@virtual_time
+async def test_a_stream_is_entered_first_and_once() -> None:
+    """Each slip says what to do."""
+    transport = ScriptedTransport()
+    async with transport.client() as client:
+        stream = client.instructor_executions.stream(["a"])
+        with pytest.raises(RuntimeError, match="enter the stream first"):
+            await anext(stream)
+        async with stream:
+            with pytest.raises(RuntimeError, match="entered once"):
+                await stream.__aenter__()
+        with pytest.raises(RuntimeError, match="entered once"):
+            await stream.__aenter__()
+
+
+@virtual_time
+async def test_a_stream_that_was_never_entered_has_taken_nothing() -> None:
+    """The source is still the caller's."""
+    ids = iter(["a"])
+    transport = ScriptedTransport()
+    async with transport.client() as client:
+        await client.instructor_executions.stream(ids).__aexit__(None, None, None)
+        assert list(ids) == ["a"]
+        assert_idle(client, transport)
+
+
+@virtual_time
+async def test_closing_the_client_gives_a_collections_ids_their_outcomes() -> None:
+    """Each says that the client was closed, in flight or not."""
+    transport = ScriptedTransport(latency=10)
+    client = transport.client(concurrency=2)
+    ids = [f"e{n}" for n in range(5)]
+    many = asyncio.create_task(client.instructor_executions.get_many(ids))
+    stream = asyncio.create_task(streamed(client, ids))
+    await asyncio.sleep(15)
+    await client.aclose()
+    for outcomes in (await many, await stream):
+        assert sorted(outcome.id for outcome in outcomes) == ids
+        assert {type(outcome.error) for outcome in outcomes} == {type(None), ClientClosedError}
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_closing_the_client_under_a_generator_is_an_error(asynchronous: bool) -> None:
+    """Ids may be left in it, and the loop must not look as if all were done."""
+
+    @virtual_time
+    async def play() -> None:
+        transport = ScriptedTransport(latency=10)
+        client = transport.client(concurrency=2)
+        endless = (f"e{n}" for n in itertools.count())
+        seen: list[Outcome[InstructorExecution]] = []
+
+        async def consume() -> None:
+            async with client.instructor_executions.stream(later(endless) if asynchronous else endless) as outcomes:
+                async for outcome in outcomes:
+                    seen.append(outcome)
+
+        consumer = asyncio.create_task(consume())
+        await asyncio.sleep(15)
+        await client.aclose()
+        with pytest.raises(ClientClosedError, match="the client was closed before all ids were taken"):
+            await consumer
+        assert [outcome.ok for outcome in seen] == [True, True, False, False]
+        with pytest.raises(ClientClosedError):
+            await streamed(client, endless)
+        with pytest.raises(ClientClosedError):
+            await client.instructor_executions.get_many(endless)
+
+    play()
+
+
+@virtual_time
+async def test_closing_ends_the_wait_for_an_asynchronous_source() -> None:
+    """A queue that hands nothing out holds nobody in a closed client."""
+
+    async def stuck() -> AsyncIterator[str]:
+        await asyncio.Event().wait()
+        yield "never"
+
+    transport = ScriptedTransport()
+    client = transport.client()
+    consumer = asyncio.create_task(streamed(client, stuck()))
+    await asyncio.sleep(1)
+    await client.aclose()
+    with pytest.raises(ClientClosedError):
+        await consumer
+
+
+@virtual_time
+async def test_a_fault_below_ends_a_stream_instead_of_hanging_it() -> None:
+    """A bug, here in a transport, comes out of the loop when the workers have ended."""
+
+    class Buggy(ScriptedTransport):
+        async def send(self, *_: Any) -> Answer:
+            raise ZeroDivisionError
+
+    transport = Buggy()
+    async with transport.client(concurrency=2) as client:
+        with pytest.raises(ZeroDivisionError):
+            await streamed(client, (f"e{n}" for n in itertools.count()))
+        assert_idle(client, transport)
+
+
+async def three_times(client: KaizenClient, execution_id: str) -> None:
+    """Look an id up three times at once."""
+    async with asyncio.TaskGroup() as group:
+        for _ in range(3):
+            group.create_task(client.instructor_executions.get(execution_id))
+
+
+CANCELLED: dict[str, Callable[[KaizenClient], Any]] = {
+    "get": lambda client: client.instructor_executions.get("e0"),
+    "get, shared": lambda client: three_times(client, "e0"),
+    "get_many": lambda client: client.instructor_executions.get_many([f"e{n % 4}" for n in range(8)]),
+    "get_many of an asynchronous source": lambda client: client.instructor_executions.get_many(
+        later(["e0", "e1", "e2"], 0.01)
+    ),
+    "stream": lambda client: streamed(client, [f"e{n % 4}" for n in range(8)]),
+    "stream of an asynchronous source": lambda client: streamed(client, later(["e0", "e1", "e2"], 0.01)),
+}
+
+
+def troubled(execution_id: str, number: int) -> Reply:
+    """Answer with every way to wait: a plain retry, a throttled one, success."""
+    if execution_id == "e0" and number == 1:
+        return status(500)
+    if execution_id == "e1" and number == 1:
+        return status(429, retry_after="1")
+    return record(execution_id)
+
+
+@pytest.mark.parametrize("verb", CANCELLED.values(), ids=CANCELLED)
+@pytest.mark.parametrize("twice", [False, True])
+def test_cancelling_the_caller_at_any_step_leaves_nothing_behind(
+    verb: Callable[[KaizenClient], Any], twice: bool
+) -> None:
+    """At the n-th step of the loop, for every n until the call is through: no task, no request, no slot."""
+
+    async def cancelled_at(step: int) -> bool:
+        """Cancel at a step; return whether the call was through by then."""
+        transport = ScriptedTransport(troubled)
+        client = transport.client(concurrency=2)
+        task = asyncio.create_task(verb(client))
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+
+        def cancel() -> None:
+            task.cancel()
+            if twice:
+                loop.call_soon(task.cancel)
+
+        loop.after_steps(step, cancel)
+        await asyncio.wait([task])
+        assert_idle(client, transport)
+        await client.aclose()
+        return not task.cancelled()
+
+    @virtual_time
+    async def play() -> None:
+        step = 0
+        while not await cancelled_at(step):
+            step += 1
+        assert step > 5
+
+    play()
+
+
+@virtual_time
+async def test_a_caller_cancelled_again_still_leaves_nothing_behind() -> None:
+    """A source that takes its time to clean up is waited for, and the cancellation comes out afterwards."""
+    cleaned_up = []
+
+    async def slow_to_leave() -> AsyncIterator[str]:
+        try:
+            yield "e0"
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(5)
+            cleaned_up.append(True)
+
+    transport = ScriptedTransport()
+    async with transport.client() as client:
+        task = asyncio.create_task(streamed(client, slow_to_leave()))
+        for _ in range(3):
+            await asyncio.sleep(1)
+            task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert cleaned_up == [True]
+        assert asyncio.get_running_loop().time() == pytest.approx(6)
+        assert_idle(client, transport)
+
+
+@virtual_time
+async def test_a_deadline_around_a_stream_is_a_timeout_and_no_cancellation() -> None:
+    """`asyncio.timeout` works around it as around anything else."""
+    transport = ScriptedTransport(latency=NEVER)
+    async with transport.client() as client:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(2):
+                await streamed(client, ["a", "b"])
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
+        assert_idle(client, transport)
+
+
+@virtual_time
+async def test_memory_does_not_grow_with_the_number_of_ids() -> None:
+    """Of two thousand ids streamed, nothing is kept."""
+
+    class Forgetful(ScriptedTransport):
+        async def send(self, url: URL, body: bytes) -> Answer:
+            await asyncio.sleep(0)
+            return record(json.loads(body)["id"])
+
+    async with Forgetful().client(concurrency=5) as client:
+        async with client.instructor_executions.stream(f"e{n}" for n in range(2000)) as outcomes:
+            blocks = []
+            for number in range(2000):
+                assert (await anext(outcomes)).ok
+                if number in {999, 1999}:
+                    gc.collect()
+                    blocks.append(sys.getallocatedblocks())
+            assert blocks[1] - blocks[0] < 500

@@ -1,0 +1,611 @@
+"""The command `kaizen-async`, run in the test's own process against an emulator, and its parts by themselves."""
+
+import asyncio
+import json
+import logging
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from io import BytesIO, StringIO
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from click.testing import CliRunner, Result
+from rich.console import Console
+
+from kaizen_async import (
+    InstructorExecution,
+    KaizenClient,
+    Outcome,
+    PollPolicy,
+    TransportError,
+)
+from kaizen_async.cli import demo, options, saving
+from kaizen_async.cli.app import cli
+from kaizen_async.cli.checkpoints import CheckpointFile, Saved, Taken
+from kaizen_async.cli.ids import Lines
+from kaizen_async.cli.stopping import Stop
+from kaizen_async.testing import Fault, KaizenEmulator, Life
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(emulator: KaizenEmulator, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Return a function that runs the command against the emulator, with polls that come a hundred times as often."""
+    monkeypatch.setenv("KAIZEN_BASE_URL", emulator.base_url)
+    quick = partial(KaizenClient, poll=PollPolicy(min_interval=0.01, max_interval=0.15))
+    monkeypatch.setattr(options, "KaizenClient", quick)
+
+    def invoke(*arguments: str, given: str | bytes = "") -> Result:
+        result = CliRunner().invoke(cli, arguments, input=given, prog_name="kaizen-async")
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return invoke
+
+
+def lines_in(result: Result) -> list[dict[str, Any]]:
+    """Return the lines of output, decoded."""
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def ids_in(result: Result) -> list[str]:
+    """Return the ids of the lines of output, in their order."""
+    return [line["id"] for line in lines_in(result)]
+
+
+class TestGet:
+    """`get`: one line for each id."""
+
+    def test_records_are_written_as_the_api_names_their_fields(self, run: Run, emulator: KaizenEmulator) -> None:
+        """A line is the record, with nothing added."""
+        emulator.add("exec_1", record={"sessionId": "s_1"})
+        result = run("get", "exec_1")
+        (record,) = lines_in(result)
+        assert result.exit_code == 0
+        assert record["sessionId"] == "s_1"
+        assert msgspec.convert(record, InstructorExecution).id == "exec_1"
+        assert "duration_ms" not in record
+        assert result.stderr == ""
+
+    def test_a_failure_costs_its_own_line_only(self, run: Run, emulator: KaizenEmulator) -> None:
+        """The status is 1, and standard error says how many."""
+        emulator.add_many(["exec_1", "exec_3"])
+        result = run("get", "exec_1", "exec_2", "exec_3")
+        assert ids_in(result) == ["exec_1", "exec_2", "exec_3"]
+        error = lines_in(result)[1]["error"]
+        assert error["type"] == "NotFoundError"
+        assert error["message"].startswith("the server answered 404")
+        assert result.exit_code == 1
+        assert result.stderr == "2 found, 1 failed\n"
+
+    def test_results_for_arguments_come_in_their_order(self, run: Run, emulator: KaizenEmulator) -> None:
+        """However long each takes; repeated ids included."""
+        emulator.add_many(["slow", "fast"])
+        emulator.faults.next(Fault.latency(0.1), id="slow")
+        assert ids_in(run("get", "slow", "fast", "slow", "fast")) == ["slow", "fast", "slow", "fast"]
+
+    def test_results_for_lines_come_as_they_are_ready(self, run: Run, emulator: KaizenEmulator) -> None:
+        """The slow one comes last."""
+        emulator.add_many(["slow", "fast"])
+        emulator.faults.next(Fault.latency(0.2), id="slow")
+        assert ids_in(run("get", "-", given="slow\nfast\n")) == ["fast", "slow"]
+
+    def test_lines_are_read_without_a_dash_when_there_are_no_arguments(
+        self, run: Run, emulator: KaizenEmulator
+    ) -> None:
+        """Standard input that is no terminal is enough."""
+        emulator.add("exec_1")
+        assert ids_in(run("get", given="exec_1\n")) == ["exec_1"]
+
+    @pytest.mark.parametrize(
+        "given",
+        ["exec_1\nexec_2\n", "exec_1\r\nexec_2", "\n\n  exec_1\t\n \nexec_2\n\n", "\ufeffexec_1\nexec_2\n"],
+    )
+    def test_white_space_blank_lines_and_byte_order_marks_are_no_part_of_ids(
+        self, run: Run, emulator: KaizenEmulator, given: str
+    ) -> None:
+        """Nor need the last line end."""
+        emulator.add_many(["exec_1", "exec_2"])
+        assert sorted(ids_in(run("get", "-", given=given))) == ["exec_1", "exec_2"]
+
+    def test_white_space_around_arguments_is_ignored(self, run: Run, emulator: KaizenEmulator) -> None:
+        """As it is around lines."""
+        emulator.add("exec_1")
+        assert ids_in(run("get", " exec_1 ")) == ["exec_1"]
+
+    @pytest.mark.parametrize(
+        ("bad", "why"),
+        [(b"\xff\xfe", "line 2 of standard input is not UTF-8"), (b"x" * 70_000, "line 2 of standard input is longer")],
+    )
+    def test_a_line_that_is_no_id_ends_the_input(
+        self, run: Run, emulator: KaizenEmulator, bad: bytes, why: str
+    ) -> None:
+        """What came before is looked up; the status is that of misuse."""
+        emulator.add_many(["exec_1", "exec_2"])
+        result = run("get", "-", given=b"exec_1\n" + bad + b"\nexec_2\n")
+        assert ids_in(result) == ["exec_1"]
+        assert why in result.stderr
+        assert result.exit_code == 2
+
+    def test_an_endless_line_is_not_kept(self, run: Run, emulator: KaizenEmulator) -> None:
+        """It is given up as soon as it is too long, not when it ends."""
+
+        class Endless(BytesIO):
+            def read1(self, size: int | None = -1, /) -> bytes:
+                return b"x" * 1000
+
+        taken = Lines(Endless())  # type: ignore[arg-type]
+
+        async def take() -> list[str]:
+            return [line async for line in taken]
+
+        assert asyncio.run(take()) == []
+        assert "longer than 65,536 bytes" in taken.problem
+
+    def test_the_deadline_bounds_the_whole_command(self, run: Run, emulator: KaizenEmulator) -> None:
+        """Each argument has its line."""
+        emulator.add("exec_1")
+        emulator.faults.always(Fault.hang(), id="exec_2")
+        result = run("get", "exec_1", "exec_2", "--deadline", "1")
+        assert ids_in(result) == ["exec_1", "exec_2"]
+        assert lines_in(result)[1]["error"]["type"] == "DeadlineExceededError"
+        assert result.exit_code == 1
+
+    def test_lines_that_the_deadline_left_unread_are_told(self, run: Run, emulator: KaizenEmulator) -> None:
+        """They have no line of output, so standard error must say it."""
+        emulator.faults.always(Fault.hang())
+        given = "".join(f"exec_{number}\n" for number in range(1000))
+        result = run("get", "--concurrency", "1", "--deadline", "0.2", given=given)
+        assert result.exit_code == 1
+        # How many are begun in the last millisecond is up to the loop: uvloop's timers come up to one too early.
+        assert re.match(r"out of time: 0 found, \d+ failed, not all of standard input was read", result.stderr)
+        assert len(lines_in(result)) < 1000
+
+    def test_the_attempt_timeout_is_passed_on(self, run: Run, emulator: KaizenEmulator) -> None:
+        """An attempt that takes longer is repeated."""
+        emulator.add("exec_1")
+        emulator.faults.next(Fault.hang(), id="exec_1")
+        assert ids_in(run("get", "exec_1", "--attempt-timeout", "0.7")) == ["exec_1"]
+        assert emulator.requests_for("exec_1") == 2
+
+    def test_verbose_tells_what_is_done(self, run: Run, emulator: KaizenEmulator) -> None:
+        """On standard error, and never the key; afterwards the library is as quiet as before."""
+        emulator.add("exec_1")
+        result = run("get", "exec_1", "-v")
+        assert "exec_1: attempt 1 answered" in result.stderr
+        log = logging.getLogger("kaizen_async")
+        assert log.handlers == []
+        assert log.level == logging.NOTSET
+
+
+class TestMisuse:
+    """What cannot work is refused before anything is sent, with status 2 and a word on what to do."""
+
+    @pytest.mark.parametrize(
+        ("arguments", "why"),
+        [
+            (["get"], "no ids in standard input: name some (kaizen-async get exec_1 exec_2)"),
+            (["wait"], "no ids in standard input: name some (kaizen-async wait exec_1 exec_2)"),
+            (["watch", "-"], "no ids in standard input: name some (kaizen-async watch exec_1 exec_2)"),
+            (["get", "exec_1", "-"], "ids or a dash"),
+            (["get", "exec_1", " "], "is a variable of your shell unset?"),
+            (["get", "\udcff"], "valid Unicode"),
+            (["get", "exec_1", "--base-url", "nonsense"], "the base URL must be an absolute URL"),
+            (["get", "exec_1", "--base-url", "http://kaizen.example"], "or pass --allow-insecure-http"),
+            (["get", "exec_1", "--concurrency", "0"], "0 is not in the range x>=1"),
+            (["get", "exec_1", "--deadline", "soon"], "'soon' is not a number of seconds above 0"),
+            (["get", "exec_1", "--deadline", "none"], "'none' is not a number of seconds above 0"),
+            (["get", "exec_1", "--attempt-timeout", "nan"], "'nan' is not a number of seconds above 0"),
+            (["wait", "exec_1", "--deadline", "-1"], "'-1' is not a number of seconds above 0, or none for no limit"),
+            (["wait", "exec_1", "--deadline", "inf"], "'inf' is not a number"),
+            (["emulator", "--fail-rate", "2"], "2.0 is not in the range 0<=x<=1"),
+            (["demo", "--executions", "0"], "0 is not in the range x>=1"),
+            (["frobnicate"], "No such command 'frobnicate'"),
+        ],
+    )
+    def test_misuse(self, run: Run, emulator: KaizenEmulator, arguments: list[str], why: str) -> None:
+        """Nothing is sent."""
+        result = run(*arguments)
+        assert result.exit_code == 2
+        assert why in " ".join(result.stderr.split())
+        assert result.stdout == ""
+        assert emulator.request_count == 0
+
+    def test_a_key_that_cannot_travel_is_refused_unseen(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The message names the variable and not the key."""
+        monkeypatch.setenv("KAIZEN_API_KEY", "se cret")
+        result = run("get", "exec_1")
+        assert result.exit_code == 2
+        assert "KAIZEN_API_KEY holds white space" in result.stderr
+        assert "cret" not in result.stderr
+
+    def test_there_is_no_option_for_the_key(self, run: Run) -> None:
+        """It would show in the list of processes; the help says where it belongs."""
+        assert "--api-key" not in run("get", "--help").stdout
+        assert "KAIZEN_API_KEY" in run("--help").stdout
+
+    @pytest.mark.parametrize("command", ["get", "wait", "watch"])
+    @pytest.mark.parametrize(
+        ("key", "advice"), [(None, "KAIZEN_API_KEY is not set"), ("wrong", "look at how KAIZEN_API_KEY is set")]
+    )
+    def test_a_refused_key_ends_the_command(
+        self, monkeypatch: pytest.MonkeyPatch, command: str, key: str | None, advice: str
+    ) -> None:
+        """Since no look-up can succeed with it; the status is that of misuse."""
+        with KaizenEmulator(api_key="right", default_life=Life.ended()) as locked:
+            monkeypatch.setenv("KAIZEN_BASE_URL", locked.base_url)
+            if key is not None:
+                monkeypatch.setenv("KAIZEN_API_KEY", key)
+            result = CliRunner().invoke(cli, [command, "exec_1", "exec_2"])
+        assert result.exit_code == 2
+        assert result.stderr == f"Error: the server wants another API key (it answered 401): {advice}\n"
+        assert result.stdout == ""
+
+    def test_an_execution_that_is_forbidden_is_one_failure(self, run: Run, emulator: KaizenEmulator) -> None:
+        """A 403 says nothing about the other ids."""
+        emulator.add_many(["exec_1", "exec_2"])
+        emulator.faults.always(Fault.status(403), id="exec_1")
+        result = run("get", "exec_1", "exec_2")
+        assert lines_in(result)[0]["error"]["type"] == "AuthenticationError"
+        assert ids_in(result) == ["exec_1", "exec_2"]
+        assert result.exit_code == 1
+
+    def test_the_key_is_taken_from_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """And from nowhere else."""
+        with KaizenEmulator(api_key="right", default_life=Life.ended()) as locked:
+            monkeypatch.setenv("KAIZEN_BASE_URL", locked.base_url)
+            monkeypatch.setenv("KAIZEN_API_KEY", "right")
+            assert ids_in(CliRunner().invoke(cli, ["get", "exec_1"])) == ["exec_1"]
+
+
+class TestWait:
+    """`wait`: one line for each end."""
+
+    def test_ends_are_written_as_they_happen(self, run: Run, emulator: KaizenEmulator) -> None:
+        """In the order of ending. How an execution ended is for its status to say."""
+        emulator.add("late", Life.lasting(1))
+        emulator.add("early", Life.lasting(0.1, status="Failed"))
+        result = run("wait", "late", "early")
+        assert [(line["id"], line["status"]) for line in lines_in(result)] == [
+            ("early", "Failed"),
+            ("late", "Completed"),
+        ]
+        assert result.exit_code == 0
+        assert result.stderr == ""
+
+    def test_an_id_that_fails_has_its_line(self, run: Run, emulator: KaizenEmulator) -> None:
+        """The others go on; the status is 1."""
+        emulator.add("exec_1", Life.lasting(0.1))
+        result = run("wait", "-", given="exec_1\nexec_2\n")
+        ended = {line["id"]: line for line in lines_in(result)}
+        assert ended.keys() == {"exec_1", "exec_2"}
+        assert ended["exec_2"]["error"]["type"] == "NotFoundError"
+        assert result.exit_code == 1
+        assert result.stderr == "1 ended (Completed 1 · errors 1)\n"
+
+    def test_what_does_not_end_in_time_has_its_line(self, run: Run, emulator: KaizenEmulator) -> None:
+        """The status is 1."""
+        emulator.add("ends", Life.ended())
+        emulator.add("runs", Life.running())
+        result = run("wait", "ends", "runs", "--deadline", "1")
+        assert ids_in(result) == ["ends", "runs"]
+        assert lines_in(result)[1]["error"]["type"] == "DeadlineExceededError"
+        assert result.exit_code == 1
+
+    def test_no_limit_is_a_choice(self, run: Run, emulator: KaizenEmulator) -> None:
+        """`--deadline none` waits for as long as it takes."""
+        emulator.add("exec_1", Life.lasting(0.1))
+        assert run("wait", "exec_1", "--deadline", "none").exit_code == 0
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """Return where a checkpoint may go."""
+    return tmp_path / "waiting.json"
+
+
+class TestCheckpoint:
+    """`wait --checkpoint`: runs that together print one end for each id."""
+
+    @pytest.mark.parametrize("piped", [False, True])
+    def test_runs_together_print_each_end_once(
+        self, run: Run, emulator: KaizenEmulator, checkpoint: Path, piped: bool
+    ) -> None:
+        """The same command again goes on where time ran out, until the file is not needed any more."""
+        wanted = [f"exec_{number}" for number in range(12)] + ["exec_0"]
+        for number in range(12):
+            emulator.add(f"exec_{number}", Life.lasting(0.12 * number))
+        ended: list[str] = []
+        statuses: list[int] = []
+        for _ in count():
+            given = {"given": "\n".join(wanted)} if piped else {}
+            result = run(
+                "wait", *([] if piped else wanted), "--deadline", "0.4", "--checkpoint", str(checkpoint), **given
+            )
+            ended += ids_in(result)
+            statuses.append(result.exit_code)
+            if not checkpoint.exists():
+                break
+            assert "out of time: " in result.stderr
+            assert f"run the same command again to go on from {checkpoint}" in result.stderr
+        assert Counter(ended) == Counter(wanted)
+        assert statuses == [1] * (len(statuses) - 1) + [0]
+        assert len(statuses) > 1
+        assert f"nothing is left to do, so {checkpoint} is removed" in result.stderr
+
+    def test_without_ids_it_goes_on_with_what_is_in_the_file(
+        self, run: Run, emulator: KaizenEmulator, checkpoint: Path
+    ) -> None:
+        """No id need be named again."""
+        emulator.add_many(["exec_1", "exec_2"], Life.running())
+        first = run("wait", "exec_1", "exec_2", "--deadline", "0.1", "--checkpoint", str(checkpoint))
+        assert first.stderr.startswith("out of time: 0 ended; 2 still waited for; run the same command again")
+        emulator.add_many(["exec_1", "exec_2"], Life.ended())
+        second = run("wait", "--checkpoint", str(checkpoint))
+        assert sorted(ids_in(second)) == ["exec_1", "exec_2"]
+        assert second.exit_code == 0
+
+    def test_further_ids_can_follow_the_same_ones(self, run: Run, emulator: KaizenEmulator, checkpoint: Path) -> None:
+        """Those that were taken in are skipped, even those that have ended; the others are new."""
+        emulator.add("ended", Life.ended())
+        emulator.add("exec_1", Life.running())
+        first = run("wait", "ended", "exec_1", "--deadline", "1", "--checkpoint", str(checkpoint))
+        emulator.add_many(["exec_1", "new"], Life.ended())
+        second = run("wait", "ended", "exec_1", "new", "--checkpoint", str(checkpoint))
+        assert ids_in(first) == ["ended"]
+        assert sorted(ids_in(second)) == ["exec_1", "new"]
+
+    def test_a_run_that_took_nothing_in_yet_can_be_gone_on_from(
+        self, run: Run, emulator: KaizenEmulator, checkpoint: Path
+    ) -> None:
+        """A process may be killed right at the beginning."""
+
+        async def nothing() -> dict[str, Any]:
+            async with KaizenClient() as kaizen, kaizen.instructor_executions.wait_many() as ends:
+                return ends.checkpoint()
+
+        saved = Saved(base_url=emulator.base_url, taken=Taken(), unprinted=[], waiting=asyncio.run(nothing()))
+        CheckpointFile(checkpoint, emulator.base_url).save(saved)
+        emulator.add("exec_1")
+        assert ids_in(run("wait", "--checkpoint", str(checkpoint), given="exec_1")) == ["exec_1"]
+        CheckpointFile(checkpoint, emulator.base_url).save(saved)
+        result = run("wait", "--checkpoint", str(checkpoint))
+        assert result.exit_code == 0
+        assert result.stderr == f"0 ended; nothing is left to do, so {checkpoint} is removed\n"
+
+    @pytest.mark.parametrize("others", [["exec_2", "exec_1"], ["exec_1"], ["other", "another", "third"]])
+    @pytest.mark.parametrize("piped", [False, True])
+    def test_other_ids_are_refused(
+        self, run: Run, emulator: KaizenEmulator, checkpoint: Path, others: list[str], piped: bool
+    ) -> None:
+        """They would have been skipped unseen."""
+        emulator.add_many(["exec_1", "exec_2", *others], Life.running())
+        run("wait", "exec_1", "exec_2", "--deadline", "0.1", "--checkpoint", str(checkpoint))
+        before = checkpoint.read_bytes()
+        arguments = ["wait", "--checkpoint", str(checkpoint)]
+        result = run(*arguments, given="\n".join(others)) if piped else run(*arguments, *others)
+        assert result.exit_code == 2
+        assert "begins with 2 other ids" in result.stderr
+        assert checkpoint.read_bytes() == before
+
+    def test_a_bad_line_keeps_the_file(self, run: Run, emulator: KaizenEmulator, checkpoint: Path) -> None:
+        """When the line is mended, the same command goes on behind what was taken in."""
+        emulator.add_many(["exec_1", "exec_2"], Life.ended())
+        first = run("wait", "--checkpoint", str(checkpoint), given=b"exec_1\n\xff\nexec_2\n")
+        assert ids_in(first) == ["exec_1"]
+        assert first.exit_code == 2
+        second = run("wait", "--checkpoint", str(checkpoint), given=b"exec_1\n\nexec_2\n")
+        assert ids_in(second) == ["exec_2"]
+        assert second.exit_code == 0
+
+    def test_a_refused_key_costs_nothing(self, monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:
+        """What it was asked for is waited for again with the right one."""
+        with KaizenEmulator(api_key="right", default_life=Life.ended()) as locked:
+            monkeypatch.setenv("KAIZEN_BASE_URL", locked.base_url)
+            command = ["wait", "exec_1", "exec_2", "exec_1", "--checkpoint", str(checkpoint)]
+            assert CliRunner().invoke(cli, command).exit_code == 2
+            monkeypatch.setenv("KAIZEN_API_KEY", "right")
+            assert Counter(ids_in(CliRunner().invoke(cli, command))) == Counter({"exec_1": 2, "exec_2": 1})
+
+    def test_the_file_belongs_to_one_server(self, run: Run, emulator: KaizenEmulator, checkpoint: Path) -> None:
+        """Elsewhere its ids would all be unknown, and so be lost."""
+        emulator.add("exec_1", Life.running())
+        run("wait", "exec_1", "--deadline", "0.1", "--checkpoint", str(checkpoint))
+        result = run("wait", "exec_1", "--base-url", "https://kaizen.example", "--checkpoint", str(checkpoint))
+        assert result.exit_code == 2
+        assert f"is about {emulator.base_url}, not https://kaizen.example/" in result.stderr
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            "",
+            "{}",
+            "[1, 2",
+            '{"kind": "kaizen-async wait", "base_url": "", "taken": {}, "unprinted": [], "waiting": {}}',
+            (
+                '{"kind": "kaizen-async wait", "base_url": "URL", "taken": {}, "unprinted": [], '
+                '"waiting": {"version": 1, "taken_at": 0.0, "ids": [], "learned": null}}'
+            ),
+        ],
+    )
+    def test_a_file_that_is_no_checkpoint_is_left_alone(
+        self, run: Run, emulator: KaizenEmulator, checkpoint: Path, content: str
+    ) -> None:
+        """It may be somebody's work."""
+        content = content.replace("URL", emulator.base_url)
+        checkpoint.write_text(content)
+        result = run("wait", "exec_1", "--checkpoint", str(checkpoint))
+        assert result.exit_code == 2
+        assert "is no checkpoint of kaizen-async wait" in result.stderr
+        assert checkpoint.read_text() == content
+
+    def test_a_file_that_cannot_be_read_is_told_at_once(self, run: Run, tmp_path: Path) -> None:
+        """A part of the path that is a file, for instance."""
+        (tmp_path / "file").touch()
+        result = run("wait", "exec_1", "--checkpoint", str(tmp_path / "file" / "waiting.json"))
+        assert result.exit_code == 2
+        assert "cannot read the checkpoint" in result.stderr
+
+    def test_a_file_that_cannot_be_written_is_told_at_once(
+        self, run: Run, emulator: KaizenEmulator, tmp_path: Path
+    ) -> None:
+        """Not after hours of waiting."""
+        result = run("wait", "exec_1", "--checkpoint", str(tmp_path / "nowhere" / "waiting.json"))
+        assert result.exit_code == 2
+        assert "cannot write the checkpoint" in result.stderr
+        assert emulator.request_count == 0
+
+    def test_a_file_that_cannot_be_written_later_does_not_end_the_wait(
+        self, run: Run, emulator: KaizenEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It is told, and tried again."""
+        folder = tmp_path / "folder"
+        folder.mkdir()
+        monkeypatch.setattr(saving, "SAVE_EVERY", 0.01)
+
+        def life(_: str) -> Life:
+            for file in folder.iterdir():
+                file.unlink()
+            folder.rmdir()
+            return Life.lasting(0.3)
+
+        with KaizenEmulator(default_life=life) as server:
+            result = run("wait", "exec_1", "--base-url", server.base_url, "--checkpoint", str(folder / "waiting.json"))
+        assert "cannot write the checkpoint" in result.stderr
+        assert "trying again" in result.stderr
+        assert ids_in(result) == ["exec_1"]
+        assert result.exit_code == 0
+
+    def test_a_temporary_file_that_failed_is_not_left_behind(
+        self, run: Run, emulator: KaizenEmulator, checkpoint: Path
+    ) -> None:
+        """The folder is as it was."""
+        emulator.add("exec_1", Life.running())
+        checkpoint.mkdir()
+        result = run("wait", "exec_1", "--checkpoint", str(checkpoint / ".." / checkpoint.name))
+        assert result.exit_code == 2
+        assert list(checkpoint.parent.iterdir()) == [checkpoint]
+
+
+class TestWatch:
+    """`watch`: one line for each change."""
+
+    def test_changes_have_a_before_and_an_after(self, run: Run, emulator: KaizenEmulator) -> None:
+        """The first state has no before; the last change is the end."""
+        emulator.add("exec_1", Life.of(("Enqueued", 0), ("Zorp", 0.7), ("Completed", 1.4)))
+        result = run("watch", "exec_1")
+        seen = [(line["before"] and line["before"]["status"], line["after"]["status"]) for line in lines_in(result)]
+        assert seen == [(None, "Enqueued"), ("Enqueued", "Zorp"), ("Zorp", "Completed")]
+        assert result.exit_code == 0
+        assert result.stderr == ""
+
+    def test_an_id_that_cannot_be_watched_has_its_line(self, run: Run, emulator: KaizenEmulator) -> None:
+        """The others go on; the status is 1."""
+        emulator.add("exec_1", Life.ended())
+        result = run("watch", "exec_1", "exec_2")
+        assert [line["error"]["type"] for line in lines_in(result) if "error" in line] == ["NotFoundError"]
+        assert result.exit_code == 1
+        assert result.stderr == "1 ended, 1 failed, 0 still running\n"
+
+    def test_what_still_runs_when_time_is_up_has_its_line(self, run: Run, emulator: KaizenEmulator) -> None:
+        """The status is 1."""
+        emulator.add("exec_1", Life.running())
+        result = run("watch", "-", "--deadline", "1", given="exec_1\n")
+        assert lines_in(result)[-1]["error"]["type"] == "DeadlineExceededError"
+        assert result.exit_code == 1
+
+    def test_a_bad_line_ends_the_input(self, run: Run, emulator: KaizenEmulator) -> None:
+        """What came before is watched; the status is that of misuse."""
+        emulator.add("exec_1", Life.ended())
+        result = run("watch", "-", given=b"exec_1\n\xff\n")
+        assert ids_in(result) == ["exec_1"]
+        assert result.exit_code == 2
+
+
+class TestDemo:
+    """`demo`: thousands of look-ups, and none is lost."""
+
+    def test_every_look_up_is_accounted_for(self, run: Run) -> None:
+        """The last line says so, and the status is 0."""
+        result = run("demo", "--executions", "1200")
+        assert result.exit_code == 0
+        assert result.stdout.splitlines()[-1] == "1,200 of 1,200 accounted for"
+        assert result.stdout.splitlines()[0].startswith("1,200 executions looked up in ")
+
+    def test_the_same_seed_gives_the_same_counts(self, run: Run) -> None:
+        """But for the times, which are the machine's."""
+        shown = [figures(run("demo", "--executions", "300", "--seed", seed)) for seed in ("7", "7", "8")]
+        assert shown[0] == shown[1] != shown[2]
+        assert shown[0]["found"] == "300"
+        assert int(shown[0]["requests"]) == 300 + int(shown[0]["retries"])
+        assert shown[0]["faults met"] != "0"
+
+    def test_look_ups_that_fail_are_accounted_for_too(self, run: Run) -> None:
+        """With a fault in every request some cannot succeed."""
+        result = run("demo", "--executions", "15", "--faults", "1")
+        shown = figures(result)
+        assert int(shown["found"]) + int(shown["failed"]) == 15
+        assert int(shown["failed"]) > 0
+        assert shown["lost"] == "0"
+        assert result.exit_code == 0
+
+    def test_a_lost_look_up_would_not_go_unseen(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The status would be 1."""
+        look_up = demo._look_up
+
+        async def lose_one(stop: Stop, kaizen: KaizenClient, account: demo.Account) -> None:
+            account.wanted -= 1
+            await look_up(stop, kaizen, account)
+            account.wanted += 1
+
+        monkeypatch.setattr(demo, "_look_up", lose_one)
+        result = run("demo", "--executions", "10")
+        assert figures(result)["lost"] == "1"
+        assert result.stdout.splitlines()[-1] == "9 of 10 accounted for"
+        assert result.exit_code == 1
+
+    def test_before_the_first_outcome_there_is_no_slowest(self) -> None:
+        """Whoever interrupts it that early sees the rest."""
+        screen = Console(file=StringIO(), width=80)
+        demo.show(demo.Account(wanted=5, seconds=1.0, interrupted=True), screen)
+        assert isinstance(screen.file, StringIO)
+        assert "slowest" not in screen.file.getvalue()
+        assert "unfinished        5" in screen.file.getvalue()
+
+    def test_an_outcome_that_comes_twice_is_not_accounted_for(self) -> None:
+        """Exactly one for each id is what is promised."""
+        account = demo.Account(wanted=2)
+        outcome: Outcome[InstructorExecution] = Outcome("exec_1", None, TransportError("no"), 1, 0.1)
+        account.add(outcome)
+        assert account.accounted == 1
+        account.add(outcome)
+        assert account.accounted == 0
+
+    def test_the_program_that_it_shows_works(self, run: Run, emulator: KaizenEmulator) -> None:
+        """As it stands, in a process of its own, pointed at a server by the environment."""
+        emulator.add_many(["exec_1", "exec_2"])
+        shown = run("demo", "--executions", "10").stdout
+        assert all(line in shown for line in demo.SNIPPET.splitlines())
+        code = [sys.executable, "-c", demo.SNIPPET]
+        program = subprocess.run(code, capture_output=True, text=True, check=True)  # noqa: S603 - our own
+        assert sorted(line.split()[0] for line in program.stdout.splitlines()) == ["exec_1", "exec_2", "exec_3"]
+        assert "exec_3 exec_3: the server answered 404" in program.stdout
+
+
+def figures(result: Result) -> dict[str, str]:
+    """Return the counts that a demo shows, by their names."""
+    shown: dict[str, str] = {}
+    for line in result.stdout.splitlines():
+        name, number = line[2:14].strip(), line[14:22].strip()
+        if name and line.startswith("  ") and name not in ("throughput", "slowest"):
+            shown[name] = number.replace(",", "")
+    return shown

@@ -1,0 +1,103 @@
+"""`--kind executions`: the command's way with workflow executions."""
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from rich.console import Console
+
+from kaizen_async import Change, ExecutionStatus, Outcome, WorkflowExecution
+from kaizen_async.cli.app import cli
+from kaizen_async.cli.board import Board
+from kaizen_async.cli.ids import Arguments
+from kaizen_async.cli.kinds import as_json
+from kaizen_async.cli.rows import Rows
+from kaizen_async.testing import KaizenEmulator, Life
+from kaizen_async.wire import Endpoint
+
+BARE = WorkflowExecution(id="run_1", status=ExecutionStatus.COMPLETED)
+"""A record of which the server has told nothing but what it must."""
+
+
+@pytest.fixture
+def server() -> Iterator[KaizenEmulator]:
+    """Return an emulator with some workflow executions."""
+    with KaizenEmulator() as emulator:
+        emulator.add("run_1", Life.ended(status="Failed"))
+        emulator.add("run_2", Life.running(status="Paused"))
+        yield emulator
+
+
+def command(server: KaizenEmulator, *arguments: str) -> Result:
+    """Run a command against the emulator."""
+    return CliRunner().invoke(cli, [*arguments, "--base-url", server.base_url])
+
+
+@pytest.mark.parametrize("verb", ["get", "wait"])
+def test_a_workflow_execution_is_written_with_all_that_the_server_sent(server: KaizenEmulator, verb: str) -> None:
+    """Fields without an attribute of their own too, and without the wrapping."""
+    ran = command(server, verb, "--kind", "executions", "run_1")
+    assert ran.exit_code == 0
+    written = json.loads(ran.stdout)
+    assert (written["id"], written["status"], written["attempts"]) == ("run_1", "Failed", 1)
+    assert "raw" not in written
+
+
+def test_watch_writes_workflow_executions(server: KaizenEmulator) -> None:
+    """Before a change, and after it."""
+    ran = command(server, "watch", "--kind", "executions", "run_1")
+    (change,) = map(json.loads, ran.stdout.splitlines())
+    assert change["before"] is None
+    assert change["after"]["parentExecutionId"] is None
+
+
+def test_a_kind_that_there_is_not_is_misuse(server: KaizenEmulator) -> None:
+    """With the kinds that there are."""
+    ran = command(server, "get", "--kind", "zorp", "run_1")
+    assert ran.exit_code == 2
+    assert "'instructor-executions', 'executions'" in ran.stderr
+    assert not server.request_count
+
+
+def test_a_checkpoint_belongs_to_its_kind(server: KaizenEmulator, tmp_path: Path) -> None:
+    """The same id names another execution of the other kind."""
+    file = str(tmp_path / "waiting.json")
+    first = command(server, "wait", "--kind", "executions", "run_2", "--deadline", "0.5", "--checkpoint", file)
+    assert first.exit_code == 1
+    other = command(server, "wait", "run_2", "--deadline", "0.5", "--checkpoint", file)
+    assert other.exit_code == 2
+    assert "give the same --base-url and --kind" in " ".join(other.stderr.split())
+    again = command(server, "wait", "--kind", "executions", "--deadline", "0.5", "--checkpoint", file)
+    assert again.exit_code == 1
+
+
+def test_a_record_that_came_in_many_lines_is_written_in_one() -> None:
+    """As the reader of the lines expects; its numbers keep their digits."""
+    pretty = b'{\n "id": "run_1",\n "status": "Failed",\n "amount": 1.50\n}'
+    record = Endpoint("executions/get", WorkflowExecution).decode(pretty, "run_1")
+    assert bytes(as_json(record)) == b'{"id":"run_1","status":"Failed","amount":1.50}'  # type: ignore[arg-type]
+
+
+def console() -> tuple[Console, io.StringIO]:
+    """Return a terminal, and what is shown on it."""
+    shown = io.StringIO()
+    return Console(file=shown, width=80), shown
+
+
+def test_what_the_server_does_not_tell_is_left_blank_in_a_row() -> None:
+    """Workflow, start and duration."""
+    screen, shown = console()
+    Rows(screen, Arguments(["run_1"])).show(Outcome("run_1", BARE, None, 1, 0.1))
+    assert shown.getvalue().splitlines()[-1].split() == ["run_1", "Completed"]
+
+
+async def test_what_the_server_does_not_tell_is_left_blank_on_the_board() -> None:
+    """As in a row."""
+    screen, shown = console()
+    board = Board(screen, ["run_1"])
+    await board.show(Change("run_1", None, BARE, None))
+    screen.print(board.picture())
+    assert shown.getvalue().splitlines()[1].split() == ["run_1", "Completed"]

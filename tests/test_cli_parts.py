@@ -1,0 +1,509 @@
+"""The parts of the command `kaizen-async` by themselves."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+import pytest
+from click.exceptions import Exit
+from rich.console import Console
+
+from kaizen_async import (
+    ExecutionStatus,
+    InstructorExecution,
+    KaizenClient,
+    KaizenError,
+    NotFoundError,
+    Outcome,
+    __main__,
+    __version__,
+)
+from kaizen_async.cli import stopping
+from kaizen_async.cli.board import Board
+from kaizen_async.cli.checkpoints import CheckpointFile, Saved, Taken, skip_taken
+from kaizen_async.cli.get import _look_up
+from kaizen_async.cli.ids import Arguments, Lines
+from kaizen_async.cli.results import InOrder
+from kaizen_async.cli.rows import Rows, age_of
+from kaizen_async.cli.statuses import Statuses
+from kaizen_async.cli.stopping import OutputClosedError, Stop, run
+from kaizen_async.cli.wording import by_status, described, spell
+from kaizen_async.outcomes import Change
+from kaizen_async.testing import Fault, KaizenEmulator, Life, VirtualClock
+
+Found = Outcome[InstructorExecution]
+
+
+@pytest.fixture
+def record(sample_execution: InstructorExecution) -> Callable[..., InstructorExecution]:
+    """Return a function that makes records that differ from the documented example."""
+
+    def make(**changes: Any) -> InstructorExecution:
+        return msgspec.structs.replace(sample_execution, **changes)
+
+    return make
+
+
+def found(execution: InstructorExecution) -> Found:
+    """Return the outcome of a look-up that succeeded."""
+    return Outcome(execution.id, execution, None, 1, 0.1)
+
+
+def failed(execution_id: str, reason: str = "no such thing") -> Found:
+    """Return the outcome of one that did not."""
+    error = NotFoundError(reason, status=404, execution_id=execution_id, attempts=1)
+    return Outcome(execution_id, None, error, 1, 0.1)
+
+
+async def numbers(*, hang: bool = False) -> AsyncIterator[int]:
+    """Yield 0, 1 and 2; then end, or never."""
+    for number in range(3):
+        yield number
+    if hang:
+        await asyncio.Event().wait()
+
+
+class TestStop:
+    """The wish to end takes effect between two results."""
+
+    async def test_results_end_when_asked_for_while_waiting(self) -> None:
+        """Whoever waits for the next result stops waiting."""
+        stop = Stop(_current())
+        asyncio.get_running_loop().call_later(0.01, stop.ask, "enough", 7)
+        assert [number async for number in stop.each(numbers(hang=True))] == [0, 1, 2]
+        assert (stop.reason, stop.status) == ("enough", 7)
+        assert not _current().cancelling()
+
+    async def test_results_end_when_asked_for_while_one_is_handled(self) -> None:
+        """That one is handled to its end, awaiting whatever it needs to."""
+        stop = Stop(_current())
+        handled: list[int] = []
+        async for number in stop.each(numbers()):
+            stop.ask("enough", 7)
+            await asyncio.sleep(0.01)
+            handled.append(number)
+        assert handled == [0]
+
+    async def test_the_first_reason_counts(self) -> None:
+        """What comes later changes nothing."""
+        stop = Stop(_current())
+        stop.ask("first", 1)
+        stop.ask("second", 2)
+        await stop.asked()
+        assert (stop.reason, stop.status) == ("first", 1)
+
+    async def test_cancellation_by_others_is_none_of_its_business(self) -> None:
+        """It comes out where it belongs."""
+        stop = Stop(_current())
+        asyncio.get_running_loop().call_later(0.01, _current().cancel)
+        with pytest.raises(asyncio.CancelledError):
+            async for _ in stop.each(numbers(hang=True)):
+                pass
+        _current().uncancel()
+
+    @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+    @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+    def test_signals_ask_for_the_end(
+        self, monkeypatch: pytest.MonkeyPatch, signum: signal.Signals, status: int, loop: str
+    ) -> None:
+        """The exit status is the one that shells give."""
+        if loop == "asyncio":
+            monkeypatch.setitem(sys.modules, "uvloop", None)
+
+        async def work(stop: Stop) -> int:
+            assert type(asyncio.get_running_loop()).__module__.split(".")[0] == loop
+            os.kill(os.getpid(), signum)
+            await stop.asked()
+            return stop.status
+
+        before = signal.getsignal(signum)
+        assert exit_status(work) == status
+        assert signal.getsignal(signum) == before
+
+    def test_a_second_signal_ends_whatever_is_under_way(self) -> None:
+        """A moment later; one that comes with the first, as `timeout` sends it, does not count."""
+
+        async def work(stop: Stop) -> int:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+                await asyncio.sleep(0.01)
+            assert stop.reason
+            asyncio.get_running_loop().call_later(stopping.SAME_WISH, os.kill, os.getpid(), signal.SIGINT)
+            await asyncio.Event().wait()
+            return 0
+
+        assert exit_status(work) == 130
+
+    def test_a_signal_that_is_to_be_ignored_stays_ignored(self) -> None:
+        """As under `nohup`."""
+
+        async def work(stop: Stop) -> int:
+            os.kill(os.getpid(), signal.SIGHUP)
+            await asyncio.sleep(0.01)
+            return 5 if stop.reason else 0
+
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            assert exit_status(work) == 0
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        finally:
+            signal.signal(signal.SIGHUP, before)
+
+    def test_ctrl_c_before_anything_listens_is_no_traceback(self) -> None:
+        """The status is that of any Ctrl-C."""
+
+        async def work(_: Stop) -> int:
+            raise KeyboardInterrupt
+
+        assert exit_status(work) == 130
+
+    def test_a_closed_output_has_the_status_of_a_broken_pipe(self) -> None:
+        """As if the signal had ended the process."""
+
+        async def work(_: Stop) -> int:
+            raise OutputClosedError
+
+        assert exit_status(work) == 141
+
+    def test_a_cancellation_that_nobody_asked_for_is_not_hidden(self) -> None:
+        """It would be a defect."""
+
+        async def work(_: Stop) -> int:
+            raise asyncio.CancelledError
+
+        with pytest.raises(asyncio.CancelledError):
+            exit_status(work)
+
+
+def exit_status(work: stopping.Work) -> int:
+    """Return the status with which a command's work makes the process exit."""
+    with pytest.raises(Exit) as caught:
+        run(work)
+    return caught.value.exit_code
+
+
+def _current() -> "asyncio.Task[Any]":
+    task = asyncio.current_task()
+    assert task is not None
+    return task
+
+
+class TestGet:
+    """What `get` does when it is interrupted."""
+
+    async def test_results_that_wait_for_others_are_shown_in_the_end(
+        self, emulator: KaizenEmulator, capfdbinary: pytest.CaptureFixture[bytes]
+    ) -> None:
+        """They were got, so they are not lost."""
+        emulator.add_many(["hangs", "exec_1", "exec_2"])
+        emulator.faults.always(Fault.hang(), id="hangs")
+        client = KaizenClient(base_url=emulator.base_url)
+        stop = Stop(_current())
+
+        async def interrupt() -> None:
+            while client.stats().succeeded < 2:  # noqa: ASYNC110 - the client has no event for it
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0.01)
+            stop.ask("interrupted", 130)
+
+        interrupting = asyncio.create_task(interrupt())
+        given = Arguments(["hangs", "exec_1", "exec_2"])
+        assert await _look_up(stop, client, given, None, quiet=False) == 130
+        await interrupting
+        output, errors = capfdbinary.readouterr()
+        assert [msgspec.json.decode(line)["id"] for line in output.splitlines()] == ["exec_1", "exec_2"]
+        assert errors == b"interrupted: 2 found, 0 failed, 1 not looked up\n"
+
+    def test_order_is_kept_for_arguments_only(self, record: Callable[..., InstructorExecution]) -> None:
+        """An id that is repeated waits for its turn each time."""
+        outcomes = {name: found(record(id=name)) for name in "abc"}
+        in_order = InOrder(Arguments(["a", "b", "a", "c"]))
+        assert list(in_order.released_by(outcomes["a"])) == [outcomes["a"]]
+        assert list(in_order.released_by(outcomes["c"])) == []
+        assert list(in_order.released_by(outcomes["a"])) == []
+        assert list(in_order.rest()) == [outcomes["a"], outcomes["c"]]
+        passing = InOrder(Lines(sys.stdin.buffer))  # type: ignore[arg-type]
+        assert list(passing.released_by(outcomes["c"])) == [outcomes["c"]]
+        assert list(passing.rest()) == []
+
+
+class TestStatuses:
+    """The watch beside a wait."""
+
+    async def test_it_counts_what_has_not_ended_and_polls_nothing_itself(self) -> None:
+        """Ids from the beginning, ids added later, errors and ends."""
+        clock = VirtualClock()
+        with KaizenEmulator(clock=clock.time) as server:
+            server.add("first", Life.of(("Enqueued", 0), ("InProgress", 50), ("Completed", 100)))
+            server.add("later", Life.of(("Enqueued", 0), ("Completed", 70)))
+            seen: list[dict[str, int]] = []
+            async with KaizenClient(base_url=server.base_url, clock=clock) as kaizen:
+                executions = kaizen.instructor_executions
+                statuses = Statuses(executions, ["first"], lambda: seen.append(dict(+statuses.counts)), wanted=True)
+
+                async def ids() -> AsyncIterator[str]:
+                    yield "first"
+                    for execution_id in ("later", "unknown"):
+                        statuses.add(execution_id)
+                        yield execution_id
+
+                async with executions.wait_many(ids()) as ends, statuses:
+                    outcomes = [outcome async for outcome in ends]
+                assert kaizen.stats().polls == sum(outcome.attempts for outcome in outcomes)
+        assert {"Enqueued": 2} in seen
+        assert {"InProgress": 1, "Enqueued": 1} in seen
+        assert seen[-1] == {"InProgress": 1} or seen[-1] == {}
+        assert all(sum(counts.values()) <= 2 for counts in seen)
+
+    async def test_it_does_nothing_if_nobody_looks(self, emulator: KaizenEmulator) -> None:
+        """Not even keep the ids."""
+        async with KaizenClient(base_url=emulator.base_url) as kaizen:
+            statuses = Statuses(kaizen.instructor_executions, ["a"], lambda: None, wanted=False)
+            async with statuses:
+                statuses.add("b")
+            assert statuses._ids.empty()
+        assert emulator.request_count == 0
+
+
+class TestCheckpointFile:
+    """The file on disk is the old one or the new one."""
+
+    def test_a_write_that_fails_leaves_the_old_one(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """And nothing beside it."""
+        file = CheckpointFile(tmp_path / "waiting.json", "http://127.0.0.1/")
+        saved = Saved(base_url="http://127.0.0.1/", taken=Taken(), unprinted=["a"], waiting=WAITING)
+        file.save(saved)
+        before = file.path.read_bytes()
+
+        def full(_: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(click.ClickException, match="No space left on device"):
+            file.save(msgspec.structs.replace(saved, unprinted=["b"]))
+        assert file.path.read_bytes() == before
+        assert list(tmp_path.iterdir()) == [file.path]
+        assert file.load() == saved
+
+    def test_ids_are_those_waited_for_and_those_not_printed(self) -> None:
+        """Each as often as it was taken in."""
+        saved = Saved(base_url="", taken=Taken(), unprinted=["c"], waiting=WAITING)
+        assert saved.ids() == ["a", "a", "b", "c"]
+
+    async def test_being_interrupted_while_skipping_changes_nothing(self) -> None:
+        """What is saved stays what was taken."""
+        taken = Taken()
+        for execution_id in ("a", "b"):
+            taken.add(execution_id)
+        saved = Saved(base_url="", taken=taken, unprinted=[], waiting=WAITING)
+        read, write = os.pipe()
+        with os.fdopen(read, "rb") as stream, os.fdopen(write, "wb") as pipe:
+            pipe.write(b"a\n")
+            pipe.flush()
+            stop = Stop(_current())
+            asyncio.get_running_loop().call_later(0.02, stop.ask, "interrupted", 130)
+            assert await skip_taken(Lines(stream), saved, stop) == taken
+
+
+WAITING = {"version": 1, "taken_at": 0.0, "ids": [["a", 2, 1.0, 1.0], ["b", 1, 1.0, 1.0]], "learned": None}
+
+
+class TestRows:
+    """Outcomes as rows of a table."""
+
+    @pytest.fixture
+    def screen(self) -> Console:
+        """Return a terminal of 90 columns that can be read."""
+        return Console(file=StringIO(), force_terminal=True, color_system=None, width=90)
+
+    def test_rows(self, screen: Console, record: Callable[..., InstructorExecution]) -> None:
+        """One header; an execution of today shows the time, an older one the date; an error takes the row."""
+        today = datetime.now(UTC)
+        rows = Rows(screen, Arguments(["exec_1", "exec_2", "missing"]))
+        rows.show(found(record(id="exec_1", duration_ms=65_000.0, start_time=today)))
+        rows.show(found(record(id="exec_2", duration_ms=7_200_000.0, start_time=datetime(2020, 5, 6, 12, tzinfo=UTC))))
+        rows.show(failed("missing"))
+        header, first, second, third = shown(screen)
+        assert header.split() == ["ID", "WORKFLOW", "STATUS", "STARTED", "TOOK"]
+        assert first.split()[0] == "exec_1"
+        assert today.astimezone().strftime("%H:%M:%S") in first
+        assert "1 min 5 s" in first
+        assert "05-06" in second
+        assert "2 h 0 min" in second
+        assert third.split()[:5] == ["missing", "no", "such", "thing", "(after"]
+
+    def test_an_id_is_never_cut(self, screen: Console, record: Callable[..., InstructorExecution]) -> None:
+        """It is there to be copied; one that is too long goes on below."""
+        rows = Rows(screen, Lines(sys.stdin.buffer))  # type: ignore[arg-type]
+        rows.show(found(record(id="x" * 100)))
+        assert sum(line[:45].count("x") for line in shown(screen)[1:]) == 100
+
+    def test_text_of_the_server_neither_styles_nor_moves_anything(
+        self, screen: Console, record: Callable[..., InstructorExecution]
+    ) -> None:
+        """Control characters are replaced, markup is shown as it is."""
+        workflow = msgspec.structs.replace(record().workflow, name="[red]\x1b[2J")
+        Rows(screen, Arguments(["e"])).show(found(record(id="e", workflow=workflow, status=ExecutionStatus("\x07[b]"))))
+        (_, row) = shown(screen)
+        assert "[red]�[2J" in row
+        assert "�[b]" in row
+
+    def test_the_age_of_what_runs_grows(self, record: Callable[..., InstructorExecution]) -> None:
+        """It is counted from the start, and never below 0."""
+        runs = {"end_time": None, "duration_ms": None}
+        now = datetime.now(UTC)
+        assert age_of(record(start_time=now - timedelta(hours=3), **runs)) == "3 h 0 min"
+        assert age_of(record(start_time=now + timedelta(hours=3), **runs)) == "0 s"
+
+
+class TestBoard:
+    """The live table."""
+
+    @pytest.fixture
+    def screen(self) -> Console:
+        """Return a terminal of 100 columns and 9 lines that can be read."""
+        return Console(file=StringIO(), force_terminal=True, color_system=None, width=100, height=9)
+
+    async def test_it_shows_the_latest_state(self, screen: Console, record: Callable[..., InstructorExecution]) -> None:
+        """In the order of the ids; the time of the last change only where there was one."""
+        board = Board(screen, ["exec_1", "exec_2"])
+        enqueued = record(id="exec_2", status=ExecutionStatus.ENQUEUED, end_time=None, duration_ms=None)
+        running = record(id="exec_2", status=ExecutionStatus.IN_PROGRESS, end_time=None, duration_ms=None)
+        await board.show(Change("exec_2", None, enqueued, None))
+        await board.show(Change("exec_1", None, record(id="exec_1"), None))
+        await board.show(Change("exec_2", enqueued, running, None))
+        await board.show(Change("exec_3", None, None, failed("exec_3", "no such thing " * 10).error))
+        header, first, second, third, counts = picture(board, screen)
+        assert header.split() == ["ID", "WORKFLOW", "STATUS", "AGE", "LAST", "CHANGE"]
+        assert first.startswith("exec_1")
+        assert " ago" not in first
+        assert second.startswith("exec_2")
+        assert "InProgress" in second
+        assert second.rstrip().endswith("0 s ago")
+        assert third.startswith("exec_3")
+        assert "no such thing" in third
+        assert counts.strip().endswith("InProgress 1 · errors 1")
+        assert "Enqueued 1 " in counts  # the documented example's status
+
+    async def test_an_error_after_a_record_keeps_what_is_known(
+        self, screen: Console, record: Callable[..., InstructorExecution]
+    ) -> None:
+        """Its workflow stays, its status is no longer counted."""
+        board = Board(screen, [])
+        running = record(id="exec_1", end_time=None, duration_ms=None)
+        await board.show(Change("exec_1", None, running, None))
+        await board.show(Change("exec_1", None, None, failed("exec_1").error))
+        _, row, counts = picture(board, screen)
+        assert running.workflow.name in row
+        assert "no such thing" in row
+        assert counts.strip() == "errors 1"
+
+    async def test_what_runs_comes_before_what_is_over(
+        self, screen: Console, record: Callable[..., InstructorExecution]
+    ) -> None:
+        """If not all fit; the rest is counted."""
+        board = Board(screen, [])
+        for number in range(10):
+            ends = {} if number % 2 else {"end_time": None, "duration_ms": None}
+            execution = record(id=f"exec_{number}", **ends)
+            await board.show(Change(execution.id, None, execution, None))
+        rows = picture(board, screen)[1:-1]
+        assert [row.split()[0] for row in rows] == ["exec_2", "exec_4", "exec_6", "exec_8"]
+        assert picture(board, screen)[-1].rstrip().endswith("6 not shown")
+
+    async def test_ids_are_there_before_their_first_state(self, screen: Console) -> None:
+        """So that the table does not jump about."""
+        assert [line.split() for line in picture(Board(screen, ["exec_1", "exec_1"]), screen)[1:-1]] == [["exec_1"]]
+
+    async def test_the_last_picture_stays(self, screen: Console, record: Callable[..., InstructorExecution]) -> None:
+        """It is drawn when the block ends, however soon that is."""
+        async with Board(screen, []) as board:
+            await board.show(Change("exec_1", None, record(id="exec_1"), None))
+        assert any(line.startswith("exec_1") for line in shown(screen))
+
+
+def shown(screen: Console) -> list[str]:
+    """Return the lines that a terminal shows."""
+    assert isinstance(screen.file, StringIO)
+    return screen.file.getvalue().rstrip().splitlines()
+
+
+def picture(board: Board, screen: Console) -> list[str]:
+    """Return the lines of a board's table."""
+    with screen.capture() as captured:
+        screen.print(board.picture())
+    return captured.get().splitlines()
+
+
+class TestWording:
+    """How numbers, durations and errors are put for people."""
+
+    @pytest.mark.parametrize(
+        ("seconds", "words"),
+        [
+            (0, "0 s"),
+            (59.4, "59 s"),
+            (59.6, "1 min 0 s"),
+            (185, "3 min 5 s"),
+            (3600, "1 h 0 min"),
+            (7999, "2 h 13 min"),
+            (90_000, "1 d 1 h"),
+            (10_000_000, "115 d 17 h"),
+        ],
+    )
+    def test_durations_have_two_units(self, seconds: float, words: str) -> None:
+        """The rest is noise."""
+        assert spell(seconds) == words
+
+    def test_an_error_is_told_without_the_id_beside_it(self) -> None:
+        """The id may hold anything."""
+        error = KaizenError("it broke", execution_id="a: \n", attempts=2)
+        assert described(error) == {"type": "KaizenError", "message": "it broke (after 2 attempts)"}
+
+    def test_statuses_that_nobody_is_in_are_left_out(self) -> None:
+        """And those of the server are made harmless."""
+        assert by_status({"B": 1200, "A\x1b": 1, "C": 0}, 0) == "A� 1 · B 1,200"
+        assert by_status({}, 3) == "errors 3"
+
+
+class TestEntryPoint:
+    """`kaizen-async` and `python -m kaizen_async`."""
+
+    @pytest.mark.parametrize("missing", ["click", "rich"])
+    def test_without_the_extra_it_says_how_to_get_it(self, missing: str) -> None:
+        """In one line, with the status of misuse."""
+        program = f"import sys; sys.modules[{missing!r}] = None; from kaizen_async.__main__ import main; main()"
+        result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)  # noqa: S603 - our own
+        assert result.returncode == 2
+        assert result.stderr == "The command needs an extra: pip install 'kaizen-async[cli]'\n"
+
+    def test_another_module_that_is_missing_is_not_taken_for_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A broken installation is not to be hidden behind a hint."""
+        monkeypatch.delitem(sys.modules, "kaizen_async.cli.app", raising=False)
+        monkeypatch.setitem(sys.modules, "kaizen_async.cli.get", None)
+        with pytest.raises(ModuleNotFoundError, match=r"kaizen_async\.cli\.get"):
+            __main__.main()
+
+    def test_the_module_runs(self) -> None:
+        """And tells its version."""
+        result = subprocess.run(
+            [sys.executable, "-m", "kaizen_async", "--version"], capture_output=True, text=True, check=True
+        )
+        assert result.stdout == f"kaizen-async, version {__version__}\n"
+
+    def test_the_library_does_without_the_command(self) -> None:
+        """Whoever imports it pays for neither click nor rich."""
+        program = (
+            "import sys, kaizen_async, kaizen_async.testing.emulator\n"
+            "assert not {'click', 'rich', 'kaizen_async.cli'} & set(sys.modules), sys.modules"
+        )
+        subprocess.run([sys.executable, "-c", program], check=True)  # noqa: S603 - our own

@@ -1,0 +1,326 @@
+"""The command `kaizen-async` in a process of its own: pipes, signals, and a real terminal."""
+
+import json
+import re
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from running_command import OnTerminal, Piped
+
+from kaizen_async.testing import Fault, KaizenEmulator, Life
+
+pytestmark = pytest.mark.slow
+LOOPS = pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+
+
+@pytest.fixture
+def server() -> Iterator[KaizenEmulator]:
+    """Return an emulator on which every id exists and has ended, but for those that are added."""
+    with KaizenEmulator(default_life=Life.ended()) as running:
+        yield running
+
+
+def ids_in(output: bytes) -> list[str]:
+    """Return the ids of lines of output, in their order."""
+    return [json.loads(line)["id"] for line in output.splitlines()]
+
+
+class TestPipes:
+    """Standard input and output as pipes and files."""
+
+    @LOOPS
+    def test_a_line_is_looked_up_as_soon_as_it_is_there(self, server: KaizenEmulator, loop: str) -> None:
+        """The pipe need not end."""
+        with Piped("get", base_url=server.base_url, loop=loop) as command:
+            for number in range(3):
+                command.feed(f"exec_{number}\n".encode())
+                assert json.loads(command.line())["id"] == f"exec_{number}"
+            assert command.end() == (0, b"", "")
+
+    @LOOPS
+    def test_a_file_is_read_like_a_pipe(self, server: KaizenEmulator, tmp_path: Path, loop: str) -> None:
+        """And written like one."""
+        source, target = tmp_path / "ids.txt", tmp_path / "records.ndjson"
+        wanted = [f"exec_{number}" for number in range(300)]
+        source.write_text("\n".join(wanted))
+        with source.open() as stdin, target.open("wb") as stdout:
+            with Piped("get", "-", base_url=server.base_url, loop=loop, stdin=stdin, stdout=stdout) as command:
+                assert command.end() == (0, b"", "")
+        assert sorted(ids_in(target.read_bytes())) == sorted(wanted)
+
+    @LOOPS
+    def test_a_closed_pipe_ends_the_command_quietly(self, server: KaizenEmulator, loop: str) -> None:
+        """As `| head -1` closes it, with the status that such a signal has."""
+        with Piped("get", base_url=server.base_url, loop=loop) as command:
+            command.feed(b"exec_1\n")
+            command.line()
+            assert command.process.stdout is not None
+            command.process.stdout.close()
+            command.process.stdout = None
+            command.feed(b"exec_2\n")
+            assert command.end() == (141, b"", "")
+
+    @LOOPS
+    def test_a_slow_reader_slows_the_requests(self, server: KaizenEmulator, loop: str) -> None:
+        """What is not read is not asked for, beyond what the pipe holds; then it goes on, and nothing is lost."""
+        wanted = [f"exec_{number}" for number in range(400)]
+        with Piped("get", "-", "--concurrency", "5", base_url=server.base_url, loop=loop) as command:
+            command.feed("\n".join(wanted).encode() + b"\n")
+            first, asked = command.line(), 0
+            while asked < server.request_count:
+                asked = server.request_count
+                time.sleep(0.5)
+            assert asked < len(wanted)
+            status, rest, _ = command.end()
+        assert status == 0
+        assert sorted(ids_in(first + rest)) == sorted(wanted)
+
+    @pytest.mark.parametrize(
+        ("command", "said"),
+        [
+            ("wait", "out of time: 1 ended (Completed 1); not all of standard input was read\n"),
+            ("watch", "out of time: 1 ended, 0 failed, 0 still running; not all of standard input was read\n"),
+        ],
+    )
+    def test_a_pipe_that_stays_open_does_not_outlive_the_deadline(
+        self, server: KaizenEmulator, command: str, said: str
+    ) -> None:
+        """That it was not read to its end is told."""
+        with Piped(command, "--deadline", "1", base_url=server.base_url) as process:
+            process.feed(b"exec_1\n")
+            assert json.loads(process.line())
+            process.process.wait(20)
+            assert process.end() == (1, b"", said)
+
+    def test_a_full_disk_is_told(self, server: KaizenEmulator) -> None:
+        """In one line."""
+        with (
+            Path("/dev/full").open("wb") as full,
+            Piped("get", "exec_1", base_url=server.base_url, stdout=full) as command,
+        ):
+            assert command.end() == (1, b"", "Error: cannot write to standard output: No space left on device\n")
+
+
+class TestSignals:
+    """Ctrl-C and its like end a command cleanly."""
+
+    @pytest.mark.parametrize(
+        ("loop", "signum", "status"), [("asyncio", signal.SIGINT, 130), ("uvloop", signal.SIGTERM, 143)]
+    )
+    def test_get_tells_how_far_it_came(
+        self, server: KaizenEmulator, loop: str, signum: signal.Signals, status: int
+    ) -> None:
+        """What was found is written already."""
+        with Piped("get", "-", base_url=server.base_url, loop=loop) as command:
+            command.feed(b"exec_1\n")
+            assert ids_in(command.line()) == ["exec_1"]
+            said = "interrupted: 1 found, 0 failed, not all of standard input was read\n"
+            assert command.stopped_by(signum) == (status, b"", said)
+
+    def test_wait_leaves_a_checkpoint_that_resumes(self, server: KaizenEmulator, tmp_path: Path) -> None:
+        """Both runs together print one end for each id."""
+        server.add_many(["runs_1", "runs_2"], Life.running())
+        checkpoint = str(tmp_path / "waiting.json")
+        command_line = ("wait", "ends", "runs_1", "runs_2", "--checkpoint", checkpoint)
+        with Piped(*command_line, base_url=server.base_url) as command:
+            assert ids_in(command.line()) == ["ends"]
+            status, output, said = command.stopped_by(signal.SIGINT)
+        assert (status, output) == (130, b"")
+        assert said == (
+            "interrupted: 1 ended (Completed 1); 2 still waited for; "
+            f"run the same command again to go on from {checkpoint}\n"
+        )
+        server.add_many(["runs_1", "runs_2"], Life.ended())
+        with Piped(*command_line, base_url=server.base_url) as command:
+            status, output, said = command.end()
+        assert status == 0
+        assert sorted(ids_in(output)) == ["runs_1", "runs_2"]
+        assert said == f"2 ended (Completed 2); nothing is left to do, so {checkpoint} is removed\n"
+
+    def test_an_end_whose_line_found_no_reader_is_printed_by_the_next_run(
+        self, server: KaizenEmulator, tmp_path: Path
+    ) -> None:
+        """It counts as printed only when it is."""
+        checkpoint = str(tmp_path / "waiting.json")
+        with Piped("wait", "-", "--checkpoint", checkpoint, base_url=server.base_url) as command:
+            command.feed(b"exec_1\n")
+            ended = ids_in(command.line())
+            assert command.process.stdout is not None
+            command.process.stdout.close()
+            command.process.stdout = None
+            command.feed(b"exec_2\n")
+            command.process.wait(20)
+            assert command.end() == (141, b"", "")
+        with Piped("wait", "-", "--checkpoint", checkpoint, base_url=server.base_url) as command:
+            command.feed(b"exec_1\nexec_2\nexec_3\n")
+            status, output, _ = command.end()
+        assert status == 0
+        assert ended == ["exec_1"]
+        assert sorted(ids_in(output)) == ["exec_2", "exec_3"]
+
+    def test_a_process_that_is_killed_leaves_what_it_last_saved(self, server: KaizenEmulator, tmp_path: Path) -> None:
+        """The next run prints at least what the first did not."""
+        server.add_many(["runs_1", "runs_2"], Life.running())
+        checkpoint = str(tmp_path / "waiting.json")
+        command_line = ("wait", "ends", "runs_1", "runs_2", "--checkpoint", checkpoint)
+        with Piped(*command_line, base_url=server.base_url) as command:
+            first = ids_in(command.line())
+            assert command.stopped_by(signal.SIGKILL) == (-signal.SIGKILL, b"", "")
+        server.add_many(["runs_1", "runs_2"], Life.ended())
+        with Piped(*command_line, base_url=server.base_url) as command:
+            status, output, _ = command.end()
+        assert status == 0
+        assert set(first + ids_in(output)) == {"ends", "runs_1", "runs_2"}
+        assert Counter(ids_in(output)).most_common(1)[0][1] == 1
+
+    def test_the_emulator_serves_until_then(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What it printed can be pasted, and Ctrl-C is its normal end."""
+        settings = ("--port", "0", "--executions", "2", "--duration", "0", "--fail-rate", "1", "--api-key-required")
+        with Piped("emulator", *settings, base_url="") as emulator:
+            said = emulator.line() + emulator.line() + emulator.line()
+            base_url = re.findall(rb"http://\S+/", said)[0].decode()
+            assert (
+                f"KAIZEN_API_KEY=emulator-key KAIZEN_BASE_URL={base_url} kaizen-async watch exec_1 exec_2\n"
+                in said.decode()
+            )
+            with Piped("get", "exec_1", base_url=base_url) as command:
+                assert command.end()[0] == 2
+            monkeypatch.setenv("KAIZEN_API_KEY", "emulator-key")
+            with Piped("get", "exec_2", "exec_3", base_url=base_url) as command:
+                status, output, _ = command.end()
+            assert status == 1
+            assert [json.loads(line).get("status") for line in output.splitlines()] == ["Failed", None]
+            status, rest, _ = emulator.stopped_by(signal.SIGINT)
+        assert status == 0
+        assert rest.splitlines()[-1] == b"3 requests, answered 200: 1, 401: 1, 404: 1"
+
+    def test_an_emulator_that_nobody_asked_says_so(self, server: KaizenEmulator) -> None:
+        """Any id exists on it; a port that is taken is told."""
+        with Piped("emulator", "--port", "0", "--rate-limit", "5", "--faults", "0.1", base_url="") as emulator:
+            assert b"exec_1 exec_2 exec_3" in emulator.line() + emulator.line() + emulator.line()
+            assert emulator.stopped_by(signal.SIGTERM)[1].splitlines()[-1] == b"0 requests"
+        port = server.base_url.split(":")[-1].strip("/")
+        with Piped("emulator", "--port", port, base_url="") as emulator:
+            status, _, said = emulator.end()
+        assert status == 2
+        assert "Address already in use; --port 0 takes a free port" in said
+
+
+class TestTerminal:
+    """What people see."""
+
+    def test_get_shows_a_table(self, server: KaizenEmulator) -> None:
+        """Short work shows no progress."""
+        with OnTerminal("get", "exec_1", "exec_2", base_url=server.base_url) as terminal:
+            status, screen = terminal.end()
+        header, first, second = screen.splitlines()
+        assert header.split() == ["ID", "WORKFLOW", "STATUS", "STARTED", "TOOK"]
+        assert first.startswith("exec_1 ")
+        assert second.startswith("exec_2 ")
+        assert "Completed" in first
+        assert status == 0
+
+    def test_get_shows_the_progress_of_long_work(self, server: KaizenEmulator) -> None:
+        """Below the table, with what has failed; Ctrl-C ends it with a word on the rest."""
+        server.faults.always(Fault.hang(), id="hangs")
+        server.faults.always(Fault.status(404), id="missing")
+        with OnTerminal("get", "exec_1", "missing", "hangs", base_url=server.base_url) as terminal:
+            terminal.until(r"missing .*404")
+            terminal.until(r"2/3 .* 1 failed")
+            terminal.press("\x03")
+            status, screen = terminal.end()
+        assert status == 130
+        assert screen.splitlines()[-1] == "interrupted: 1 found, 1 failed, 1 not looked up"
+        assert "Traceback" not in screen
+
+    def test_ids_can_be_typed(self, server: KaizenEmulator) -> None:
+        """A dash is needed for that; no progress gets in the way."""
+        with OnTerminal("get", "-", base_url=server.base_url) as terminal:
+            terminal.press("exec_1\n")
+            terminal.until(r"exec_1 .*Completed")
+            terminal.press("exec_2\n\x04")
+            assert "exec_2" in terminal.until(r"exec_2 .*Completed")
+            assert terminal.end()[0] == 0
+
+    @pytest.mark.parametrize("command", ["get", "wait", "watch"])
+    def test_without_ids_nothing_is_read_from_a_terminal(self, server: KaizenEmulator, command: str) -> None:
+        """It would look as if the command hung."""
+        with OnTerminal(command, base_url=server.base_url) as terminal:
+            status, screen = terminal.end()
+        assert status == 2
+        assert f"no ids: name some (kaizen-async {command} exec_1 exec_2)" in " ".join(screen.split())
+
+    def test_progress_goes_to_standard_error(self, server: KaizenEmulator, tmp_path: Path) -> None:
+        """Lines of JSON go where standard output goes; in the end the counts stay."""
+        server.faults.always(Fault.latency(0.3))
+        source, target = tmp_path / "ids.txt", tmp_path / "records.ndjson"
+        source.write_text("\n".join(f"exec_{number}" for number in range(30)))
+        with OnTerminal("get", "--concurrency", "5", base_url=server.base_url, stdin=source, stdout=target) as terminal:
+            terminal.until(r"\d+/\?")
+            status, screen = terminal.end()
+        assert status == 0
+        assert screen.splitlines()[-1] == "30 found, 0 failed"
+        assert len(ids_in(target.read_bytes())) == 30
+
+    def test_wait_shows_counts_by_status(self, server: KaizenEmulator, tmp_path: Path) -> None:
+        """Those of the executions that run, of those that have ended, and the errors; the extra watch costs no poll."""
+        server.add_many(["runs_1", "runs_2"], Life.running())
+        server.faults.always(Fault.status(404), id="missing")
+        source = tmp_path / "ids.txt"
+        source.write_text("runs_1\nruns_2\nended\nmissing")
+        with OnTerminal("wait", base_url=server.base_url, stdin=source) as terminal:
+            terminal.until(r"2/4 .* Completed 1 · InProgress 2 · errors 1")
+            terminal.press("\x03")
+            status, screen = terminal.end()
+        assert status == 130
+        assert screen.splitlines()[-1] == "interrupted: 1 ended (Completed 1 · errors 1); 2 still waited for"
+        assert server.requests_for("ended") == 1
+
+    def test_wait_goes_on_from_a_checkpoint_without_ids(self, server: KaizenEmulator, tmp_path: Path) -> None:
+        """The counts are those of the rest."""
+        server.add("exec_1", Life.running())
+        checkpoint = str(tmp_path / "waiting.json")
+        with OnTerminal("wait", "exec_1", "exec_2", "--checkpoint", checkpoint, base_url=server.base_url) as terminal:
+            terminal.until("1/2")
+            terminal.press("\x03")
+            assert terminal.end()[0] == 130
+        with OnTerminal("wait", "--checkpoint", checkpoint, base_url=server.base_url) as terminal:
+            terminal.until("0/1 .* InProgress 1")
+            server.add("exec_1", Life.ended())
+            assert "exec_1" in terminal.until(r"exec_1 .*Completed")
+            assert terminal.end()[0] == 0
+
+    def test_watch_shows_a_live_table(self, server: KaizenEmulator) -> None:
+        """Changes show in place; Ctrl-C ends it."""
+        server.add("exec_1", Life.running(status="Enqueued"))
+        with OnTerminal("watch", "exec_1", "exec_2", base_url=server.base_url) as terminal:
+            terminal.until(r"exec_1 .*Enqueued")
+            server.add("exec_1", Life.running())
+            terminal.until(r"exec_1 .*InProgress .* ago")
+            terminal.press("\x03")
+            status, screen = terminal.end()
+        assert status == 130
+        assert screen.splitlines()[-1] == "interrupted: 1 ended, 0 failed, 1 still running"
+
+    def test_watch_takes_ids_from_a_file(self, server: KaizenEmulator, tmp_path: Path) -> None:
+        """The table stays when all have ended."""
+        source = tmp_path / "ids.txt"
+        source.write_text("exec_1\nexec_2\n")
+        with OnTerminal("watch", base_url=server.base_url, stdin=source) as terminal:
+            status, screen = terminal.end()
+        assert status == 0
+        assert screen.splitlines()[-1].strip() == "Completed 2"
+
+    def test_the_demo_can_be_interrupted(self) -> None:
+        """It shows what it has got so far."""
+        with OnTerminal("demo", "--executions", "1000000", base_url="") as terminal:
+            terminal.until(r"\d+/1000000 .* retries")
+            terminal.press("\x03")
+            status, screen = terminal.end()
+        assert status == 130
+        assert re.search(r"unfinished +\d", screen)
+        assert re.fullmatch(r"[\d,]+ of 1,000,000 accounted for", screen.splitlines()[-1])

@@ -1,0 +1,457 @@
+"""The client: its settings reach the wire, and it lives and ends well, in one event loop or in several."""
+
+import asyncio
+import concurrent.futures
+import gc
+import os
+import subprocess
+import sys
+import textwrap
+import traceback
+import warnings
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+import uvloop
+from scripted_server import Request, Script, ScriptedServer, ok, response, settle
+from scripted_transport import ScriptedTransport
+from virtual_time import virtual_time
+from yarl import URL
+
+from kaizen_async import (
+    AuthenticationError,
+    ClientClosedError,
+    InstructorExecution,
+    KaizenClient,
+    KaizenError,
+    NotFoundError,
+    RetryPolicy,
+)
+from kaizen_async.testing import Fault, KaizenEmulator, Life
+
+KEY = "s3cr3t-key"
+
+
+async def test_key_and_url_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that code need not hold them."""
+    async with ScriptedServer() as server:
+        monkeypatch.setenv("KAIZEN_API_KEY", KEY)
+        monkeypatch.setenv("KAIZEN_BASE_URL", f"{server.url}/gateway")
+        async with KaizenClient() as client:
+            await client.instructor_executions.get("a")
+        (request,) = server.requests
+        assert request.target == "/gateway/instructor/executions/get"
+        assert request.headers["authorization"] == f"Bearer {KEY}"
+
+
+async def test_what_is_passed_in_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both for the key and the URL."""
+    async with ScriptedServer() as server:
+        monkeypatch.setenv("KAIZEN_API_KEY", "another")
+        monkeypatch.setenv("KAIZEN_BASE_URL", "https://another.example")
+        async with KaizenClient(KEY, base_url=server.url) as client:
+            await client.instructor_executions.get("a")
+        (request,) = server.requests
+        assert request.target == "/instructor/executions/get"
+        assert request.headers["authorization"] == f"Bearer {KEY}"
+
+
+async def test_without_a_key_none_is_sent() -> None:
+    """A proxy may add it."""
+    async with ScriptedServer() as server, KaizenClient(base_url=server.url) as client:
+        await client.instructor_executions.get("a")
+        assert "authorization" not in server.requests[0].headers
+
+
+async def test_a_wrong_key_is_an_authentication_error_that_does_not_show_it(emulator: KaizenEmulator) -> None:
+    """And tells where to look."""
+    with KaizenEmulator(api_key="right") as guarded:
+        async with KaizenClient(KEY, base_url=guarded.base_url) as client:
+            with pytest.raises(AuthenticationError, match="check api_key or KAIZEN_API_KEY") as caught:
+                await client.instructor_executions.get("a")
+        assert guarded.request_count == 1
+    assert KEY not in "".join(traceback.format_exception(caught.value))
+    assert KEY not in repr(vars(client))
+
+
+def test_its_repr_says_where_it_leads_and_hides_the_key() -> None:
+    """For logs and debuggers."""
+    client = KaizenClient(KEY, base_url="https://gateway.example/kaizen")
+    assert repr(client) == "<KaizenClient https://gateway.example/kaizen/ open>"
+    asyncio.run(client.aclose())
+    assert repr(client) == "<KaizenClient https://gateway.example/kaizen/ closed>"
+
+
+async def test_concurrency_bounds_the_requests_under_way(emulator: KaizenEmulator) -> None:
+    """As the server sees it."""
+    ids = [f"e{n}" for n in range(60)]
+    emulator.add_many(ids)
+    emulator.faults.always(Fault.latency(0.01))
+    async with KaizenClient(base_url=emulator.base_url, concurrency=7) as client:
+        outcomes = await client.instructor_executions.get_many(ids)
+    assert all(outcome.ok for outcome in outcomes)
+    assert emulator.max_in_flight == 7
+
+
+async def test_the_largest_answer_is_a_setting() -> None:
+    """What is larger is refused."""
+    async with ScriptedServer() as server, KaizenClient(base_url=server.url, max_response_bytes=100) as client:
+        with pytest.raises(KaizenError, match=r"larger than max_response_bytes \(100\)"):
+            await client.instructor_executions.get("a")
+
+
+class Slim(msgspec.Struct):
+    """The least of a record."""
+
+    id: str
+    status: str
+
+
+async def test_another_kind_of_look_up_is_a_declaration() -> None:
+    """Its path, its record, how the answer holds it: all verbs are there."""
+
+    def play(request: Request) -> Script:
+        return [response({"execution": {"id": request.id, "status": "Paused", "more": 1}})]
+
+    async with ScriptedServer(play) as server, KaizenClient(base_url=f"{server.url}/x") as client:
+        workflow_executions = client.lookups("executions/get", Slim, unwrap="execution")
+        assert await workflow_executions.get("a") == Slim("a", "Paused")
+        (outcome,) = await workflow_executions.get_many(["b"])
+        assert outcome.execution == Slim("b", "Paused")
+        assert {request.target for request in server.requests} == {"/x/executions/get"}
+
+
+def test_the_verbs_of_a_client_are_made_once() -> None:
+    """Callers who look an id up at the same time share a request, so they must share the state behind it."""
+    client = KaizenClient()
+    assert client.instructor_executions is client.instructor_executions
+
+
+def client_connections(emulator: KaizenEmulator) -> int:
+    """Return how many connections to an emulator are open once it is quiet."""
+    asyncio.run(emulator.until_quiet())
+    return emulator.open_connections
+
+
+def test_one_client_serves_one_event_loop_after_another(emulator: KaizenEmulator) -> None:
+    """Made before any loop runs; nothing is left open by the loops that ended, and no warning is given."""
+    emulator.add("a")
+    client = KaizenClient(base_url=emulator.base_url)
+
+    async def main() -> InstructorExecution:
+        return await client.instructor_executions.get("a")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            assert asyncio.run(main(), debug=True).id == "a"
+            assert client.stats().in_flight == 0
+        asyncio.run(client.aclose())
+        with pytest.raises(ClientClosedError):
+            asyncio.run(main())
+    assert client_connections(emulator) == 0
+
+
+def test_it_goes_from_one_kind_of_loop_to_another(emulator: KaizenEmulator) -> None:
+    """Uvloop is a loop like any other."""
+    emulator.add("a")
+    client = KaizenClient(base_url=emulator.base_url)
+
+    async def main() -> str:
+        return (await client.instructor_executions.get("a")).id
+
+    for factory in (asyncio.new_event_loop, uvloop.new_event_loop, asyncio.new_event_loop):
+        with asyncio.Runner(loop_factory=factory) as runner:
+            assert runner.run(main()) == "a"
+
+
+def test_what_it_learned_outlives_a_loop(emulator: KaizenEmulator) -> None:
+    """Totals and budget belong to the client."""
+    emulator.add("a")
+    client = KaizenClient(base_url=emulator.base_url)
+
+    async def main() -> None:
+        await client.instructor_executions.get("a")
+
+    for _ in range(3):
+        asyncio.run(main())
+    assert client.stats().succeeded == 3
+
+
+def test_it_refuses_to_serve_two_loops_at_once(emulator: KaizenEmulator) -> None:
+    """And says what to do; the first loop is not disturbed."""
+    emulator.add("a")
+    client = KaizenClient(base_url=emulator.base_url)
+
+    async def use() -> str:
+        return (await client.instructor_executions.get("a")).id
+
+    with asyncio.Runner() as first, asyncio.Runner() as second:
+        assert first.run(use()) == "a"
+        with pytest.raises(RuntimeError, match="create one client for each event loop"):
+            second.run(use())
+        assert first.run(use()) == "a"
+        with pytest.raises(RuntimeError, match="in use by another event loop; close it there"):
+            second.run(client.aclose())
+        first.run(client.aclose())
+    assert client_connections(emulator) == 0
+
+
+async def test_verbs_need_a_running_loop() -> None:
+    """A stream is made where it is used."""
+    client = KaizenClient()
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        made = pool.submit(client.instructor_executions.stream, ["a"])
+        with pytest.raises(RuntimeError, match="no running event loop"):
+            made.result()
+
+
+async def test_leaving_the_block_closes_it(emulator: KaizenEmulator) -> None:
+    """Connections included, also after an error."""
+    emulator.add("a")
+    with pytest.raises(ZeroDivisionError):
+        async with KaizenClient(base_url=emulator.base_url) as client:
+            await client.instructor_executions.get("a")
+            assert emulator.open_connections == 1
+            raise ZeroDivisionError
+    await emulator.until_quiet()
+    with pytest.raises(ClientClosedError, match="create a new KaizenClient"):
+        await client.instructor_executions.get("a")
+
+
+async def test_closing_twice_or_unused_is_fine(emulator: KaizenEmulator) -> None:
+    """In any order, also both at once."""
+    unused = KaizenClient()
+    await unused.aclose()
+    await unused.aclose()
+    emulator.add("a")
+    client = KaizenClient(base_url=emulator.base_url)
+    await client.instructor_executions.get("a")
+    await asyncio.gather(client.aclose(), client.aclose())
+    await client.aclose()
+    await emulator.until_quiet()
+
+
+async def test_closing_ends_what_is_on_the_wire(emulator: KaizenEmulator) -> None:
+    """Requests hanging before their headers and in the midst of their body alike."""
+    emulator.add_many(["a", "b"])
+    emulator.faults.always(Fault.hang(), id="a")
+    emulator.faults.always(Fault.stalled_body(), id="b")
+    client = KaizenClient(base_url=emulator.base_url)
+    tasks = [asyncio.create_task(client.instructor_executions.get(i)) for i in "ab"]
+    while emulator.request_count < 2:  # noqa: ASYNC110 - the emulator tells nobody
+        await asyncio.sleep(0.005)
+    await asyncio.sleep(0.02)
+    await client.aclose()
+    for result in await asyncio.gather(*tasks, return_exceptions=True):
+        assert isinstance(result, ClientClosedError)
+        assert result.attempts == 1
+    await emulator.until_quiet()
+
+
+async def test_a_session_passed_in_is_used_and_left_open(emulator: KaizenEmulator) -> None:
+    """Who opened it closes it."""
+    emulator.add("a")
+    async with aiohttp.ClientSession(headers={"X-Team": "blue"}) as session:
+        async with KaizenClient(base_url=emulator.base_url, session=session) as client:
+            assert (await client.instructor_executions.get("a")).id == "a"
+        assert not session.closed
+
+
+def test_a_session_passed_in_binds_the_client_to_its_loop(emulator: KaizenEmulator) -> None:
+    """A second loop is refused with the way out."""
+    emulator.add("a")
+
+    async def make() -> KaizenClient:
+        async with aiohttp.ClientSession() as session:
+            client = KaizenClient(base_url=emulator.base_url, session=session)
+            await client.instructor_executions.get("a")
+            return client
+
+    client = asyncio.run(make())
+    with pytest.raises(RuntimeError, match="leave session out, and the client opens one for each"):
+        asyncio.run(use(client))
+
+
+async def use(client: KaizenClient) -> str:
+    """Look one execution up."""
+    return (await client.instructor_executions.get("a")).id
+
+
+async def forget(emulator: KaizenEmulator) -> None:
+    """Use a client and let go of it."""
+    client = KaizenClient(base_url=emulator.base_url)
+    await use(client)
+
+
+async def test_a_forgotten_client_warns_and_is_closed(emulator: KaizenEmulator) -> None:
+    """The warning says where it was created; aiohttp's own complaints are not needed on top."""
+    emulator.add("a")
+    with pytest.warns(ResourceWarning) as caught:  # noqa: PT031 - the forgetting is the point
+        await forget(emulator)
+        gc.collect()
+        await emulator.until_quiet()
+        await settle()
+    (warning,) = caught
+    assert str(warning.message).startswith(f"KaizenClient created at {__file__}:")
+    assert str(warning.message).endswith(
+        "use it as `async with KaizenClient() as kaizen:` or call `await kaizen.aclose()`"
+    )
+
+
+def test_a_client_forgotten_beyond_its_loop_needs_no_warning(emulator: KaizenEmulator) -> None:
+    """`asyncio.run` has closed its connections."""
+    emulator.add("a")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        client = KaizenClient(base_url=emulator.base_url)
+        asyncio.run(use(client))
+        del client
+        gc.collect()
+    assert client_connections(emulator) == 0
+
+
+def test_a_client_forgotten_between_two_runs_of_its_loop_warns(emulator: KaizenEmulator) -> None:
+    """Nothing can be closed at that moment; the end of the loop does it."""
+    emulator.add("a")
+    with asyncio.Runner() as runner:
+        client = KaizenClient(base_url=emulator.base_url)
+        runner.run(use(client))
+        with pytest.warns(ResourceWarning, match=r"^KaizenClient created at .* was never closed"):  # noqa: PT031
+            del client
+            gc.collect()
+    assert client_connections(emulator) == 0
+
+
+async def test_a_client_that_sent_nothing_may_be_forgotten() -> None:
+    """It holds nothing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        client = KaizenClient()
+        assert client.stats().attempts == 0
+        del client
+        gc.collect()
+
+
+def test_a_client_that_could_not_be_made_leaves_no_trace() -> None:
+    """Its finalizer does not stumble over what was never set."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match="concurrency"):
+            KaizenClient(concurrency=0)
+        with pytest.raises(TypeError):
+            KaizenClient(no_such_setting=1)  # type: ignore[call-arg]
+        gc.collect()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_uses_connections_of_its_own(emulator: KaizenEmulator) -> None:
+    """And leaves those of its parent alone, which goes on with them."""
+    emulator.add("a")
+    script = """
+        import asyncio, os, sys
+        from kaizen_async import KaizenClient
+
+        async def use():
+            return (await client.instructor_executions.get("a")).id
+
+        client = KaizenClient(base_url=sys.argv[1])
+        with asyncio.Runner() as runner:
+            assert runner.run(use()) == "a"
+            child = os.fork()
+            if child == 0:
+                asyncio.set_event_loop(None)
+                asyncio.events._set_running_loop(None)
+                with asyncio.Runner() as own:
+                    assert own.run(use()) == "a"
+                    own.run(client.aclose())
+                    del client
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+            assert runner.run(use()) == "a"
+            runner.run(client.aclose())
+        print("done")
+    """
+    ran = subprocess.run(  # noqa: S603 - our own script
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(script), emulator.base_url],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert (ran.stdout, ran.stderr, ran.returncode) == ("done\n", "", 0)
+    assert emulator.requests_for("a") == 3
+
+
+def test_nothing_warns_in_a_whole_life_with_everything_switched_on(emulator: KaizenEmulator) -> None:
+    """A process under `-W error` and asyncio's debug mode says nothing but its own words."""
+    emulator.add_many([f"e{n}" for n in range(30)])
+    emulator.faults.chance(Fault.status(503), 0.2)
+    script = """
+        import asyncio, sys
+        from kaizen_async import KaizenClient, KaizenError, RetryPolicy
+
+        async def main():
+            async with KaizenClient(base_url=sys.argv[1], retry=RetryPolicy(initial_backoff=0.01)) as kaizen:
+                executions = kaizen.instructor_executions
+                ids = [f"e{n}" for n in range(30)]
+                assert all(outcome.ok for outcome in await executions.get_many(ids))
+                async with executions.stream(iter(ids)) as outcomes:
+                    async for outcome in outcomes:
+                        break
+                try:
+                    await executions.get("missing")
+                except KaizenError as error:
+                    print(type(error).__name__)
+
+        asyncio.run(main(), debug=True)
+    """
+    ran = subprocess.run(  # noqa: S603 - our own script
+        [sys.executable, "-X", "dev", "-W", "error", "-c", textwrap.dedent(script), emulator.base_url],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert (ran.stdout, ran.stderr, ran.returncode) == ("NotFoundError\n", "", 0)
+
+
+async def test_a_subclass_is_still_a_client(emulator: KaizenEmulator) -> None:
+    """With its own look-ups beside ours."""
+
+    class Ours(KaizenClient):
+        def __init__(self, **settings: Any) -> None:
+            super().__init__(deadline=5, **settings)
+            self.slim = self.lookups("instructor/executions/get", Slim)
+
+    emulator.add("a", Life.ended(status="Failed"))
+    async with Ours(base_url=emulator.base_url) as client:
+        assert await client.slim.get("a") == Slim("a", "Failed")
+
+
+@virtual_time
+async def test_equal_policies_share_their_look_ups() -> None:
+    """Passing the client's own policy in again changes nothing."""
+    transport = ScriptedTransport()
+    async with transport.client(retry=RetryPolicy(max_attempts=2)) as client:
+        executions = client.instructor_executions
+        await asyncio.gather(executions.get("a"), executions.get("a", retry=RetryPolicy(max_attempts=2)))
+        assert transport.ids == ["a"]
+
+
+async def test_a_name_with_a_path_prefix_is_kept_in_front() -> None:
+    """Of every kind of look-up."""
+    async with ScriptedServer(lambda request: [ok(request)]) as server:
+        async with KaizenClient(base_url=f"{server.url}/a/b%20c/") as client:
+            await client.instructor_executions.get("a")
+        assert URL(server.url + server.requests[0].target).path == "/a/b c/instructor/executions/get"
+
+
+async def test_not_found_is_not_retried_on_the_wire(emulator: KaizenEmulator) -> None:
+    """One request, one error."""
+    async with KaizenClient(base_url=emulator.base_url) as client:
+        with pytest.raises(NotFoundError, match=r"^missing: the server answered 404 Not Found: there is no execution"):
+            await client.instructor_executions.get("missing")
+    assert emulator.requests_for("missing") == 1

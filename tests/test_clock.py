@@ -1,0 +1,238 @@
+"""The time that waits live in: the real one, and the one that a test can make pass."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from kaizen_async import DeadlineExceededError, KaizenClient, PollPolicy, RetryPolicy
+from kaizen_async.clock import SystemClock, sleep
+from kaizen_async.testing import Fault, KaizenEmulator, Life, VirtualClock
+from kaizen_async.testing.clock import IDLE_STEPS
+
+HOURS = 3600.0
+NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+async def test_the_system_clock_is_the_systems() -> None:
+    """Monotonic for intervals, and the date for what records say."""
+    clock = SystemClock()
+    before = time.monotonic(), time.time()
+    assert before[0] <= clock.time() <= time.monotonic()
+    assert before[1] <= clock.wall() <= time.time()
+    called = asyncio.Event()
+    start = clock.time()
+    clock.call_at(start + 0.01, called.set)
+    clock.call_at(start, pytest.fail).cancel()
+    clock.hold()
+    clock.release()
+    await called.wait()
+    assert clock.time() >= start + 0.009
+    assert clock.random.random() != SystemClock().random.random()
+
+
+async def test_sleeping_ends_with_its_time_or_with_the_sleeper() -> None:
+    """A timer that is not needed any more is cancelled."""
+    clock = VirtualClock()
+    await sleep(clock, 5)
+    assert clock.time() == 5
+    task = asyncio.create_task(sleep(clock, 100))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    await sleep(clock, 200)
+    assert clock.time() == 205
+
+
+async def test_virtual_time_jumps_to_what_is_due_next() -> None:
+    """In order, by time and then by who came first; what is cancelled is passed over."""
+    clock = VirtualClock(epoch=NEW_YEAR)
+    seen: list[tuple[str, float]] = []
+    over = asyncio.Event()
+
+    def note(name: str) -> None:
+        seen.append((name, clock.time()))
+
+    clock.call_at(30, lambda: note("last"))
+    clock.call_at(20, lambda: note("second"))
+    clock.call_at(10, lambda: note("first"))
+    clock.call_at(20, lambda: note("third"))
+    clock.call_at(15, lambda: note("never")).cancel()
+    clock.call_at(40, over.set)
+    real = time.monotonic()
+    await over.wait()
+    assert seen == [("first", 10), ("second", 20), ("third", 20), ("last", 30)]
+    assert clock.time() == 40
+    assert clock.wall() == NEW_YEAR.timestamp() + 40
+    assert time.monotonic() - real < 10
+
+
+async def test_what_is_due_now_comes_at_once() -> None:
+    """Even while a request holds the clock: time need not pass for it."""
+    clock = VirtualClock()
+    called = asyncio.Event()
+    clock.hold()
+    clock.call_at(0, called.set)
+    clock.call_at(-5, called.set).cancel()
+    await called.wait()
+    assert clock.time() == 0
+    clock.release()
+
+
+async def test_virtual_time_stands_still_while_it_is_held() -> None:
+    """However long that takes, and until the last who holds it lets go."""
+    clock = VirtualClock()
+    over = asyncio.Event()
+    clock.hold()
+    clock.hold()
+    clock.call_at(1, over.set)
+    for _ in range(2):
+        for _ in range(3 * IDLE_STEPS):
+            await asyncio.sleep(0)
+        assert clock.time() == 0
+        clock.release()
+    await over.wait()
+    assert clock.time() == 1
+
+
+async def test_virtual_time_waits_for_results_to_travel() -> None:
+    """A chain of tasks that each lead to the next costs no virtual time."""
+    clock = VirtualClock()
+    clock.call_at(100, lambda: None)
+    for _ in range(5 * IDLE_STEPS):
+        await asyncio.sleep(0)
+        clock.call_at(50, lambda: None).cancel()
+    assert clock.time() == 0
+
+
+async def test_a_callback_that_raises_does_not_stop_the_clock() -> None:
+    """The loop is told, and time goes on."""
+    clock = VirtualClock()
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    over = asyncio.Event()
+    clock.call_at(1, lambda: 1 // 0)
+    clock.call_at(2, over.set)
+    await over.wait()
+    assert [type(complaint["exception"]) for complaint in complaints] == [ZeroDivisionError]
+
+
+def test_a_virtual_clock_serves_one_loop_after_another() -> None:
+    """Time goes on where it was; what was to come in the loop before is forgotten, held or not."""
+    clock = VirtualClock()
+
+    async def first() -> None:
+        await sleep(clock, 5)
+        clock.call_at(6, lambda: pytest.fail("of a loop that is gone"))
+        clock.hold()
+
+    async def second() -> None:
+        await sleep(clock, 5)
+        assert clock.time() == 10
+        clock.hold()
+        clock.release()
+
+    asyncio.run(first())
+    asyncio.run(second())
+
+
+def test_the_epoch_is_a_moment() -> None:
+    """By default the present; without a time zone it would be none."""
+    before = time.time()
+    assert before <= VirtualClock().wall() <= time.time()
+    with pytest.raises(ValueError, match="time zone"):
+        VirtualClock(epoch=NEW_YEAR.replace(tzinfo=None))
+
+
+def test_equal_seeds_give_equal_numbers() -> None:
+    """And others others."""
+    assert VirtualClock(seed=1).random.random() == VirtualClock(seed=1).random.random()
+    assert VirtualClock(seed=1).random.random() != VirtualClock(seed=2).random.random()
+
+
+@contextlib.asynccontextmanager
+async def world(clock: VirtualClock, **settings: Any) -> AsyncIterator[tuple[KaizenEmulator, KaizenClient]]:
+    """Run an emulator and a client that live in virtual time."""
+    async with KaizenEmulator(clock=clock.time, epoch=clock.epoch) as emulator:
+        async with KaizenClient(base_url=emulator.base_url, clock=clock, **settings) as client:
+            yield emulator, client
+
+
+async def test_three_hours_pass_on_real_sockets_in_a_moment() -> None:
+    """Through every status of a scripted life, an unknown one among them, the same scheduler polling as ever."""
+    life = Life.of(("Enqueued", 0), ("InProgress", 600), ("Zorp", 2 * HOURS), ("Completed", 3 * HOURS))
+    clock = VirtualClock()
+    real = time.monotonic()
+    async with world(clock, poll=PollPolicy(max_interval=600)) as (emulator, client):
+        emulator.add("exec_1", life)
+        seen = []
+        async with client.instructor_executions.watch("exec_1", deadline=4 * HOURS) as changes:
+            async for change in changes:
+                assert change.after is not None
+                seen.append(change.after.status.value)
+        assert seen == ["Enqueued", "InProgress", "Zorp", "Completed"]
+        assert 3 * HOURS <= clock.time() <= 3 * HOURS + 660
+    assert time.monotonic() - real < 60
+
+
+async def polled_at(seed: int) -> list[float]:
+    """Return when an execution is polled, in a life with troubles."""
+    clock = VirtualClock(seed=seed, epoch=NEW_YEAR)
+    times: list[float] = []
+
+    class Noting(KaizenEmulator):
+        def _ordinary_answer(self, *args: Any) -> Any:
+            times.append(clock.time())
+            return super()._ordinary_answer(*args)
+
+    async with Noting(clock=clock.time, epoch=clock.epoch) as emulator:
+        emulator.add("exec_1", Life.lasting(300))
+        emulator.faults.next(Fault.status(503), times=3)
+        async with KaizenClient(base_url=emulator.base_url, clock=clock) as client:
+            await client.instructor_executions.wait("exec_1")
+    return times
+
+
+async def test_virtual_time_is_deterministic() -> None:
+    """The same seed, the same polls at exactly the same times, although back-off and intervals are random."""
+    times = await polled_at(1)
+    assert len(times) > 20
+    assert await polled_at(1) == times
+    assert await polled_at(2) != times
+
+
+async def test_back_off_pauses_and_deadlines_pass_in_virtual_time() -> None:
+    """Requests take real time, everything between them does not."""
+    clock = VirtualClock()
+    real = time.monotonic()
+    retry = RetryPolicy(max_attempts=3, initial_backoff=3600, max_backoff=3600)
+    async with world(clock, deadline=None, retry=retry) as (emulator, client):
+        emulator.add("a", Life.ended())
+        emulator.faults.next(Fault.status(503, headers={"Retry-After": "7200"}))
+        emulator.faults.next(Fault.status(500))
+        await client.instructor_executions.get("a")
+        assert clock.time() >= 2 * HOURS
+        emulator.add("b", Life.running())
+        start = clock.time()
+        with pytest.raises(DeadlineExceededError):
+            await client.instructor_executions.wait("b", deadline=24 * HOURS, poll=PollPolicy(max_interval=HOURS))
+        assert clock.time() == start + 24 * HOURS
+    assert time.monotonic() - real < 60
+
+
+async def test_many_waits_share_virtual_time() -> None:
+    """Each ends at its own virtual time, in order."""
+    clock = VirtualClock()
+    async with world(clock) as (emulator, client):
+        for number in range(10):
+            emulator.add(f"e{number}", Life.lasting(60 + 20 * number))
+        ends = []
+        async with client.instructor_executions.wait_many(f"e{number}" for number in range(10)) as outcomes:
+            async for outcome in outcomes:
+                ends.append((outcome.id, clock.time()))
+        assert [end[0] for end in ends] == [f"e{number}" for number in range(10)]
+        assert all(60 + 20 * number <= end[1] <= 60 + 20 * number + 16 for number, end in enumerate(ends))

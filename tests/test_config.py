@@ -1,0 +1,214 @@
+"""Settings and policies refuse what cannot work, where it is written, and say what to do."""
+
+import math
+import re
+from typing import Any
+
+import pytest
+
+from kaizen_async import KaizenClient, RetryPolicy, __version__
+from kaizen_async.config import DEFAULT_BASE_URL, RETRIED_STATUSES, require_duration, resolve_api_key, resolve_base_url
+
+
+def base_url(text: str | None, environment: dict[str, str] | None = None, *, insecure: bool = False) -> str:
+    """Return the base URL that is used."""
+    return str(resolve_base_url(text, allow_insecure_http=insecure, environment=environment or {}))
+
+
+def test_the_key_given_wins_over_the_environment() -> None:
+    """KAIZEN_API_KEY is only asked when no key is passed; an empty variable is none."""
+    assert resolve_api_key("given", {"KAIZEN_API_KEY": "found"}) == "given"
+    assert resolve_api_key(None, {"KAIZEN_API_KEY": "found"}) == "found"
+    assert resolve_api_key(None, {"KAIZEN_API_KEY": ""}) is None
+    assert resolve_api_key(None, {}) is None
+
+
+@pytest.mark.parametrize(
+    "key", ["", " ", "s3cr3t\n", "\ns3cr3t", "a s3cr3t", "s3cr3t\x00", "s3cr3t\x7f", "s3cr3tß", "s3cr3t\r\nX: y"]
+)
+def test_a_key_that_cannot_travel_in_a_header_is_refused_unseen(key: str) -> None:
+    """The message tells how such a key comes about, and does not show it."""
+    with pytest.raises(ValueError, match=r"use \.strip\(\)") as caught:
+        resolve_api_key(key, {})
+    assert "s3cr3t" not in str(caught.value)
+
+
+def test_a_bad_key_in_the_environment_is_refused_like_one_passed_in() -> None:
+    """A key read from a file into the variable often ends in a line break."""
+    with pytest.raises(ValueError, match="line break"):
+        resolve_api_key(None, {"KAIZEN_API_KEY": "key\n"})
+
+
+def test_a_key_of_another_type_is_refused() -> None:
+    """Bytes are a common slip."""
+    with pytest.raises(TypeError, match="api_key must be a str, not bytes"):
+        resolve_api_key(b"key", {})  # type: ignore[arg-type]
+
+
+def test_the_base_url_given_wins_over_the_environment_and_the_default() -> None:
+    """KAIZEN_BASE_URL is only asked when no URL is passed; an empty variable is none."""
+    environment = {"KAIZEN_BASE_URL": "https://found.example"}
+    assert base_url("https://given.example", environment) == "https://given.example/"
+    assert base_url(None, environment) == "https://found.example/"
+    assert base_url(None, {"KAIZEN_BASE_URL": ""}) == DEFAULT_BASE_URL
+    assert base_url(None) == DEFAULT_BASE_URL
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("https://gateway.example/kaizen", "https://gateway.example/kaizen/"),
+        ("https://gateway.example/kaizen/", "https://gateway.example/kaizen/"),
+        ("https://gateway.example:8443/a/b", "https://gateway.example:8443/a/b/"),
+        ("https://gateway.example/a%2Fb", "https://gateway.example/a%2Fb/"),
+        ("https://gateway.example/a%2F", "https://gateway.example/a%2F/"),
+        ("http://localhost:8080", "http://localhost:8080/"),
+        ("http://127.0.0.1:8080/x", "http://127.0.0.1:8080/x/"),
+        ("http://[::1]:8080", "http://[::1]:8080/"),
+    ],
+)
+def test_a_base_url_keeps_its_path_and_ends_in_a_slash(text: str, url: str) -> None:
+    """A prefix stays in front of the API's paths, escaped characters in it included."""
+    assert base_url(text) == url
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *["", "api.example", "/x", "ftp://api.example", "https://", "https://[::1", "http:x"],
+        *["https://a..example", f"https://{'a' * 64}.example", "https://xn--"],
+    ],
+)
+def test_what_is_no_absolute_http_url_is_refused(text: str) -> None:
+    """The message shows how one looks."""
+    with pytest.raises(ValueError, match=re.escape(f"must be an absolute URL such as {DEFAULT_BASE_URL!r}")):
+        base_url(text, {"KAIZEN_BASE_URL": "https://found.example"})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://me@h.example",
+        "https://me:pw@h.example",
+        "https://:pw@h.example",
+        "https://h.example/?key=s",
+        "https://h.example/#x",
+    ],
+)
+def test_a_base_url_holds_no_secrets(text: str) -> None:
+    """User, password, query and fragment are refused without being shown."""
+    with pytest.raises(ValueError, match="pass the key as api_key") as caught:
+        base_url(text)
+    assert "pw" not in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["api.example", "10.0.0.1", "127.0.0.1.evil.example", "0.0.0.0"])  # noqa: S104 - refused
+def test_plain_http_leaves_the_machine_only_when_asked_to(host: str) -> None:
+    """The key would travel readable, so the caller has to say that it is fine."""
+    with pytest.raises(ValueError, match="allow_insecure_http=True"):
+        base_url(f"http://{host}/")
+    assert base_url(f"http://{host}/", insecure=True) == f"http://{host}/"
+
+
+def test_a_base_url_of_another_type_is_refused() -> None:
+    """Bytes are no URL."""
+    with pytest.raises(TypeError, match="base_url must be a str, not bytes"):
+        base_url(b"https://api.example")  # type: ignore[arg-type]
+
+
+NUMBERS_OF_SECONDS = [
+    ("1", TypeError),
+    (None, TypeError),
+    (True, TypeError),
+    (math.nan, ValueError),
+    (math.inf, ValueError),
+    (-1, ValueError),
+]
+
+
+@pytest.mark.parametrize(("value", "error"), [*NUMBERS_OF_SECONDS, (0, ValueError), (0.0, ValueError)])
+def test_a_duration_is_a_finite_number_above_zero(value: Any, error: type[Exception]) -> None:
+    """Text, booleans, nan, infinity, zero and negative numbers are no durations."""
+    with pytest.raises(error, match=r"^pause must be a"):
+        require_duration("pause", value)
+
+
+@pytest.mark.parametrize("value", [1, 0.001, 1e9])
+def test_any_other_number_is_a_duration(value: float) -> None:
+    """Whole seconds and fractions both do."""
+    require_duration("pause", value)
+
+
+@pytest.mark.parametrize("field", ["initial_backoff", "max_backoff"])
+@pytest.mark.parametrize(("value", "error"), NUMBERS_OF_SECONDS)
+def test_a_backoff_is_checked_where_the_policy_is_made(field: str, value: Any, error: type[Exception]) -> None:
+    """The message names the field."""
+    with pytest.raises(error, match=f"^{field} must be a"):
+        RetryPolicy(**{field: value})
+
+
+def test_a_backoff_may_be_zero() -> None:
+    """Retrying without a wait is a choice, for instance in a test."""
+    policy = RetryPolicy(initial_backoff=0, max_backoff=0)
+    assert (policy.initial_backoff, policy.max_backoff) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"max_attempts": 0}, ValueError, "max_attempts must be at least 1, not 0"),
+        ({"max_attempts": 2.0}, TypeError, "max_attempts must be an int, not float"),
+        ({"max_attempts": True}, TypeError, "max_attempts must be an int, not bool"),
+        ({"statuses": {200}}, ValueError, "statuses must be at least 300, not 200"),
+        ({"statuses": {"503"}}, TypeError, "statuses must be an int, not str"),
+    ],
+)
+def test_a_retry_policy_that_cannot_work_is_refused(
+    settings: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    """A success is never retried, and a look-up sends at least one request."""
+    with pytest.raises(error, match=message):
+        RetryPolicy(**settings)
+
+
+def test_policies_are_values() -> None:
+    """Equal policies are equal, hash alike, and cannot be changed."""
+    assert RetryPolicy() == RetryPolicy(statuses=RETRIED_STATUSES)
+    assert hash(RetryPolicy(max_attempts=2)) == hash(RetryPolicy(max_attempts=2))
+    with pytest.raises(AttributeError):
+        RetryPolicy().max_attempts = 2  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"concurrency": 0}, ValueError, "concurrency must be at least 1, not 0"),
+        ({"concurrency": "50"}, TypeError, "concurrency must be an int, not str"),
+        ({"attempt_timeout": 0}, ValueError, "attempt_timeout must be a finite number of seconds above 0"),
+        ({"attempt_timeout": None}, TypeError, "attempt_timeout must be a number of seconds, not NoneType"),
+        ({"deadline": 0}, ValueError, "deadline must be a finite number of seconds above 0"),
+        ({"deadline": math.inf}, ValueError, "deadline must be a finite number of seconds above 0"),
+        ({"max_response_bytes": 0}, ValueError, "max_response_bytes must be at least 1, not 0"),
+        ({"ended_records": -1}, ValueError, "ended_records must be at least 0, not -1"),
+        ({"retry": 5}, TypeError, "retry must be a RetryPolicy, not int"),
+        ({"poll": 5}, TypeError, "poll must be a PollPolicy, not int"),
+        ({"api_key": "key\n"}, ValueError, "api_key is empty or holds white space"),
+        ({"base_url": "http://api.example"}, ValueError, "allow_insecure_http=True"),
+    ],
+)
+def test_a_client_cannot_be_made_with_a_setting_that_cannot_work(
+    settings: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    """What is wrong shows where the client is made, not at the first request."""
+    with pytest.raises(error, match=message):
+        KaizenClient(**settings)
+
+
+def test_a_client_needs_no_deadline() -> None:
+    """None is no limit, and only the caller writes it."""
+    assert "open" in repr(KaizenClient(deadline=None))
+
+
+def test_the_version_is_a_version() -> None:
+    """What the User-Agent and the packages carry."""
+    assert re.fullmatch(r"\d+\.\d+\.\d+([a-z]+\d+)?", __version__)

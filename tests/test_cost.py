@@ -1,0 +1,156 @@
+"""The cost contract: what a look-up may cost, checked by counting, so that a regression shows without a clock."""
+
+import asyncio
+import gc
+import json
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+from yarl import URL
+
+from kaizen_async import KaizenClient
+from kaizen_async.models import InstructorExecution
+from kaizen_async.testing import KaizenEmulator, Life
+from kaizen_async.transport import Answer, Transport
+from kaizen_async.wire import Endpoint
+
+RECORD = (Path(__file__).parent / "samples" / "documented.json").read_bytes()
+BYTES_PER_OUTCOME = 150
+BYTES_PER_STREAMED_ID = 1
+MODULES_OF_OURS = 30
+FOREIGN_MODULES = 0
+
+
+def body_for(execution_id: str) -> bytes:
+    """Return an answer with the id that was asked for."""
+    return json.dumps(json.loads(RECORD) | {"id": execution_id}).encode()
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answer each request at once, so that only the library's own allocations are seen."""
+    template = body_for("@")
+
+    async def send(self: Transport, url: URL, body: bytes) -> Answer:
+        await asyncio.sleep(0)
+        return Answer(200, {}, template.replace(b'"@"', body[6:-1]))
+
+    monkeypatch.setattr(Transport, "send", send)
+
+
+async def tasks_created(work: Coroutine[Any, Any, object]) -> int:
+    """Return how many tasks a piece of work creates."""
+    created = 0
+
+    def count(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        nonlocal created
+        created += 1
+        return asyncio.Task(coroutine, loop=loop, **options)
+
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(count)
+    try:
+        await work
+    finally:
+        loop.set_task_factory(None)
+    return created
+
+
+def bytes_kept(make: Callable[[], object]) -> int:
+    """Return the bytes that what `make` returns takes."""
+    gc.collect()
+    before = tracemalloc.get_traced_memory()[0]
+    kept = make()
+    gc.collect()
+    taken = tracemalloc.get_traced_memory()[0] - before
+    del kept
+    return taken
+
+
+async def test_a_look_up_that_goes_well_is_one_request() -> None:
+    """Neither a probe nor a handshake of our own stands beside the request that a look-up needs."""
+    async with KaizenEmulator(default_life=Life.ended(duration=5)) as emulator:
+        async with KaizenClient(base_url=emulator.base_url) as kaizen:
+            await kaizen.instructor_executions.get_many([f"exec_{number}" for number in range(300)])
+        assert emulator.request_count == 300
+
+
+async def test_equal_ids_in_flight_are_one_request() -> None:
+    """A hundred callers who ask for one id at the same time cost one request."""
+    async with KaizenEmulator(default_life=Life.ended(duration=5)) as emulator:
+        async with KaizenClient(base_url=emulator.base_url) as kaizen:
+            await asyncio.gather(*(kaizen.instructor_executions.get("exec_1") for _ in range(100)))
+        assert emulator.request_count == 1
+
+
+async def test_get_creates_no_task(no_network: None) -> None:
+    """A single look-up runs in its caller's task."""
+    async with KaizenClient() as kaizen:
+        assert await tasks_created(kaizen.instructor_executions.get("exec_1")) == 0
+
+
+async def test_get_many_creates_as_many_tasks_as_its_concurrency(no_network: None) -> None:
+    """A thousand look-ups share the workers; none has a task of its own."""
+    async with KaizenClient(concurrency=20) as kaizen:
+        ids = [f"exec_{number}" for number in range(1000)]
+        assert await tasks_created(kaizen.instructor_executions.get_many(ids)) == 20
+
+
+async def test_an_outcome_takes_few_bytes_beside_its_record(no_network: None) -> None:
+    """What get_many keeps for each id, beyond id and record, stays small."""
+    ids = [f"exec_{number}" for number in range(2000)]
+    decode = Endpoint("path", InstructorExecution).decode
+    tracemalloc.start()
+    try:
+        records = bytes_kept(lambda: [decode(body_for(execution_id), execution_id) for execution_id in ids])
+        async with KaizenClient() as kaizen:
+            await kaizen.instructor_executions.get_many(ids[:100])
+            gc.collect()
+            before = tracemalloc.get_traced_memory()[0]
+            outcomes = await kaizen.instructor_executions.get_many(ids)
+            gc.collect()
+            taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert all(outcome.ok for outcome in outcomes)
+    assert (taken - records) / len(ids) < BYTES_PER_OUTCOME
+
+
+async def test_a_stream_keeps_nothing(no_network: None) -> None:
+    """The memory of a stream does not grow with the number of ids that have passed through it."""
+
+    async def peak(count: int) -> int:
+        gc.collect()
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        async with kaizen.instructor_executions.stream(f"exec_{number}" for number in range(count)) as outcomes:
+            async for _ in outcomes:
+                pass
+        return tracemalloc.get_traced_memory()[1] - before
+
+    tracemalloc.start()
+    try:
+        async with KaizenClient(concurrency=10) as kaizen:
+            await peak(500)
+            short, long = await peak(500), await peak(3000)
+    finally:
+        tracemalloc.stop()
+    assert long - short < 2500 * BYTES_PER_STREAMED_ID
+
+
+def test_importing_loads_nothing_beside_the_dependencies() -> None:
+    """The package adds only its own modules to those of aiohttp, msgspec and tenacity, and no test tool or command."""
+    code = (
+        "import sys, aiohttp, msgspec, msgspec.json, tenacity; before = set(sys.modules); import kaizen_async; "
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()  # noqa: S603
+    foreign = [name for name in loaded if not name.startswith("kaizen_async")]
+    assert len(foreign) <= FOREIGN_MODULES, foreign
+    assert len(loaded) <= MODULES_OF_OURS
+    assert not {"kaizen_async.testing", "kaizen_async.cli"} & set(loaded)

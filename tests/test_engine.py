@@ -1,0 +1,371 @@
+"""Turns, bounded waits and closing: what every look-up of a client shares, in virtual time."""
+
+import asyncio
+import math
+from typing import Any
+
+import pytest
+from scripted_transport import NEVER, Reply, ScriptedTransport, record, status
+from virtual_time import virtual_time
+
+from kaizen_async import (
+    AttemptTimeoutError,
+    ClientClosedError,
+    DeadlineExceededError,
+    KaizenClient,
+    KaizenError,
+    RateLimitError,
+    RetryPolicy,
+)
+
+ONCE = RetryPolicy(max_attempts=1)
+
+
+async def fails(client: KaizenClient, execution_id: str = "a", **options: Any) -> KaizenError:
+    """Return the error that a look-up raises."""
+    with pytest.raises(KaizenError) as caught:
+        await client.instructor_executions.get(execution_id, **options)
+    return caught.value
+
+
+def now() -> float:
+    """Return virtual seconds."""
+    return round(asyncio.get_running_loop().time(), 6)
+
+
+def assert_idle(client: KaizenClient, transport: ScriptedTransport) -> None:
+    """Fail if anything is held although nothing is under way."""
+    engine = client._engine
+    assert engine is not None
+    assert not engine._sending
+    assert not engine._waiting
+    assert engine._slots._value == engine.concurrency
+    assert not transport.open
+
+
+@virtual_time
+async def test_no_more_requests_than_concurrency_are_under_way() -> None:
+    """A hundred callers share three slots, first come first served."""
+    transport = ScriptedTransport()
+    async with transport.client(concurrency=3) as client:
+        ids = [f"e{n}" for n in range(100)]
+        await asyncio.gather(*(client.instructor_executions.get(i) for i in ids))
+        assert transport.most_open == 3
+        assert transport.ids == ids
+        assert now() == pytest.approx(34 * 0.1)
+        assert_idle(client, transport)
+
+
+@virtual_time
+async def test_an_attempt_that_takes_too_long_is_cut_off_and_retried() -> None:
+    """`attempt_timeout` bounds one request, not the look-up."""
+
+    def play(execution_id: str, number: int) -> Reply:
+        return (NEVER, record(execution_id)) if number == 1 else record(execution_id)
+
+    transport = ScriptedTransport(play)
+    async with transport.client(attempt_timeout=2, retry=RetryPolicy(initial_backoff=0)) as client:
+        await client.instructor_executions.get("a")
+        assert transport.times == [0, 2]
+        assert_idle(client, transport)
+
+
+@virtual_time
+async def test_an_attempt_that_takes_too_long_says_so() -> None:
+    """It is a timeout of the attempt, not of the deadline."""
+    transport = ScriptedTransport(latency=NEVER)
+    async with transport.client(attempt_timeout=2, retry=ONCE) as client:
+        error = await fails(client)
+        assert type(error) is AttemptTimeoutError
+        assert str(error) == "a: no complete answer within 2 s (after 1 attempt)"
+        assert now() == 2
+
+
+@virtual_time
+async def test_the_deadline_ends_an_attempt() -> None:
+    """It passes first, so it is what is told."""
+    transport = ScriptedTransport(latency=NEVER)
+    async with transport.client(attempt_timeout=30, deadline=0.5) as client:
+        error = await fails(client)
+        assert type(error) is DeadlineExceededError
+        assert str(error) == "a: its deadline passed during an attempt (after 1 attempt)"
+        assert error.__cause__ is None
+        assert now() == 0.5
+        assert_idle(client, transport)
+
+
+@virtual_time
+async def test_the_deadline_counts_the_wait_for_a_slot() -> None:
+    """Nothing was sent, and the error says that too."""
+    transport = ScriptedTransport(latency=NEVER)
+    async with transport.client(concurrency=1, attempt_timeout=10, deadline=None, retry=ONCE) as client:
+        first = asyncio.create_task(fails(client, "first"))
+        await asyncio.sleep(0)
+        error = await fails(client, "second", deadline=3)
+        assert type(error) is DeadlineExceededError
+        assert str(error) == "second: its deadline passed while it waited for its turn to send"
+        assert error.attempts == 0
+        assert now() == 3
+        assert isinstance(await first, AttemptTimeoutError)
+        assert transport.ids == ["first"]
+        assert_idle(client, transport)
+
+
+@virtual_time
+async def test_without_a_deadline_a_look_up_waits_for_its_slot_as_long_as_it_takes() -> None:
+    """None is no limit."""
+    transport = ScriptedTransport(lambda execution_id, _: (10_000, record(execution_id)))
+    async with transport.client(concurrency=1, attempt_timeout=20_000, deadline=None) as client:
+        executions = client.instructor_executions
+        await asyncio.gather(*(executions.get(i) for i in "abc"))
+        assert now() == 30_000
+
+
+@virtual_time
+async def test_a_throttling_answer_holds_everybody_back() -> None:
+    """Others of the same client send nothing before the server's time has passed either."""
+
+    def play(execution_id: str, number: int) -> Reply:
+        return status(429, retry_after="5") if execution_id == "a" and number == 1 else record(execution_id)
+
+    transport = ScriptedTransport(play)
+    async with transport.client() as client:
+        first = asyncio.create_task(client.instructor_executions.get("a"))
+        await asyncio.sleep(1)
+        await client.instructor_executions.get("b")
+        await first
+        assert transport.ids[0] == "a"
+        assert sorted(transport.ids[1:]) == ["a", "b"]
+        assert min(transport.times[1:]) >= 5.1
+        assert client.stats().throttled == 1
+        assert client.stats().pauses == 1
+        assert_idle(client, transport)
+
+
+@virtual_time
+async def test_a_pause_longer_than_the_deadline_is_told_at_once_and_nothing_is_sent() -> None:
+    """The caller need not wait to hear it."""
+    transport = ScriptedTransport(lambda *_: status(429, retry_after="3600"))
+    async with transport.client(deadline=5) as client:
+        first = await fails(client, "a")
+        second = await fails(client, "b")
+        assert now() == pytest.approx(0.1)
+        assert type(first) is type(second) is RateLimitError
+        assert isinstance(first, RateLimitError)
+        assert first.retry_after == 3600
+        assert first.attempts == 1
+        assert isinstance(second, RateLimitError)
+        assert second.attempts == 0
+        assert second.status == 429
+        assert second.retry_after == pytest.approx(3600, abs=2)
+        assert "not sent: the server asked this client to pause for another 3" in str(second)
+        assert transport.ids == ["a"]
+        assert_idle(client, transport)
+
+
+@virtual_time
+async def test_whoever_waits_at_the_gate_when_it_closes_again_waits_on() -> None:
+    """A turn reserved in an epoch that is over is no turn."""
+
+    def play(execution_id: str, number: int) -> Reply:
+        throttled = (execution_id, number) in {("a", 1), ("a", 2)}
+        return status(429, retry_after="5") if throttled else record(execution_id)
+
+    transport = ScriptedTransport(play, latency=0.01)
+    async with transport.client() as client:
+        tasks = [asyncio.create_task(client.instructor_executions.get("a"))]
+        await asyncio.sleep(1)
+        tasks += [asyncio.create_task(client.instructor_executions.get(f"b{n}")) for n in range(20)]
+        await asyncio.gather(*tasks)
+        second_pause = next(time for time, sent in transport.sent[1:] if sent == "a") + 0.01
+        assert not [time for time in transport.times if second_pause < time < second_pause + 5]
+        assert client.stats().pauses == 2
+        assert_idle(client, transport)
+
+
+@virtual_time
+async def test_a_paced_turn_that_would_come_after_the_deadline_is_not_taken() -> None:
+    """The gate is open again but slow: the look-up ends at its deadline, unsent."""
+    transport = ScriptedTransport(
+        lambda execution_id, _: status(429, retry_after="1") if execution_id == "a" else record(execution_id)
+    )
+    async with transport.client(retry=ONCE) as client:
+        await fails(client, "a")
+        tasks = [asyncio.create_task(fails(client, f"b{n}", deadline=3)) for n in range(2)]
+        await asyncio.sleep(0)
+        late = [asyncio.create_task(fails(client, f"c{n}", deadline=1.5)) for n in range(5)]
+        errors = await asyncio.gather(*late)
+        assert {type(error) for error in errors} == {DeadlineExceededError}
+        assert {error.attempts for error in errors} == {0}
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        assert_idle(client, transport)
+
+
+@virtual_time
+async def test_closing_refuses_what_comes_after() -> None:
+    """A closed client sends nothing, in any verb."""
+    transport = ScriptedTransport()
+    client = transport.client()
+    await client.aclose()
+    error = await fails(client)
+    assert type(error) is ClientClosedError
+    assert str(error) == "a: the client is closed; create a new KaizenClient"
+    (outcome,) = await client.instructor_executions.get_many(["b"])
+    assert isinstance(outcome.error, ClientClosedError)
+    assert not transport.sent
+    assert transport.closed
+
+
+@virtual_time
+async def test_closing_ends_requests_queues_and_back_offs_at_once() -> None:
+    """Whoever waits gets a ClientClosedError, nobody is cancelled, and nothing is sent any more."""
+
+    def play(execution_id: str, number: int) -> Reply:
+        return status(500) if execution_id == "backing off" else (NEVER, record(execution_id))
+
+    transport = ScriptedTransport(play)
+    client = transport.client(concurrency=2, retry=RetryPolicy(initial_backoff=1e6, max_backoff=1e6), deadline=None)
+    tasks = [asyncio.create_task(fails(client, name)) for name in ("backing off", "sending", "sending too", "queued")]
+    await asyncio.sleep(1)
+    assert client.stats().in_flight == 2
+    await client.aclose()
+    errors = await asyncio.gather(*tasks)
+    assert [(type(error), error.reason, error.attempts) for error in errors] == [
+        (ClientClosedError, "the client was closed during back-off", 1),
+        (ClientClosedError, "the client was closed during an attempt", 1),
+        (ClientClosedError, "the client was closed during an attempt", 1),
+        (ClientClosedError, "the client was closed while it waited for its turn to send", 0),
+    ]
+    assert str(errors[0].__cause__) == "backing off: the server answered 500 Internal Server Error"
+    assert now() == 1
+    assert transport.closed
+    assert_idle(client, transport)
+
+
+@virtual_time
+async def test_closing_ends_a_wait_at_the_gate() -> None:
+    """A pause of the server's does not keep anybody in a closed client."""
+    transport = ScriptedTransport(lambda *_: status(429, retry_after="50"))
+    client = transport.client(deadline=100)
+    tasks = [asyncio.create_task(fails(client, name)) for name in "ab"]
+    await asyncio.sleep(1)
+    await client.aclose()
+    assert {type(error) for error in await asyncio.gather(*tasks)} == {ClientClosedError}
+    assert now() == 1
+    assert_idle(client, transport)
+
+
+@virtual_time
+async def test_a_drain_lets_requests_finish_but_nothing_new_begin() -> None:
+    """What was sent may still be answered; what waits for a slot or in back-off is refused at once."""
+
+    def play(execution_id: str, number: int) -> Reply:
+        return (3, record(execution_id)) if execution_id == "slow" else (NEVER, record(execution_id))
+
+    transport = ScriptedTransport(play)
+    client = transport.client(concurrency=2)
+    slow = asyncio.create_task(client.instructor_executions.get("slow"))
+    endless = asyncio.create_task(fails(client, "endless"))
+    await asyncio.sleep(1)
+    queued = asyncio.create_task(fails(client, "queued"))
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(client.aclose(drain=10))
+    assert isinstance(await queued, ClientClosedError)
+    assert now() == 1
+    assert (await slow).id == "slow"
+    assert now() == 3
+    await closing
+    assert now() == 11
+    assert isinstance(await endless, ClientClosedError)
+    assert_idle(client, transport)
+
+
+@virtual_time
+async def test_a_drain_ends_with_the_last_request() -> None:
+    """Nobody waits for time to pass when all is answered."""
+    transport = ScriptedTransport(latency=2)
+    client = transport.client()
+    task = asyncio.create_task(client.instructor_executions.get("a"))
+    await asyncio.sleep(1)
+    await client.aclose(drain=1000)
+    assert now() == 2
+    assert (await task).id == "a"
+
+
+@virtual_time
+async def test_a_drain_with_nothing_under_way_takes_no_time() -> None:
+    """So does closing twice."""
+    transport = ScriptedTransport()
+    client = transport.client()
+    await client.aclose(drain=1000)
+    await client.aclose(drain=1000)
+    assert now() == 0
+
+
+@pytest.mark.parametrize(("first", "second", "ends"), [(100, 2, 3), (100, 0, 1), (2, 100, 2)])
+def test_a_second_close_may_shorten_a_drain_but_not_prolong_it(first: float, second: float, ends: float) -> None:
+    """Both calls return when all is closed."""
+
+    @virtual_time
+    async def play() -> None:
+        transport = ScriptedTransport(latency=NEVER)
+        client = transport.client()
+        task = asyncio.create_task(fails(client))
+        await asyncio.sleep(0)
+        closings = [asyncio.create_task(client.aclose(drain=first))]
+        await asyncio.sleep(1)
+        closings.append(asyncio.create_task(client.aclose(drain=second)))
+        await asyncio.gather(*closings)
+        assert now() == ends
+        assert isinstance(await task, ClientClosedError)
+        assert_idle(client, transport)
+
+    play()
+
+
+@virtual_time
+async def test_a_cancelled_close_can_be_taken_up_again() -> None:
+    """The drain goes on for the requests; a later call closes the rest."""
+    transport = ScriptedTransport(latency=NEVER)
+    client = transport.client()
+    task = asyncio.create_task(fails(client))
+    await asyncio.sleep(0)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(1):
+            await client.aclose(drain=math.inf)
+    assert not transport.closed
+    await client.aclose()
+    assert isinstance(await task, ClientClosedError)
+    assert transport.closed
+    assert_idle(client, transport)
+
+
+@pytest.mark.parametrize("steps", range(12))
+@pytest.mark.parametrize("closings", [1, 2])
+def test_closing_at_any_step_leaves_nothing_behind(steps: int, closings: int) -> None:
+    """Even just as a slot changes hands, a deadline passes or the first close is being heard of."""
+
+    @virtual_time
+    async def play() -> None:
+        transport = ScriptedTransport(latency=0)
+        client = transport.client(concurrency=1, deadline=None)
+        outcomes = asyncio.gather(
+            *(client.instructor_executions.get(f"e{n}") for n in range(4)),
+            client.instructor_executions.get("hurried", deadline=1e-6),
+            return_exceptions=True,
+        )
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        for _ in range(closings):
+            closing = asyncio.create_task(client.aclose())
+            await asyncio.sleep(0)
+        await closing
+        results = await outcomes
+        assert_idle(client, transport)
+        assert transport.closed
+        failures = [result for result in results if isinstance(result, BaseException)]
+        assert {type(failure) for failure in failures} <= {ClientClosedError, DeadlineExceededError}
+
+    play()

@@ -1,0 +1,178 @@
+"""The tree of errors: what one may catch, what an error says, and that it travels."""
+
+import copy
+import pickle
+import re
+from typing import Any
+
+import pytest
+
+import kaizen_async.errors
+from kaizen_async import (
+    AttemptTimeoutError,
+    AuthenticationError,
+    ClientClosedError,
+    DeadlineExceededError,
+    DecodeError,
+    InstructorExecution,
+    KaizenError,
+    NotFoundError,
+    RateLimitError,
+    StatusError,
+    TransportError,
+)
+from kaizen_async.errors import BODY_LIMIT, MESSAGE_LIMIT, printable, seconds
+
+
+def one_of_each() -> list[KaizenError]:
+    """Return an error of every class, each attribute set to something other than its default."""
+    context: dict[str, Any] = {"execution_id": "exec_1", "attempts": 3}
+    status: dict[str, Any] = {"body": b"no", "retry_after": 2.5, "retryable": True, **context}
+    return [
+        KaizenError("it failed", **context),
+        TransportError("cut off", retryable=False, disconnected=True, garbled=True, **context),
+        AttemptTimeoutError("no complete answer within 30 s", **context),
+        StatusError("the server answered 500", status=500, **status),
+        AuthenticationError("the server answered 401", status=401, **status),
+        NotFoundError("the server answered 404", status=404, **status),
+        RateLimitError("the server answered 429", status=429, **status),
+        DecodeError("no record", path="$.workflow.name", body=b"{}", retryable=True, **context),
+        DeadlineExceededError("its deadline passed", last_execution=("a", "record"), **context),
+        ClientClosedError("the client is closed", **context),
+    ]
+
+
+ERRORS = pytest.mark.parametrize("error", one_of_each(), ids=lambda error: type(error).__name__)
+
+
+def test_one_of_each_is_complete() -> None:
+    """The cases below cover every error class that there is."""
+    classes = {value for value in vars(kaizen_async.errors).values() if isinstance(value, type)}
+    assert {type(error) for error in one_of_each()} == {cls for cls in classes if issubclass(cls, KaizenError)}
+
+
+@ERRORS
+def test_pickling_keeps_everything(error: KaizenError) -> None:
+    """An error comes out of another process as it went in, also after a second trip."""
+    error.gave_up = "the budget is used up"
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        restored = error
+        for _ in range(2):
+            restored = pickle.loads(pickle.dumps(restored, protocol))  # noqa: S301 - our own bytes
+            assert type(restored) is type(error)
+            assert vars(restored) == vars(error)
+            assert restored.args == error.args
+            assert str(restored) == str(error)
+
+
+@ERRORS
+@pytest.mark.parametrize("copying", [copy.copy, copy.deepcopy])
+def test_copies_are_equal_and_independent(error: KaizenError, copying: Any) -> None:
+    """A copy of an error holds the same, and changing it leaves the original alone."""
+    copied = copying(error)
+    assert type(copied) is type(error)
+    assert vars(copied) == vars(error)
+    assert copied.args == error.args
+    copied.execution_id = "exec_2"
+    assert error.execution_id == "exec_1"
+
+
+def test_a_record_inside_an_error_is_pickled_with_it(sample_execution: InstructorExecution) -> None:
+    """The last record of a wait that ran out of time survives the trip."""
+    error = DeadlineExceededError("its deadline passed", last_execution=sample_execution)
+    assert pickle.loads(pickle.dumps(error)).last_execution == sample_execution  # noqa: S301 - our own bytes
+
+
+def test_the_drawn_tree_is_the_tree() -> None:
+    """The tree in the module's docstring, which users read, names each class under its base."""
+    branches = re.findall(r"^    ([│ ├└─]*)(\w+Error)\b", kaizen_async.errors.__doc__ or "", re.MULTILINE)
+    path: list[str] = []
+    drawn = {}
+    for indent, name in branches:
+        depth = len(indent) // 4
+        path[depth:] = [name]
+        drawn[name] = path[depth - 1] if depth else "Exception"
+    assert drawn == {type(error).__name__: type(error).__bases__[0].__name__ for error in one_of_each()}
+
+
+@pytest.mark.parametrize("error", [e for e in one_of_each() if type(e) in {AttemptTimeoutError, DeadlineExceededError}])
+def test_both_time_bounds_are_builtin_timeouts(error: KaizenError) -> None:
+    """Code that catches TimeoutError catches both, and can tell one from the other."""
+    assert isinstance(error, TimeoutError)
+    assert isinstance(error, TransportError) is isinstance(error, AttemptTimeoutError)
+
+
+def test_no_other_error_is_a_builtin_timeout() -> None:
+    """Only time running out is a TimeoutError."""
+    timeouts = {type(error) for error in one_of_each() if isinstance(error, TimeoutError)}
+    assert timeouts == {AttemptTimeoutError, DeadlineExceededError}
+
+
+@pytest.mark.parametrize(
+    ("context", "gave_up", "text"),
+    [
+        ({}, None, "it failed"),
+        ({"execution_id": "exec_1"}, None, "exec_1: it failed"),
+        ({"execution_id": "exec_1", "attempts": 1}, None, "exec_1: it failed (after 1 attempt)"),
+        ({"execution_id": "exec_1", "attempts": 5}, "", "exec_1: it failed (after 5 attempts)"),
+        ({"attempts": 2}, "no time is left", "it failed (after 2 attempts); no time is left"),
+    ],
+)
+def test_the_text_says_which_id_what_and_after_how_many_attempts(
+    context: dict[str, Any], gave_up: str | None, text: str
+) -> None:
+    """One line tells the story: id, reason, attempts, and why there was no further one."""
+    error = KaizenError("it failed", **context)
+    error.gave_up = gave_up
+    assert str(error) == text
+    assert repr(error) == f"KaizenError({text!r})"
+    assert error.reason == "it failed"
+
+
+def test_a_hostile_id_cannot_forge_log_lines() -> None:
+    """Line breaks, terminal escapes and endless ids do not get into the text; the attribute keeps the id exactly."""
+    hostile = "a\n2026-01-01 ERROR forged\x1b[31m" + "x" * 10_000
+    error = KaizenError("it failed", execution_id=hostile)
+    assert "\n" not in str(error)
+    assert "\x1b" not in str(error)
+    assert len(str(error)) < MESSAGE_LIMIT + 50
+    assert error.execution_id == hostile
+
+
+def test_printable_cuts_at_the_limit_and_keeps_what_is_printable() -> None:
+    """Text up to the limit is left alone; what is longer ends in an ellipsis at the limit."""
+    assert printable("héllo wörld 執行") == "héllo wörld 執行"
+    assert printable("x" * MESSAGE_LIMIT) == "x" * MESSAGE_LIMIT
+    cut = printable("x" * (MESSAGE_LIMIT + 1))
+    assert len(cut) == MESSAGE_LIMIT
+    assert cut.endswith("x…")
+    assert printable("a\r\n\tb\u202e\x00") == "a���b��"
+
+
+@pytest.mark.parametrize(
+    ("duration", "text"),
+    [(0, "0 s"), (0.25, "0.25 s"), (2, "2 s"), (29.96, "30 s"), (60.0, "60 s"), (3600, "3600 s"), (12345.6, "12346 s")],
+)
+def test_seconds_are_written_as_people_do(duration: float, text: str) -> None:
+    """Three digits at most below a hundred seconds, whole seconds above."""
+    assert seconds(duration) == text
+
+
+@pytest.mark.parametrize("error", [e for e in one_of_each() if isinstance(e, StatusError | DecodeError)])
+def test_an_error_keeps_only_the_beginning_of_a_body(error: StatusError | DecodeError) -> None:
+    """Errors may pile up by the thousand, so each keeps at most `BODY_LIMIT` bytes."""
+    needed = {"status": error.status} if isinstance(error, StatusError) else {"path": None}
+    made = type(error)("no", body=b"x" * 3 * BODY_LIMIT, **needed)  # type: ignore[arg-type]
+    assert made.body == b"x" * BODY_LIMIT
+
+
+def test_defaults_are_the_cautious_ones() -> None:
+    """Unless said otherwise only a transport error is worth another attempt."""
+    assert TransportError("x").retryable
+    assert AttemptTimeoutError("x").retryable
+    assert not StatusError("x", status=400).retryable
+    assert not DecodeError("x", path=None).retryable
+    assert not DeadlineExceededError("x").retryable
+    assert not ClientClosedError("x").retryable
+    assert StatusError("x", status=400).retry_after is None
+    assert DeadlineExceededError("x").last_execution is None

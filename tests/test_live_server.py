@@ -1,0 +1,297 @@
+"""The promises about many, late and broken, on real sockets against the emulator."""
+
+import asyncio
+import gc
+import itertools
+import time
+import weakref
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from kaizen_async import (
+    AttemptTimeoutError,
+    ClientClosedError,
+    DeadlineExceededError,
+    DecodeError,
+    InstructorExecution,
+    KaizenClient,
+    KaizenError,
+    Outcome,
+    RateLimitError,
+    RetryPolicy,
+)
+from kaizen_async.bulk import READ_AHEAD
+from kaizen_async.testing import Fault, KaizenEmulator, Life
+
+SOON = RetryPolicy(initial_backoff=0.01, max_backoff=0.1)
+
+
+def assert_idle(client: KaizenClient) -> None:
+    """Fail if a request, a slot or a task is left."""
+    engine = client._engine
+    assert engine is not None
+    assert client.stats().in_flight == 0
+    assert engine._slots._value == engine.concurrency
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def seconds_of(awaitable: Any) -> tuple[KaizenError, float]:
+    """Return the error that something raises, and after how long."""
+    started = time.perf_counter()
+    with pytest.raises(KaizenError) as caught:
+        await awaitable
+    return caught.value, time.perf_counter() - started
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+async def test_ten_thousand_ids_with_faults_all_come_out_in_order() -> None:
+    """5 % of the answers are 503 and 1 % are resets: 10,000 outcomes, all ok, as they were asked for."""
+    asyncio.get_running_loop().set_debug(False)
+    ids = [f"exec_{n}" for n in range(10_000)]
+    with KaizenEmulator(seed=5, default_life=Life.ended()) as emulator:
+        emulator.faults.chance(Fault.status(503), 0.05)
+        emulator.faults.chance(Fault.reset(), 0.01)
+        async with KaizenClient(base_url=emulator.base_url, retry=SOON) as client:
+            outcomes = await client.instructor_executions.get_many(ids)
+            stats = client.stats()
+            assert_idle(client)
+        await emulator.until_quiet()
+    assert [outcome.id for outcome in outcomes] == ids
+    assert [outcome.error for outcome in outcomes if not outcome.ok] == []
+    assert [outcome.unwrap().id for outcome in outcomes] == ids
+    assert 400 < emulator.answers[503] < 600
+    assert emulator.answers[200] == 10_000
+    assert emulator.request_count == stats.attempts == 10_000 + stats.retries
+    assert sum(outcome.attempts for outcome in outcomes) == stats.attempts
+
+
+async def test_one_bad_record_costs_one_record(emulator: KaizenEmulator) -> None:
+    """Of a thousand ids 999 are ok, and one error names the field."""
+    ids = [f"exec_{n}" for n in range(1000)]
+    emulator.add_many(ids)
+    emulator.add("exec_500", without=["endTime"])
+    async with KaizenClient(base_url=emulator.base_url) as client:
+        outcomes = await client.instructor_executions.get_many(ids)
+    (bad,) = (outcome for outcome in outcomes if not outcome.ok)
+    assert sum(outcome.ok for outcome in outcomes) == 999
+    assert bad.id == "exec_500"
+    assert isinstance(bad.error, DecodeError)
+    assert bad.error.path == "$.endTime"
+    assert bad.error.execution_id == "exec_500"
+    assert b'"id"' in bad.error.body
+    assert bad.attempts == emulator.requests_for("exec_500") == 1
+
+
+async def test_an_endless_stream_is_as_slow_as_its_consumer() -> None:
+    """The server sees no more requests than were consumed, what is in flight and what is read ahead."""
+    with KaizenEmulator(default_life=Life.ended()) as emulator:
+        async with KaizenClient(base_url=emulator.base_url, concurrency=5) as client:
+            async with client.instructor_executions.stream(f"e{n}" for n in itertools.count()) as outcomes:
+                for consumed in range(1, 21):
+                    assert (await anext(outcomes)).ok
+                    await asyncio.sleep(0.01)
+                    assert emulator.request_count <= consumed + 5 + READ_AHEAD
+                assert emulator.request_count >= 20
+            assert_idle(client)
+        await emulator.until_quiet()
+
+
+async def test_a_server_that_never_answers_ends_with_the_deadline(emulator: KaizenEmulator) -> None:
+    """0.5 s are half a second and no more than a tenth on top, unless the machine is busy each time."""
+    emulator.faults.always(Fault.hang())
+    took = []
+    async with KaizenClient(base_url=emulator.base_url) as client:
+        while not took or (min(took) >= 0.6 and len(took) < 5):
+            error, seconds = await seconds_of(client.instructor_executions.get("a", deadline=0.5))
+            took.append(seconds)
+            assert type(error) is DeadlineExceededError
+            assert_idle(client)
+    assert 0.5 <= min(took) < 0.6
+    await emulator.until_quiet()
+
+
+async def test_a_pause_beyond_the_deadline_is_told_at_once(emulator: KaizenEmulator) -> None:
+    """429 with `Retry-After: 3600` and five seconds: the caller hears it now, with the number."""
+    emulator.faults.always(Fault.status(429, headers={"Retry-After": "3600"}))
+    async with KaizenClient(base_url=emulator.base_url) as client:
+        error, seconds = await seconds_of(client.instructor_executions.get("a", deadline=5))
+        assert isinstance(error, RateLimitError)
+        assert error.retry_after == 3600
+        assert seconds < 2
+    assert emulator.request_count == 1
+
+
+@pytest.mark.parametrize(
+    "fault", [Fault.hang(), Fault.stalled_body(), Fault.trickle(0.05), Fault.latency(5)], ids=lambda fault: fault.name
+)
+async def test_an_attempt_is_bounded_whatever_it_hangs_on(emulator: KaizenEmulator, fault: Fault) -> None:
+    """And the next one, on another connection, may do better."""
+    emulator.add("a")
+    emulator.faults.next(fault, times=1)
+    retry = RetryPolicy(initial_backoff=0)
+    async with KaizenClient(base_url=emulator.base_url, attempt_timeout=0.2, retry=retry) as client:
+        assert (await client.instructor_executions.get("a")).id == "a"
+        assert emulator.requests_for("a") == 2
+        emulator.faults.next(fault, times=1)
+        error, _ = await seconds_of(client.instructor_executions.get("a", retry=RetryPolicy(max_attempts=1)))
+        assert type(error) is AttemptTimeoutError
+        assert_idle(client)
+    await emulator.until_quiet()
+
+
+async def test_a_burst_beyond_a_rate_limit_is_answered_in_the_end() -> None:
+    """The client slows down instead of giving up."""
+    with KaizenEmulator(default_life=Life.ended()) as emulator:
+        emulator.rate_limit(200, burst=20, retry_after=None)
+        async with KaizenClient(base_url=emulator.base_url, retry=RetryPolicy(max_attempts=8)) as client:
+            outcomes = await client.instructor_executions.get_many([f"e{n}" for n in range(100)])
+            assert [outcome.error for outcome in outcomes if not outcome.ok] == []
+            assert client.stats().throttled == emulator.answers[429] > 0
+
+
+STAGES = {
+    "before the answer": Fault.hang(),
+    "in the midst of the body": Fault.stalled_body(),
+    "in back-off": Fault.status(500),
+    "at the gate": Fault.status(429, headers={"Retry-After": "20"}),
+}
+
+
+@pytest.mark.parametrize("fault", STAGES.values(), ids=STAGES)
+@pytest.mark.parametrize("verb", ["get", "get_many", "stream"])
+async def test_a_cancelled_caller_leaves_no_request_on_the_server(
+    emulator: KaizenEmulator, verb: str, fault: Fault
+) -> None:
+    """Whatever it was waiting for: no task, no slot, and no connection that still is in use."""
+    ids = [f"e{n}" for n in range(4)]
+    emulator.faults.always(fault)
+    retry = RetryPolicy(initial_backoff=20, max_backoff=20)
+    client = KaizenClient(base_url=emulator.base_url, concurrency=2, retry=retry)
+
+    async def call() -> None:
+        match verb:
+            case "get":
+                await client.instructor_executions.get("e0")
+            case "get_many":
+                await client.instructor_executions.get_many(ids)
+            case _:
+                async with client.instructor_executions.stream(ids) as outcomes:
+                    await anext(outcomes)
+
+    task = asyncio.create_task(call())
+    while emulator.request_count < (1 if verb == "get" else 2):  # noqa: ASYNC110 - the emulator tells nobody
+        await asyncio.sleep(0.002)
+    await asyncio.sleep(0.03)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert_idle(client)
+    emulator.faults.clear()
+    await client.aclose()
+    await emulator.until_quiet()
+
+
+async def test_cancelling_in_a_random_moment_leaves_nothing(emulator: KaizenEmulator) -> None:
+    """Two hundred callers given up one after another at moments spread over their life, then the client still works."""
+    emulator.add("a")
+    async with KaizenClient(base_url=emulator.base_url, concurrency=3) as client:
+        for n in range(200):
+            tasks = [asyncio.create_task(client.instructor_executions.get("a")) for _ in range(2)]
+            await asyncio.sleep(n / 50_000)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            assert_idle(client)
+        assert (await client.instructor_executions.get("a")).id == "a"
+    await emulator.until_quiet()
+
+
+async def test_retries_reuse_the_connection(emulator: KaizenEmulator) -> None:
+    """An error's body is read to its end, so its connection serves the next attempt."""
+    emulator.add("a")
+    emulator.faults.next(Fault.status(503), times=3)
+    async with KaizenClient(base_url=emulator.base_url, retry=SOON) as client:
+        await client.instructor_executions.get("a")
+        assert emulator.request_count == 4
+        assert emulator.open_connections == 1
+
+
+async def test_a_server_that_comes_back_is_found_again(emulator: KaizenEmulator) -> None:
+    """The pooled connections of before are all dead; nobody notices."""
+    emulator.add_many([f"e{n}" for n in range(20)])
+    ids = [f"e{n}" for n in range(20)]
+    async with KaizenClient(base_url=emulator.base_url, retry=SOON) as client:
+        assert all(outcome.ok for outcome in await client.instructor_executions.get_many(ids))
+        await emulator.stop()
+        await emulator.start()
+        assert all(outcome.ok for outcome in await client.instructor_executions.get_many(ids))
+
+
+async def test_a_dead_server_is_not_stormed() -> None:
+    """A thousand look-ups of nothing: a tenth more requests at most, each error the connection's own."""
+    asyncio.get_running_loop().set_debug(False)
+    async with KaizenEmulator(default_life=Life.ended()) as emulator:
+        url = emulator.base_url
+        emulator.faults.always(Fault.reset())
+        async with KaizenClient(base_url=url, retry=RetryPolicy(initial_backoff=0.001, max_backoff=0.01)) as client:
+            outcomes = await client.instructor_executions.get_many([f"e{n}" for n in range(1000)])
+        assert emulator.request_count <= 1100
+    assert {type(outcome.error).__name__ for outcome in outcomes} == {"TransportError"}
+
+
+async def test_closing_under_a_stream_ends_it(emulator: KaizenEmulator) -> None:
+    """Its consumer hears of it, in outcomes and by the error."""
+    emulator.faults.always(Fault.hang())
+    client = KaizenClient(base_url=emulator.base_url, concurrency=3)
+    seen: list[Outcome[InstructorExecution]] = []
+
+    async def consume() -> None:
+        async with client.instructor_executions.stream(f"e{n}" for n in itertools.count()) as outcomes:
+            async for outcome in outcomes:
+                seen.append(outcome)
+
+    task = asyncio.create_task(consume())
+    while emulator.request_count < 3:  # noqa: ASYNC110 - the emulator tells nobody
+        await asyncio.sleep(0.002)
+    await client.aclose()
+    with pytest.raises(ClientClosedError):
+        await task
+    assert {type(outcome.error) for outcome in seen} == {ClientClosedError}
+    await emulator.until_quiet()
+
+
+async def test_ids_may_come_from_a_queue_that_outcomes_feed(emulator: KaizenEmulator) -> None:
+    """A stream in a circle: what comes out decides what goes in."""
+    emulator.add_many([f"e{n}" for n in range(50)])
+    queue: asyncio.Queue[str | None] = asyncio.Queue()
+    queue.put_nowait("e0")
+
+    async def from_queue() -> AsyncIterator[str]:
+        while (execution_id := await queue.get()) is not None:
+            yield execution_id
+
+    seen = []
+    async with KaizenClient(base_url=emulator.base_url) as client:
+        async with client.instructor_executions.stream(from_queue()) as outcomes:
+            async for outcome in outcomes:
+                seen.append(outcome.id)
+                number = len(seen)
+                queue.put_nowait(f"e{number}" if number < 50 else None)
+    assert seen == [f"e{n}" for n in range(50)]
+
+
+async def test_the_memory_of_a_client_is_freed_with_it(emulator: KaizenEmulator) -> None:
+    """Nothing global holds on to a client that was closed."""
+    emulator.add("a")
+    client = KaizenClient(base_url=emulator.base_url)
+    await client.instructor_executions.get("a")
+    await client.aclose()
+    trace = weakref.ref(client)
+    del client
+    for _ in range(3):
+        await asyncio.sleep(0)
+    gc.collect()
+    assert trace() is None

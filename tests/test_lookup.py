@@ -1,0 +1,469 @@
+"""One look-up: what it sends, what becomes of answers, and who shares it; in virtual time."""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import traceback
+from typing import Any
+
+import pytest
+from scripted_transport import AT_ONCE, NEVER, Reply, ScriptedTransport, record, status
+from virtual_time import virtual_time
+
+from kaizen_async import (
+    AuthenticationError,
+    ClientClosedError,
+    DeadlineExceededError,
+    DecodeError,
+    InstructorExecution,
+    KaizenClient,
+    KaizenError,
+    NotFoundError,
+    RateLimitError,
+    RetryPolicy,
+    StatusError,
+    TransportError,
+)
+from kaizen_async.transport import Answer
+
+
+async def fails(client: KaizenClient, execution_id: str = "a", **options: Any) -> KaizenError:
+    """Return the error that a look-up raises."""
+    with pytest.raises(KaizenError) as caught:
+        await client.instructor_executions.get(execution_id, **options)
+    return caught.value
+
+
+@virtual_time
+async def test_a_look_up_is_one_request_and_one_record() -> None:
+    """Nothing else is sent."""
+    transport = ScriptedTransport()
+    async with transport.client() as client:
+        execution = await client.instructor_executions.get("a")
+        assert isinstance(execution, InstructorExecution)
+        assert execution.id == "a"
+        assert transport.ids == ["a"]
+
+
+@pytest.mark.parametrize("code", [408, 425, 429, 500, 502, 503, 504])
+def test_these_statuses_are_retried(code: int) -> None:
+    """They say "not now"."""
+
+    @virtual_time
+    async def play() -> None:
+        transport = ScriptedTransport(lambda i, number: status(code) if number == 1 else record(i))
+        async with transport.client() as client:
+            assert (await client.instructor_executions.get("a")).id == "a"
+            assert transport.ids == ["a", "a"]
+            assert client.stats().retries == 1
+
+    play()
+
+
+@pytest.mark.parametrize("code", [301, 302, 307, 308, 400, 401, 402, 403, 404, 405, 409, 410, 413, 415, 422, 451, 501])
+def test_these_statuses_are_not_retried(code: int) -> None:
+    """They say "not this"."""
+
+    @virtual_time
+    async def play() -> None:
+        transport = ScriptedTransport(lambda *_: status(code))
+        async with transport.client() as client:
+            error = await fails(client)
+            assert isinstance(error, StatusError)
+            assert error.status == code
+            assert error.attempts == 1
+            assert error.execution_id == "a"
+            assert transport.ids == ["a"]
+
+    play()
+
+
+@pytest.mark.parametrize(
+    ("reply", "error", "attempts"),
+    [
+        (status(401), AuthenticationError, 1),
+        (status(404), NotFoundError, 1),
+        (status(500), StatusError, 5),
+        (status(429), RateLimitError, 5),
+        (TransportError("reset"), TransportError, 5),
+        (TransportError("bad certificate", retryable=False), TransportError, 1),
+        (TransportError("no HTTP", garbled=True), TransportError, 2),
+        (Answer(200, {}, b"<html>"), DecodeError, 2),
+        (Answer(200, {}, b""), DecodeError, 2),
+        (Answer(204, {}, b""), DecodeError, 2),
+        (Answer(200, {}, b'{"id":"a"}'), DecodeError, 1),
+    ],
+)
+def test_what_lasts_comes_out_after_so_many_attempts(
+    reply: Answer | KaizenError, error: type[KaizenError], attempts: int
+) -> None:
+    """The error is that of the last attempt, and knows its id and how many there were."""
+
+    @virtual_time
+    async def play() -> None:
+        transport = ScriptedTransport(lambda *_: reply)
+        async with transport.client(deadline=None) as client:
+            raised = await fails(client)
+            assert type(raised) is error
+            assert raised.attempts == len(transport.sent) == attempts
+            assert raised.execution_id == "a"
+            assert str(raised).startswith("a: ")
+            assert client.stats().failed == 1
+
+    play()
+
+
+@virtual_time
+async def test_the_last_error_is_the_one_that_comes_out() -> None:
+    """Not the first, and no wrapper."""
+    transport = ScriptedTransport(lambda _, number: status(500) if number < 3 else status(404))
+    async with transport.client() as client:
+        error = await fails(client)
+        assert isinstance(error, NotFoundError)
+        assert error.attempts == 3
+        assert error.__cause__ is None
+
+
+@virtual_time
+async def test_a_deadline_that_passes_names_the_last_failure_as_its_cause() -> None:
+    """Why it took so long is told with it."""
+    transport = ScriptedTransport(lambda i, number: status(502) if number == 1 else (NEVER, record(i)))
+    async with transport.client(deadline=5, retry=AT_ONCE) as client:
+        error = await fails(client)
+        assert type(error) is DeadlineExceededError
+        assert error.attempts == 2
+        assert isinstance(error.__cause__, StatusError)
+        assert error.__cause__.status == 502
+
+
+@virtual_time
+async def test_a_deadline_of_the_call_replaces_the_clients() -> None:
+    """It may be shorter, longer, or none."""
+    transport = ScriptedTransport(lambda i, _: (20, record(i)))
+    async with transport.client(deadline=10) as client:
+        assert isinstance(await fails(client), DeadlineExceededError)
+        assert isinstance(await fails(client, deadline=1), DeadlineExceededError)
+        assert (await client.instructor_executions.get("a", deadline=21)).id == "a"
+        assert (await client.instructor_executions.get("a", deadline=None)).id == "a"
+
+
+@virtual_time
+async def test_a_deadline_that_passes_during_a_retry_sends_nothing_more() -> None:
+    """A loop that was held up must not send towards a deadline gone by."""
+    transport = ScriptedTransport(lambda *_: status(500))
+    async with transport.client(deadline=1, retry=AT_ONCE) as client:
+        lookups = client.instructor_executions._lookups(None)
+        outcome = await lookups.look_up("a", asyncio.get_running_loop().time())
+        assert isinstance(outcome.error, DeadlineExceededError)
+        assert str(outcome.error) == "a: its deadline passed before an attempt could be made"
+        assert outcome.attempts == 0
+        assert not transport.sent
+
+
+@virtual_time
+async def test_a_retry_policy_of_the_call_replaces_the_clients() -> None:
+    """For that call only."""
+    transport = ScriptedTransport(lambda *_: status(500))
+    async with transport.client(retry=RetryPolicy(max_attempts=2)) as client:
+        assert (await fails(client, retry=RetryPolicy(max_attempts=3))).attempts == 3
+        assert (await fails(client)).attempts == 2
+
+
+@virtual_time
+async def test_the_statuses_of_the_policy_are_retried() -> None:
+    """A 404 too, where a record appears a little late; then 503 no longer unless it is named."""
+    patient = RetryPolicy(statuses=frozenset({404}))
+    transport = ScriptedTransport(lambda i, number: status(404) if number == 1 else record(i))
+    async with transport.client(retry=patient) as client:
+        assert (await client.instructor_executions.get("a")).id == "a"
+    transport = ScriptedTransport(lambda *_: status(503))
+    async with transport.client(retry=patient) as client:
+        assert (await fails(client)).attempts == 1
+
+
+@virtual_time
+async def test_callers_who_ask_for_the_same_id_share_one_request() -> None:
+    """A hundred handlers, one request, a hundred records."""
+    transport = ScriptedTransport()
+    async with transport.client() as client:
+        records = await asyncio.gather(*(client.instructor_executions.get("a") for _ in range(100)))
+        assert transport.ids == ["a"]
+        assert {execution.id for execution in records} == {"a"}
+        stats = client.stats()
+        assert (stats.lookups, stats.shared, stats.succeeded) == (1, 99, 1)
+        await client.instructor_executions.get("a")
+        assert transport.ids == ["a", "a"]
+
+
+@virtual_time
+async def test_a_shared_failure_is_an_error_of_its_own_for_each_caller() -> None:
+    """Tracebacks of one do not grow by the raising of another."""
+    transport = ScriptedTransport(lambda *_: status(404))
+    async with transport.client() as client:
+        errors = await asyncio.gather(*(fails(client) for _ in range(3)))
+        assert transport.ids == ["a"]
+        assert len({id(error) for error in errors}) == 3
+        assert {str(error) for error in errors} == {"a: the server answered 404 Not Found (after 1 attempt)"}
+        assert len({len(traceback.extract_tb(error.__traceback__)) for error in errors}) == 1
+
+
+@virtual_time
+async def test_a_shared_failure_keeps_its_cause() -> None:
+    """Each caller sees what lay under it."""
+
+    def play(_: str, __: int) -> Reply:
+        error = TransportError("reset", retryable=False)
+        error.__cause__ = ConnectionResetError(104)
+        return error
+
+    async with ScriptedTransport(play).client() as client:
+        for error in await asyncio.gather(*(fails(client) for _ in range(3))):
+            assert isinstance(error.__cause__, ConnectionResetError)
+
+
+@virtual_time
+async def test_when_the_first_caller_is_cancelled_another_starts_anew() -> None:
+    """One handler's disconnected browser does not fail the others."""
+    transport = ScriptedTransport(lambda i, number: (NEVER if number == 1 else 0.1, record(i)))
+    async with transport.client() as client:
+        first = asyncio.create_task(client.instructor_executions.get("a"))
+        await asyncio.sleep(0)
+        others = [asyncio.create_task(client.instructor_executions.get("a")) for _ in range(5)]
+        await asyncio.sleep(1)
+        first.cancel()
+        assert {(await other).id for other in others} == {"a"}
+        assert transport.ids == ["a", "a"]
+        assert first.cancelled()
+
+
+@virtual_time
+async def test_a_cancelled_follower_leaves_the_others_alone() -> None:
+    """Nor does it cancel the request it shared."""
+    transport = ScriptedTransport()
+    async with transport.client() as client:
+        tasks = [asyncio.create_task(client.instructor_executions.get("a")) for _ in range(3)]
+        await asyncio.sleep(0)
+        tasks[1].cancel()
+        assert (await tasks[0]).id == (await tasks[2]).id == "a"
+        assert tasks[1].cancelled()
+        assert transport.ids == ["a"]
+
+
+@virtual_time
+async def test_a_followers_own_deadline_holds() -> None:
+    """It ends its wait, and not the request of the other."""
+    transport = ScriptedTransport(latency=10)
+    async with transport.client() as client:
+        first = asyncio.create_task(client.instructor_executions.get("a"))
+        await asyncio.sleep(0)
+        error = await fails(client, deadline=2)
+        assert type(error) is DeadlineExceededError
+        assert str(error) == "a: its deadline passed while another look-up of the same id was under way"
+        assert asyncio.get_running_loop().time() == pytest.approx(2)
+        assert (await first).id == "a"
+
+
+@virtual_time
+async def test_a_follower_is_not_bound_by_the_first_callers_deadline() -> None:
+    """If that passes, whoever has more time goes on."""
+    transport = ScriptedTransport(lambda i, number: (NEVER if number == 1 else 0.1, record(i)))
+    async with transport.client() as client:
+        first = asyncio.create_task(fails(client, deadline=1))
+        await asyncio.sleep(0)
+        assert (await client.instructor_executions.get("a", deadline=30)).id == "a"
+        assert isinstance(await first, DeadlineExceededError)
+
+
+@pytest.mark.parametrize(
+    "failure", [status(503, retry_after="5"), status(429, retry_after="5")], ids=["unavailable", "throttled"]
+)
+def test_a_follower_with_time_for_the_next_attempt_makes_it(failure: Answer) -> None:
+    """The first caller gives up since the server's pause is longer than its deadline; the follower's is not."""
+
+    @virtual_time
+    async def play() -> None:
+        transport = ScriptedTransport(lambda i, number: failure if number == 1 else record(i))
+        async with transport.client() as client:
+            first = asyncio.create_task(fails(client, deadline=1))
+            await asyncio.sleep(0)
+            assert (await client.instructor_executions.get("a", deadline=30)).id == "a"
+            assert isinstance(await first, StatusError)
+            assert transport.ids == ["a", "a"]
+            assert transport.times[1] >= 5.1
+
+    play()
+
+
+@virtual_time
+async def test_a_follower_without_time_for_the_next_attempt_shares_the_failure() -> None:
+    """Asking again would only get the same answer."""
+    transport = ScriptedTransport(lambda *_: status(429, retry_after="50"))
+    async with transport.client(deadline=10) as client:
+        errors = await asyncio.gather(fails(client), fails(client), fails(client, deadline=20))
+        assert transport.ids == ["a"]
+        assert {type(error) for error in errors} == {RateLimitError}
+
+
+@virtual_time
+async def test_a_follower_of_exhausted_attempts_shares_the_failure() -> None:
+    """It does not start a series of its own."""
+    transport = ScriptedTransport(lambda *_: status(500))
+    async with transport.client(retry=AT_ONCE) as client:
+        errors = await asyncio.gather(fails(client), fails(client, deadline=None))
+        assert len(transport.ids) == 5
+        assert [error.attempts for error in errors] == [5, 5]
+
+
+@virtual_time
+async def test_closing_reaches_followers_too() -> None:
+    """They get a ClientClosedError of their own."""
+    transport = ScriptedTransport(latency=NEVER)
+    client = transport.client()
+    tasks = [asyncio.create_task(fails(client)) for _ in range(3)]
+    await asyncio.sleep(1)
+    await client.aclose()
+    for task in tasks:
+        assert isinstance(await task, ClientClosedError)
+
+
+@virtual_time
+async def test_look_ups_of_other_kinds_or_policies_are_not_shared() -> None:
+    """The same id may mean another thing, or be worth more attempts."""
+    transport = ScriptedTransport()
+    async with transport.client() as client:
+        other = client.lookups("executions/get", InstructorExecution)
+        await asyncio.gather(
+            client.instructor_executions.get("a"),
+            other.get("a"),
+            client.instructor_executions.get("a", retry=RetryPolicy(max_attempts=1)),
+        )
+        assert transport.ids == ["a", "a", "a"]
+
+
+@virtual_time
+async def test_every_success_returns_a_token_and_no_failure_does() -> None:
+    """The budget follows how the client as a whole is doing."""
+    transport = ScriptedTransport(lambda i, _: record(i) if i == "good" else status(404))
+    async with transport.client() as client:
+        client._budget.tokens = 100
+        await client.instructor_executions.get("good")
+        await fails(client, "missing")
+        assert client.stats().retry_tokens == 101
+
+
+@virtual_time
+async def test_an_outage_costs_hardly_more_requests_than_look_ups() -> None:
+    """A thousand look-ups of a dead server: a tenth more than a thousand requests, each error the server's own."""
+    transport = ScriptedTransport(lambda *_: TransportError("refused"), latency=0.01)
+    async with transport.client(deadline=None) as client:
+        errors = await asyncio.gather(*(fails(client, f"e{n}") for n in range(1000)))
+        assert 1000 < len(transport.sent) <= 1100
+        assert {type(error) for error in errors} == {TransportError}
+        used_up = [error for error in errors if "retry budget is used up" in str(error)]
+        assert len(used_up) > 900
+        assert client.stats().retry_tokens < 5
+
+
+@virtual_time
+async def test_counts_add_up() -> None:
+    """What `stats` tells is what happened."""
+
+    def play(execution_id: str, number: int) -> Reply:
+        return (
+            status(500)
+            if execution_id == "flaky" and number < 3
+            else status(404)
+            if execution_id == "missing"
+            else record(execution_id)
+        )
+
+    transport = ScriptedTransport(play)
+    async with transport.client(retry=AT_ONCE) as client:
+        await client.instructor_executions.get("flaky")
+        await fails(client, "missing")
+        busy = asyncio.create_task(client.instructor_executions.get("good"))
+        await asyncio.sleep(0)
+        assert client.stats().in_flight == 1
+        await busy
+        stats = client.stats()
+        assert (stats.lookups, stats.succeeded, stats.failed, stats.shared) == (3, 2, 1, 0)
+        assert (stats.attempts, stats.retries, stats.throttled, stats.pauses) == (5, 2, 0, 0)
+        assert (stats.in_flight, stats.gate_pace, stats.gate_seconds_left) == (0, None, 0)
+
+
+@virtual_time
+async def test_a_cancelled_look_up_counts_neither_as_success_nor_as_failure() -> None:
+    """It has no outcome."""
+    transport = ScriptedTransport(latency=NEVER)
+    async with transport.client() as client:
+        task = asyncio.create_task(client.instructor_executions.get("a"))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        stats = client.stats()
+        assert (stats.lookups, stats.succeeded, stats.failed, stats.in_flight) == (1, 0, 0, 0)
+
+
+def alive(cls: type) -> int:
+    """Return how many objects of a class there are."""
+    return sum(isinstance(thing, cls) for thing in gc.get_objects())
+
+
+def test_a_failing_look_up_leaves_no_garbage() -> None:
+    """Error, traceback and frames go with the last reference, so a server's bad day fills no memory."""
+
+    @virtual_time
+    async def play() -> None:
+        transport = ScriptedTransport(lambda *_: status(404))
+        async with transport.client() as client:
+            gc.collect()
+            before = alive(NotFoundError)
+            gc.disable()
+            try:
+                for _ in range(20):
+                    with contextlib.suppress(NotFoundError):
+                        await client.instructor_executions.get("a")
+                assert alive(NotFoundError) == before
+            finally:
+                gc.enable()
+
+    play()
+
+
+@virtual_time
+async def test_an_outcome_that_is_unwrapped_can_be_collected() -> None:
+    """A traceback that leads back to the outcome must not keep both for ever."""
+    transport = ScriptedTransport(lambda *_: status(404))
+    async with transport.client() as client:
+
+        async def handle() -> None:
+            (outcome,) = await client.instructor_executions.get_many(["a"])
+            with pytest.raises(NotFoundError):
+                outcome.unwrap()
+
+        gc.collect()
+        before = alive(NotFoundError)
+        for _ in range(20):
+            await handle()
+        gc.collect()
+        assert alive(NotFoundError) == before
+
+
+@virtual_time
+async def test_what_happens_can_be_followed_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Attempts at level debug, a pause of the whole client as a warning; no bodies."""
+    caplog.set_level(logging.DEBUG, "kaizen_async")
+    replies = {1: status(500), 2: status(429, retry_after="2")}
+    transport = ScriptedTransport(lambda i, number: replies.get(number) or record(i))
+    async with transport.client(retry=AT_ONCE) as client:
+        await client.instructor_executions.get("a")
+    assert [(entry.levelname, entry.getMessage()) for entry in caplog.records if entry.name == "kaizen_async"] == [
+        ("DEBUG", "a: attempt 1 failed: the server answered 500 Internal Server Error"),
+        ("DEBUG", "a: next attempt in 0 s, since the server answered 500 Internal Server Error"),
+        ("WARNING", caplog.records[2].getMessage()),
+        ("DEBUG", "a: attempt 2 failed: the server answered 429 Too Many Requests"),
+        ("DEBUG", "a: next attempt in 0 s, since the server answered 429 Too Many Requests"),
+        ("DEBUG", "a: attempt 3 answered"),
+    ]
+    assert caplog.records[2].getMessage().startswith("the server answered 429: all look-ups of this client pause for 2")

@@ -1,0 +1,279 @@
+"""Records: every recorded body decodes to what it says, and encodes back to it."""
+
+import copy
+import gc
+import json
+import pickle
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from kaizen_async import (
+    Authentication,
+    AuthenticationStatus,
+    ContextAuthentication,
+    ContextAuthenticationStatus,
+    ExecutionStatus,
+    InstructorExecution,
+    Login,
+    LoginSummary,
+    Workflow,
+    models,
+)
+
+SAMPLES = Path(__file__).parent / "samples"
+
+
+def recorded(name: str) -> InstructorExecution:
+    """Return the record in a sample file."""
+    return msgspec.json.decode((SAMPLES / f"{name}.json").read_bytes(), type=InstructorExecution)
+
+
+def changed(**fields: Any) -> bytes:
+    """Return the documented example with some fields replaced, or left out where the value is `...`."""
+    record = {**json.loads((SAMPLES / "documented.json").read_bytes()), **fields}
+    return json.dumps({name: value for name, value in record.items() if value is not ...}).encode()
+
+
+def with_times(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record with its times parsed, since one moment can be written in several ways."""
+    times = {name: record[name] and datetime.fromisoformat(record[name]) for name in ("startTime", "endTime")}
+    return record | times
+
+
+def decode(body: bytes) -> InstructorExecution:
+    """Return the record in a body."""
+    return msgspec.json.decode(body, type=InstructorExecution)
+
+
+def test_the_documented_example_decodes_in_full() -> None:
+    """Every field of the reference arrives under its Python name with its Python type."""
+    assert recorded("documented") == InstructorExecution(
+        id="exec_9f2c1",
+        workflow=Workflow("wf_17", "Renew the policy"),
+        logins=(Login("login_3", "Insurer portal"),),
+        authentications=(Authentication(AuthenticationStatus.IN_PROGRESS, "bs_771", "https://live.example/bs_771"),),
+        context_authentications=(
+            ContextAuthentication(
+                "ca_5",
+                LoginSummary("login_3", "Insurer portal", is_manual=True),
+                ContextAuthenticationStatus.UNAUTHENTICATED,
+            ),
+        ),
+        start_time=datetime(2023, 11, 7, 5, 31, 56, tzinfo=UTC),
+        end_time=datetime(2023, 11, 7, 5, 33, 59, tzinfo=UTC),
+        duration_ms=123.0,
+        is_recording=True,
+        browser_session_id="bs_771",
+        status=ExecutionStatus.ENQUEUED,
+    )
+
+
+@pytest.mark.parametrize("name", ["documented", "still_running", "unknown_status", "fractional_duration"])
+def test_a_record_encodes_back_to_the_json_it_came_from(name: str) -> None:
+    """API names, null ends and unknown statuses come out as they went in."""
+    sent = json.loads((SAMPLES / f"{name}.json").read_bytes())
+    assert with_times(json.loads(msgspec.json.encode(recorded(name)))) == with_times(sent)
+
+
+def test_a_running_execution_has_no_end_and_no_duration() -> None:
+    """Null ends are read as "still running"."""
+    execution = recorded("still_running")
+    assert not execution.is_finished
+    assert execution.end_time is None
+    assert execution.duration is None
+    assert execution.browser_session_id is None
+    assert execution.start_time == datetime(2023, 11, 7, 5, 31, 56, 125_000, tzinfo=timezone(timedelta(hours=2)))
+
+
+def test_whether_it_has_ended_is_read_off_the_end_time_alone() -> None:
+    """A status that sounds like an end is none without an end time, and the other way round."""
+    assert not decode(changed(status="Completed", endTime=None)).is_finished
+    assert decode(changed(status="InProgress", endTime="2023-11-07T05:31:56Z")).is_finished
+
+
+@pytest.mark.parametrize(
+    ("sent", "milliseconds", "duration"),
+    [(12.5, 12.5, timedelta(microseconds=12_500)), (123, 123.0, timedelta(milliseconds=123)), (0, 0.0, timedelta(0))],
+)
+def test_a_duration_may_carry_a_fraction(sent: float, milliseconds: float, duration: timedelta) -> None:
+    """`durationMs` is a JSON number, whole or not."""
+    execution = decode(changed(durationMs=sent))
+    assert execution.duration_ms == milliseconds
+    assert execution.duration == duration
+
+
+def test_unknown_fields_are_ignored_at_every_depth() -> None:
+    """The API grows; old clients go on."""
+    execution = recorded("extra_fields")
+    assert execution.workflow == Workflow("wf_17", "Renew the policy")
+    assert execution.logins == (Login("login_3", "Insurer portal"),)
+    assert not hasattr(execution, "region")
+
+
+def test_the_session_id_is_there_where_it_is_sent() -> None:
+    """Sibling endpoints answer `sessionId`; a record without it encodes without it."""
+    assert recorded("extra_fields").session_id == "external-44"
+    assert recorded("documented").session_id is None
+    assert json.loads(msgspec.json.encode(recorded("extra_fields")))["sessionId"] == "external-44"
+    assert "sessionId" not in json.loads(msgspec.json.encode(recorded("documented")))
+
+
+def test_all_kinds_of_authentication_decode_and_so_does_one_yet_to_come() -> None:
+    """The four of the reference, a fifth kind with fields of its own, and an empty one."""
+    assert recorded("every_authentication").authentications == (
+        Authentication(AuthenticationStatus.IN_PROGRESS, "bs_771", "https://live.example/bs_771"),
+        Authentication(AuthenticationStatus.ENQUEUED),
+        Authentication(AuthenticationStatus.FINISHED, "bs_772"),
+        Authentication(AuthenticationStatus.FAILED),
+        Authentication(AuthenticationStatus("WaitingForTouch")),
+        Authentication(),
+    )
+
+
+REQUIRED = [field.encode_name for field in msgspec.structs.fields(InstructorExecution) if field.required]
+
+
+def test_required_is_what_the_reference_marks_as_required() -> None:
+    """All documented fields, and only these."""
+    assert set(REQUIRED) == set(json.loads((SAMPLES / "documented.json").read_bytes()))
+
+
+@pytest.mark.parametrize("name", REQUIRED)
+def test_a_missing_documented_field_is_an_error_that_names_it(name: str) -> None:
+    """A record without an end time, say, must not pass for one that is still running."""
+    with pytest.raises(msgspec.ValidationError, match=f"missing required field `{name}`"):
+        decode(changed(**{name: ...}))
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({"id": None}, r"\$\.id"),
+        ({"workflow": {"id": "wf", "name": 5}}, r"\$\.workflow\.name"),
+        ({"logins": [{"id": "a", "name": "b"}, {"id": None, "name": "b"}]}, r"\$\.logins\[1\]\.id"),
+        ({"authentications": None}, r"\$\.authentications"),
+        ({"startTime": "2023-11-07T05:31:56"}, r"\$\.startTime"),
+        ({"startTime": None}, r"\$\.startTime"),
+        ({"endTime": "yesterday"}, r"\$\.endTime"),
+        ({"durationMs": "123"}, r"\$\.durationMs"),
+        ({"isRecording": 1}, r"\$\.isRecording"),
+        ({"status": None}, r"\$\.status"),
+        ({"status": 3}, r"\$\.status"),
+    ],
+)
+def test_a_field_of_the_wrong_type_is_an_error_that_says_where(fields: dict[str, Any], path: str) -> None:
+    """Nothing is guessed: no text for numbers, no times without a zone."""
+    with pytest.raises(msgspec.ValidationError, match=f"`{path}`$"):
+        decode(changed(**fields))
+
+
+STATUSES = pytest.mark.parametrize("enum", [ExecutionStatus, AuthenticationStatus, ContextAuthenticationStatus])
+
+
+@STATUSES
+@pytest.mark.parametrize("text", ["Zorp", "", "enqueued", "ENQUEUED", "UNAUTHENTICATED", "In Progress", "執行", "a\nb"])
+def test_an_unknown_status_keeps_its_exact_text(enum: type[models.StatusEnum], text: str) -> None:
+    """It compares, prints, hashes, formats, pickles and encodes as that text, and says that it is not known."""
+    status = enum(text)
+    assert status == text
+    assert isinstance(status, enum)
+    assert not status.is_known
+    assert str(status) == f"{status}" == status.value == text
+    assert {text: 1}[status] == 1
+    assert pickle.loads(pickle.dumps(status)) == status  # noqa: S301 - our own bytes
+    assert copy.deepcopy(status) == copy.copy(status) == status
+    assert msgspec.json.decode(msgspec.json.encode(status), type=enum) == status
+    assert repr(text) in repr(status)
+    assert text not in enum.__members__ or enum[text] != text
+
+
+@STATUSES
+def test_a_known_status_is_the_same_object_every_time(enum: type[models.StatusEnum]) -> None:
+    """Members decode to themselves, and compare and hash as their text."""
+    for member in enum:
+        assert enum(member.value) is member
+        assert member.is_known
+        assert msgspec.json.decode(msgspec.json.encode(member.value), type=enum) is member
+        assert {member.value: 1}[member] == 1
+        assert str(member) == member.value
+
+
+def test_unknown_statuses_do_not_become_members() -> None:
+    """Iterating over the enum gives the known ones, whatever was decoded before."""
+    ExecutionStatus("Zorp")
+    assert [str(status) for status in ExecutionStatus] == ["Enqueued", "InProgress", "Paused", "Completed", "Failed"]
+
+
+def test_the_same_unknown_text_in_two_enums_is_two_values() -> None:
+    """Each enum keeps its own."""
+    assert type(ExecutionStatus("Zorp")) is ExecutionStatus
+    assert type(AuthenticationStatus("Zorp")) is AuthenticationStatus
+
+
+@pytest.mark.parametrize("value", [5, None, b"Enqueued", ["Enqueued"]])
+def test_a_status_is_text(value: object) -> None:
+    """Anything else is refused."""
+    with pytest.raises(ValueError, match="is not a valid ExecutionStatus"):
+        ExecutionStatus(value)
+
+
+def test_an_unknown_status_is_logged_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """A warning per text, however many records carry it, made safe for a line of log."""
+    monkeypatch.setattr(models, "_unknown_members", {})
+    for text in ("Zorp", "Zorp", "Zo\nrp", "Zorp"):
+        models.ExecutionStatus(text)
+    models.AuthenticationStatus("Zorp")
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", f"unknown {name}: {text}; a newer kaizen_async may have a name for it")
+        for name, text in [
+            ("ExecutionStatus", "Zorp"),
+            ("ExecutionStatus", "Zo\N{REPLACEMENT CHARACTER}rp"),
+            ("AuthenticationStatus", "Zorp"),
+        ]
+    ]
+
+
+def test_a_long_unknown_status_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a server sends in megabytes lives no longer than its record."""
+    monkeypatch.setattr(models, "_unknown_members", {})
+    assert models.ExecutionStatus("x" * 10_000) == "x" * 10_000
+    assert not models._unknown_members
+
+
+def test_a_flood_of_unknown_statuses_fills_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only so many texts are kept as shared members; those after them are equal, if not the same."""
+    monkeypatch.setattr(models, "_unknown_members", {})
+    texts = [f"status {n}" for n in range(1000)]
+    statuses = [ExecutionStatus(text) for text in texts]
+    assert statuses == texts
+    assert len(models._unknown_members) == models._UNKNOWN_LIMIT
+    assert ExecutionStatus(texts[0]) is statuses[0]
+    assert ExecutionStatus(texts[-1]) == statuses[-1]
+    assert ExecutionStatus(texts[-1]) is not statuses[-1]
+
+
+def test_a_record_cannot_be_changed_and_can_be_a_key() -> None:
+    """Records are values all the way down."""
+    execution = recorded("documented")
+    with pytest.raises(AttributeError):
+        execution.status = ExecutionStatus.FAILED  # type: ignore[misc]
+    assert hash(execution) == hash(recorded("documented"))
+    assert {execution: 1}[recorded("documented")] == 1
+
+
+def test_a_record_pickles_and_copies() -> None:
+    """It can be sent to another process."""
+    execution = recorded("every_authentication")
+    assert pickle.loads(pickle.dumps(execution)) == execution  # noqa: S301 - our own bytes
+    assert copy.deepcopy(execution) == execution
+
+
+def test_records_are_no_work_for_the_garbage_collector() -> None:
+    """A million of them in a list must not slow every collection down."""
+    execution = recorded("documented")
+    parts = [execution, execution.workflow, execution.logins[0], execution.authentications[0]]
+    assert not any(gc.is_tracked(part) for part in parts)

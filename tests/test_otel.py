@@ -1,0 +1,521 @@
+"""Spans and metrics, as the SDK's exporters in memory receive them."""
+
+import asyncio
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from opentelemetry.instrumentation.aiohttp_client import AioHttpClientInstrumentor, create_trace_config
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from opentelemetry.trace import SpanKind, StatusCode, get_current_span
+from scripted_lives import EVERY_SECOND, EVERY_TEN, ending, never_ending
+from scripted_transport import NEVER, Reply, ScriptedTransport, record, status
+from virtual_time import virtual_time
+
+from kaizen_async import (
+    DeadlineExceededError,
+    KaizenClient,
+    KaizenError,
+    NotFoundError,
+    RetryPolicy,
+    TransportError,
+)
+from kaizen_async.otel import REQUEST_SECONDS, Telemetry
+from kaizen_async.testing import Fault, KaizenEmulator, Life
+from kaizen_async.transport import Answer
+
+PATH = "/instructor/executions/get"
+SERVER = {"server.address": "api.kaizenautomation.com", "server.port": 443}
+KIND = {**SERVER, "url.template": PATH}
+REQUEST = {**KIND, "http.request.method": "POST"}
+
+
+class Backend:
+    """Where spans and metrics arrive."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.tracers = TracerProvider(**settings)
+        self._spans = InMemorySpanExporter()
+        self.tracers.add_span_processor(SimpleSpanProcessor(self._spans))
+        self._reader = InMemoryMetricReader()
+        self.meters = MeterProvider([self._reader])
+        self.tracer = self.tracers.get_tracer("the application")
+
+    def telemetry(self, **settings: Any) -> Telemetry:
+        """Return a hook that sends everything here."""
+        return Telemetry(self.tracers, self.meters, **settings)
+
+    def spans(self, name: str | None = None) -> list[ReadableSpan]:
+        """Return the spans that have ended, or those with one name, in the order of their starts."""
+        found = [span for span in self._spans.get_finished_spans() if name in {None, span.name}]
+        return sorted(found, key=lambda span: span.start_time or 0)
+
+    def metrics(self) -> dict[str, list[Any]]:
+        """Return the data points of each metric."""
+        data = self._reader.get_metrics_data()
+        if data is None:
+            return {}
+        scopes = [scope for resource in data.resource_metrics for scope in resource.scope_metrics]
+        assert {scope.scope.name for scope in scopes} == {"kaizen_async"}
+        return {metric.name: list(metric.data.data_points) for scope in scopes for metric in scope.metrics}
+
+    def values(self, name: str) -> dict[frozenset[tuple[str, Any]], float]:
+        """Return the values of a counter, or the counts of a histogram, by attributes."""
+        return {
+            frozenset((point.attributes or {}).items()): getattr(point, "value", None) or getattr(point, "count", 0)
+            for point in self.metrics()[name]
+        }
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_hidden(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Fail a test in which the hook raises, which only the log would tell, or the SDK complains."""
+    yield
+    assert not [
+        line.getMessage() for line in caplog.records if line.levelno >= logging.WARNING and "pause" not in line.msg
+    ]
+
+
+@pytest.fixture
+def backend() -> Backend:
+    """Return a place for spans and metrics."""
+    return Backend()
+
+
+def having(*attributes: dict[str, Any], **others: Any) -> frozenset[tuple[str, Any]]:
+    """Return a set of attributes as `Backend.values` names them."""
+    merged: dict[str, Any] = {}
+    for some in attributes:
+        merged |= some
+    return frozenset((merged | {name.replace("__", "."): value for name, value in others.items()}).items())
+
+
+def events_of(span: ReadableSpan) -> list[str]:
+    """Return the names of the events in a span."""
+    return [event.name for event in span.events]
+
+
+def parent_of(span: ReadableSpan) -> int | None:
+    """Return the id of the span above."""
+    return span.parent.span_id if span.parent else None
+
+
+def id_of(span: ReadableSpan) -> int:
+    """Return the id of a span."""
+    assert span.context is not None
+    return span.context.span_id
+
+
+async def failing(client: KaizenClient, execution_id: str = "a", **options: Any) -> KaizenError:
+    """Return the error that a look-up raises."""
+    with pytest.raises(KaizenError) as caught:
+        await client.instructor_executions.get(execution_id, **options)
+    return caught.value
+
+
+@virtual_time
+async def test_a_look_up_is_one_span_in_the_trace_of_its_caller(backend: Backend) -> None:
+    """With its request as an event; and the caller's span is current again after it."""
+    async with ScriptedTransport().client(on_event=backend.telemetry()) as client:
+        with backend.tracer.start_as_current_span("handler") as handler:
+            await client.instructor_executions.get("a")
+            assert get_current_span() is handler
+    look_up, outer = sorted(backend.spans(), key=lambda span: span.name, reverse=True)
+    assert parent_of(look_up) == id_of(outer)
+    assert look_up.name == f"look_up {PATH}"
+    assert look_up.kind is SpanKind.CLIENT
+    assert look_up.status.status_code is StatusCode.UNSET
+    assert look_up.attributes == {
+        **SERVER,
+        "url.full": f"https://api.kaizenautomation.com{PATH}",
+        "http.request.method": "POST",
+        "http.response.status_code": 200,
+        "kaizen.execution.id": "a",
+        "kaizen.execution.status": "InProgress",
+        "kaizen.attempts": 1,
+    }
+    (attempt,) = look_up.events
+    assert attempt.name == "kaizen.attempt"
+    assert attempt.attributes == {
+        "kaizen.attempt.number": 1,
+        "kaizen.attempt.queued": 0,
+        "kaizen.attempt.duration": pytest.approx(0.1),
+        "http.response.status_code": 200,
+    }
+
+
+@virtual_time
+async def test_every_attempt_and_retry_is_an_event_of_the_look_up(backend: Backend) -> None:
+    """An error that was overcome is none of the look-up's."""
+    transport = ScriptedTransport(lambda i, number: status(503) if number < 3 else record(i))
+    async with transport.client(on_event=backend.telemetry()) as client:
+        client._random.uniform = lambda _, high: high  # type: ignore[method-assign]
+        await client.instructor_executions.get("a")
+    (span,) = backend.spans()
+    assert events_of(span) == ["kaizen.attempt", "kaizen.retry"] * 2 + ["kaizen.attempt"]
+    assert span.events[0].attributes is not None
+    assert span.events[0].attributes["error.type"] == "503"
+    assert span.events[3].attributes == {"kaizen.retry.delay": 0.5, "error.type": "503"}
+    assert span.attributes is not None
+    assert span.attributes["http.request.resend_count"] == 2
+    assert span.attributes["http.response.status_code"] == 200
+    assert span.status.status_code is StatusCode.UNSET
+
+
+@pytest.mark.parametrize(
+    ("reply", "error_type", "description"),
+    [
+        (status(404), "404", None),
+        (Answer(200, {}, b'{"secret": "of the server"}'), "DecodeError", None),
+        (TransportError("the connection failed"), "TransportError", "the connection failed"),
+    ],
+    ids=["404", "misfit", "broken"],
+)
+def test_a_look_up_that_fails_says_so(backend: Backend, reply: Reply, error_type: str, description: str | None) -> None:
+    """By the status or the class of the error; text that may quote the server's answer stays out."""
+
+    @virtual_time
+    async def play() -> None:
+        transport = ScriptedTransport(lambda *_: reply)
+        async with transport.client(on_event=backend.telemetry(), retry=RetryPolicy(max_attempts=1)) as client:
+            await failing(client)
+
+    play()
+    (span,) = backend.spans()
+    assert span.status.status_code is StatusCode.ERROR
+    assert span.status.description == description
+    assert span.attributes is not None
+    assert span.attributes["error.type"] == error_type
+    assert "kaizen.execution.status" not in span.attributes
+    assert "of the server" not in span.to_json()
+    assert backend.values("kaizen.look_up.duration") == {having(KIND, error__type=error_type): 1}
+    requests = backend.values("http.client.request.duration")
+    assert [dict(attributes)["error.type"] for attributes in requests] == [error_type]
+
+
+@virtual_time
+async def test_a_cancelled_look_up_ends_its_span(backend: Backend) -> None:
+    """As an error, since there is no result; and nothing counts as under way any more."""
+    async with ScriptedTransport(lambda *_: (NEVER, status(500))).client(on_event=backend.telemetry()) as client:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(client.instructor_executions.get("a"), 3)
+    (span,) = backend.spans()
+    assert span.attributes is not None
+    assert span.attributes["error.type"] == "CancelledError"
+    assert "http.response.status_code" not in span.attributes
+    assert span.status.status_code is StatusCode.ERROR
+    assert backend.values("http.client.active_requests") == {having(REQUEST): 0}
+    assert backend.values("http.client.request.duration") == {having(REQUEST, error__type="CancelledError"): 1}
+    assert backend.values("kaizen.look_up.time") == {having(KIND, kaizen__look_up__phase="network"): 3}
+
+
+@virtual_time
+async def test_a_look_up_that_shares_a_request_has_a_span_of_its_own(backend: Backend) -> None:
+    """Without attempts; and the time it waited counts as shared."""
+    async with ScriptedTransport().client(on_event=backend.telemetry()) as client:
+        await asyncio.gather(client.instructor_executions.get("a"), client.instructor_executions.get("a"))
+    leader, follower = sorted(backend.spans(), key=lambda span: len(span.events), reverse=True)
+    assert events_of(leader) == ["kaizen.attempt"]
+    assert events_of(follower) == []
+    assert follower.attributes is not None
+    assert follower.attributes["kaizen.shared"] is True
+    assert follower.attributes["kaizen.attempts"] == 0
+    assert "http.response.status_code" not in follower.attributes
+    assert backend.values("kaizen.look_up.time") == {
+        having(KIND, kaizen__look_up__phase="network"): pytest.approx(0.1),
+        having(KIND, kaizen__look_up__phase="shared"): pytest.approx(0.1),
+    }
+
+
+@virtual_time
+async def test_the_time_of_look_ups_is_split_into_what_it_went_into(backend: Backend) -> None:
+    """Queue, network and back-off add up to the whole."""
+    transport = ScriptedTransport(lambda i, n: status(500) if (i, n) == ("a", 1) else record(i))
+    async with transport.client(on_event=backend.telemetry(), concurrency=1) as client:
+        client._random.uniform = lambda _, high: high  # type: ignore[method-assign]
+        await asyncio.gather(*(client.instructor_executions.get(i) for i in "abcd"))
+    assert backend.values("kaizen.look_up.time") == {
+        having(KIND, kaizen__look_up__phase="network"): pytest.approx(0.5),
+        having(KIND, kaizen__look_up__phase="backoff"): pytest.approx(0.25),
+        having(KIND, kaizen__look_up__phase="queue"): pytest.approx(0.1 + 0.2 + 0.3 + 0.05),
+    }
+    (duration,) = backend.metrics()["kaizen.look_up.duration"]
+    assert duration.count == 4
+    assert duration.sum == pytest.approx(0.4 + 0.2 + 0.3 + 0.5)
+
+
+@virtual_time
+async def test_requests_under_way_are_counted(backend: Backend) -> None:
+    """While they are."""
+    async with ScriptedTransport(latency=10).client(on_event=backend.telemetry(), concurrency=3) as client:
+        many = asyncio.create_task(client.instructor_executions.get_many([f"e{n}" for n in range(4)]))
+        await asyncio.sleep(5)
+        assert backend.values("http.client.active_requests") == {having(REQUEST): 3}
+        await many
+    assert backend.values("http.client.active_requests") == {having(REQUEST): 0}
+
+
+@virtual_time
+async def test_the_duration_of_requests_follows_the_conventions(backend: Backend) -> None:
+    """Name, unit, attributes and bounds."""
+    replies: dict[str, Reply] = {"a": record("a"), "b": status(404)}
+    async with ScriptedTransport(lambda i, _: replies[i]).client(on_event=backend.telemetry()) as client:
+        await client.instructor_executions.get_many(["a", "b"])
+    points = backend.metrics()["http.client.request.duration"]
+    assert {frozenset(point.attributes.items()) for point in points} == {
+        having(REQUEST, http__response__status_code=200),
+        having(REQUEST, http__response__status_code=404, error__type="404"),
+    }
+    assert [point.sum for point in points] == [pytest.approx(0.1)] * 2
+    assert {tuple(point.explicit_bounds) for point in points} == {REQUEST_SECONDS}
+
+
+@virtual_time
+async def test_pauses_are_counted_and_timed(backend: Backend) -> None:
+    """And noted in the look-ups that met them first and last."""
+    replies = iter([status(429, retry_after="20")])
+    transport = ScriptedTransport(lambda i, _: next(replies, record(i)))
+    async with transport.client(on_event=backend.telemetry()) as client:
+        client._random.uniform = lambda low, _: low  # type: ignore[method-assign]
+        await client.instructor_executions.get("a")
+    assert backend.values("kaizen.gate.pauses") == {having(SERVER, http__response__status_code=429): 1}
+    assert backend.values("kaizen.gate.time") == {having(SERVER): pytest.approx(20)}
+    assert backend.values("kaizen.look_up.retries") == {having(KIND, error__type="429"): 1}
+    (span,) = backend.spans()
+    assert events_of(span) == [
+        *["kaizen.attempt", "kaizen.gate.closed", "kaizen.retry"],
+        *["kaizen.gate.opened", "kaizen.attempt"],
+    ]
+
+
+@virtual_time
+async def test_refusals_of_the_retry_budget_are_counted(backend: Backend) -> None:
+    """And noted in the look-up that was refused."""
+    async with ScriptedTransport(lambda *_: status(500)).client(on_event=backend.telemetry()) as client:
+        client._budget.tokens = 0
+        await failing(client)
+    assert backend.values("kaizen.retry_budget.refusals") == {having(KIND): 1}
+    (span,) = backend.spans()
+    assert events_of(span)[-1] == "kaizen.retry_budget.refusal"
+
+
+@virtual_time
+async def test_a_wait_is_a_span_above_its_polls(backend: Backend) -> None:
+    """In the trace of its caller, whose own span stays the current one."""
+    async with ScriptedTransport(ending(2.0), latency=0).client(on_event=backend.telemetry()) as client:
+        with backend.tracer.start_as_current_span("handler") as handler:
+            await client.instructor_executions.wait("a", poll=EVERY_SECOND)
+            assert get_current_span() is handler
+    (wait,) = backend.spans(f"wait {PATH}")
+    (outer,) = backend.spans("handler")
+    polls = backend.spans(f"look_up {PATH}")
+    assert parent_of(wait) == id_of(outer)
+    assert wait.kind is SpanKind.INTERNAL
+    assert [parent_of(poll) for poll in polls] == [id_of(wait)] * 3
+    assert wait.attributes is not None
+    assert wait.attributes["kaizen.execution.id"] == "a"
+    (end,) = wait.events
+    assert (end.name, end.attributes) == (
+        "kaizen.execution.end",
+        {"kaizen.execution.id": "a", "kaizen.execution.status": "Completed"},
+    )
+    assert backend.values("kaizen.execution.ends") == {having(KIND, kaizen__execution__status="Completed"): 1}
+
+
+@virtual_time
+async def test_a_wait_that_fails_says_so(backend: Backend) -> None:
+    """By the error that it raises."""
+    async with ScriptedTransport(never_ending).client(on_event=backend.telemetry()) as client:
+        with pytest.raises(DeadlineExceededError):
+            await client.instructor_executions.wait("a", deadline=3, poll=EVERY_TEN)
+    (wait,) = backend.spans(f"wait {PATH}")
+    assert wait.status.status_code is StatusCode.ERROR
+    assert wait.status.description == "it had not ended when the deadline passed"
+    assert wait.attributes is not None
+    assert wait.attributes["error.type"] == "DeadlineExceededError"
+
+
+@virtual_time
+async def test_the_polls_of_two_callers_stay_in_their_traces(backend: Backend) -> None:
+    """Although one scheduler and its one timer start them all."""
+
+    async def handle(execution_id: str) -> None:
+        with backend.tracer.start_as_current_span(f"handler of {execution_id}"):
+            await client.instructor_executions.wait(execution_id, poll=EVERY_SECOND)
+
+    transport = ScriptedTransport(ending({"a": 4.0, "b": 6.0}), latency=0)
+    async with transport.client(on_event=backend.telemetry()) as client:
+        await asyncio.gather(handle("a"), handle("b"))
+    traces = {}
+    for name in "ab":
+        (handler,) = backend.spans(f"handler of {name}")
+        assert handler.context is not None
+        traces[handler.context.trace_id] = name
+    for poll in backend.spans(f"look_up {PATH}"):
+        assert poll.context is not None
+        assert poll.attributes is not None
+        assert poll.attributes["kaizen.execution.id"] == traces[poll.context.trace_id]
+
+
+@pytest.mark.parametrize("verb", ["wait_many", "watch"])
+def test_a_wait_for_many_is_one_span_and_not_current_in_its_block(backend: Backend, verb: str) -> None:
+    """What the caller does in the block belongs to the caller."""
+
+    @virtual_time
+    async def play() -> None:
+        async with ScriptedTransport(ending(2.0), latency=0).client(on_event=backend.telemetry()) as client:
+            with backend.tracer.start_as_current_span("job") as job:
+                async with getattr(client.instructor_executions, verb)(["a", "b"], poll=EVERY_SECOND) as results:
+                    async for _ in results:
+                        assert get_current_span() is job
+
+    play()
+    (wait,) = backend.spans(f"{verb} {PATH}")
+    (job,) = backend.spans("job")
+    assert parent_of(wait) == id_of(job)
+    assert {parent_of(poll) for poll in backend.spans(f"look_up {PATH}")} == {id_of(wait)}
+    assert events_of(wait) == ["kaizen.execution.end"] * 2
+    assert wait.attributes is not None
+    assert "kaizen.execution.id" not in wait.attributes
+    assert wait.status.status_code is StatusCode.UNSET
+
+
+@virtual_time
+async def test_a_look_up_that_is_not_sampled_still_counts() -> None:
+    """Metrics do not depend on which traces are kept."""
+    backend = Backend(sampler=ALWAYS_OFF)
+    async with ScriptedTransport().client(on_event=backend.telemetry()) as client:
+        await client.instructor_executions.get_many(["a", "b"])
+    assert not backend.spans()
+    assert sum(backend.values("kaizen.look_up.duration").values()) == 2
+
+
+@virtual_time
+async def test_without_an_sdk_look_ups_go_on_and_nothing_comes_out(caplog: pytest.LogCaptureFixture) -> None:
+    """The application decides whether there is one."""
+    async with ScriptedTransport().client(on_event=Telemetry()) as client:
+        assert (await client.instructor_executions.get("a")).id == "a"
+    assert not caplog.records
+
+
+def test_an_event_of_a_later_version_is_let_pass() -> None:
+    """As every hook should."""
+    event: Any = object()
+    Telemetry()(event)
+
+
+class Number(msgspec.Struct, frozen=True):
+    """A record whose status is none of the kind that has a text."""
+
+    id: str
+    status: int
+
+
+@virtual_time
+async def test_a_record_without_a_status_is_described_without_one(backend: Backend) -> None:
+    """For instance one of the caller's own."""
+    transport = ScriptedTransport(lambda i, _: record(i, status=7))
+    async with transport.client(on_event=backend.telemetry()) as client:
+        await client.lookups("numbers/get", Number).get("a")
+    (span,) = backend.spans("look_up /numbers/get")
+    assert span.attributes is not None
+    assert "kaizen.execution.status" not in span.attributes
+
+
+@pytest.fixture
+def instrumented(backend: Backend) -> Iterator[None]:
+    """Instrument aiohttp as an application does, for every session opened from now on."""
+    instrumentor = AioHttpClientInstrumentor()
+    instrumentor.instrument(tracer_provider=backend.tracers)
+    yield
+    instrumentor.uninstrument()
+
+
+def assert_nested(backend: Backend, *, attempts: int) -> None:
+    """Fail unless the spans of aiohttp's instrumentation are below that of the look-up, and alone describe requests."""
+    (look_up,) = backend.spans(f"look_up {PATH}")
+    requests = backend.spans("POST")
+    assert [parent_of(request) for request in requests] == [id_of(look_up)] * attempts
+    assert {request.kind for request in requests} == {SpanKind.CLIENT}
+    assert look_up.kind is SpanKind.INTERNAL
+    assert look_up.attributes is not None
+    assert not [name for name in look_up.attributes if name.startswith("http.")]
+    assert "http.client.request.duration" not in backend.metrics()
+    assert "kaizen.look_up.duration" in backend.metrics()
+
+
+async def test_the_spans_of_an_instrumented_aiohttp_nest_in_ours(
+    backend: Backend, instrumented: None, emulator: KaizenEmulator
+) -> None:
+    """Also those of the session that the client opens itself."""
+    emulator.add("exec_1")
+    emulator.faults.next(Fault.status(503))
+    hook = backend.telemetry(aiohttp_instrumented=True)
+    async with KaizenClient(base_url=emulator.base_url, on_event=hook) as client:
+        await client.instructor_executions.get("exec_1")
+    assert_nested(backend, attempts=2)
+
+
+async def test_the_spans_of_an_instrumented_session_nest_in_ours(backend: Backend, emulator: KaizenEmulator) -> None:
+    """One that the caller has opened and passed in."""
+    emulator.add("exec_1")
+    hook = backend.telemetry(aiohttp_instrumented=True)
+    tracing = create_trace_config(tracer_provider=backend.tracers)
+    async with (
+        aiohttp.ClientSession(trace_configs=[tracing]) as session,
+        KaizenClient(base_url=emulator.base_url, on_event=hook, session=session) as client,
+    ):
+        await client.instructor_executions.get("exec_1")
+    assert_nested(backend, attempts=1)
+
+
+async def test_an_instrumented_request_carries_the_trace_to_the_server(backend: Backend, instrumented: None) -> None:
+    """In the header that the W3C has defined for it."""
+    seen: list[str] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        seen.append(request.headers["traceparent"])
+        return web.Response(status=404)
+
+    app = web.Application()
+    app.router.add_post(PATH, answer)
+    async with TestServer(app) as server:
+        async with KaizenClient(base_url=str(server.make_url("/")), on_event=backend.telemetry()) as client:
+            assert isinstance(await failing(client), NotFoundError)
+    (look_up,) = backend.spans(f"look_up {PATH}")
+    assert look_up.context is not None
+    assert seen[0].split("-")[1] == f"{look_up.context.trace_id:032x}"
+
+
+async def test_no_key_and_no_body_come_out(backend: Backend, emulator: KaizenEmulator) -> None:
+    """Neither of a request nor of an answer, whether it is a record or an error."""
+    emulator.add("exec_1", Life.ended(), record={"sessionId": "in the record"})
+    emulator.faults.next(Fault.status(500, body=b'{"message": "in the error"}'))
+    hook = backend.telemetry()
+    async with KaizenClient("very-secret", base_url=emulator.base_url, on_event=hook) as client:
+        assert (await client.instructor_executions.wait("exec_1")).session_id == "in the record"
+        await failing(client, "unknown")
+    shown = "".join(span.to_json() for span in backend.spans()) + repr(backend.metrics())
+    assert "exec_1" in shown
+    assert not [text for text in ("very-secret", "in the record", "in the error") if text in shown]
+
+
+def test_the_api_is_all_it_takes() -> None:
+    """The SDK is the application's, and so is what it costs to load."""
+    script = "import sys, kaizen_async.otel; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=20, check=True)  # noqa: S603
+    assert "opentelemetry.trace" in ran.stdout
+    assert "opentelemetry.sdk" not in ran.stdout
+    assert "opentelemetry.instrumentation" not in ran.stdout

@@ -1,0 +1,656 @@
+"""The scheduler: whose turn it is, how fast it goes, and what it keeps; in virtual time."""
+
+import asyncio
+import gc
+import itertools
+import sys
+import tracemalloc
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime, timezone
+from types import FrameType, SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+from scripted_lives import (
+    EVERY_SECOND,
+    EVERY_TEN,
+    assert_idle,
+    at_once,
+    ended,
+    ending,
+    every,
+    never_ending,
+    now,
+    outcomes_of,
+    polls_of,
+    running,
+    scheduler_of,
+    stamp,
+)
+from scripted_transport import NEVER, Reply, ScriptedTransport, status
+from virtual_time import VirtualLoop, virtual_time
+from yarl import URL
+
+from kaizen_async import (
+    DeadlineExceededError,
+    KaizenClient,
+    NotFoundError,
+    PollPolicy,
+    RetryPolicy,
+    polling,
+    streams,
+    waiting,
+)
+from kaizen_async.polling import AT_ONCE, Entry, duration_of, workflow_of
+
+ONE_ATTEMPT = RetryPolicy(max_attempts=1)
+OURS = {polling.__file__, waiting.__file__, streams.__file__}
+
+
+class Fixed(msgspec.Struct):
+    """A record that says nothing."""
+
+    id: str
+    end_time: None = None
+
+
+def ids(count: int, name: str = "e") -> list[str]:
+    """Return that many ids."""
+    return [f"{name}{number}" for number in range(count)]
+
+
+@virtual_time
+async def test_a_wait_for_one_is_served_beside_many_that_are_overdue() -> None:
+    """Calls take turns: its polls come between the next two of the others."""
+    transport = ScriptedTransport(lambda i, _: ended(i) if i == "one" and now() > 50 else running(i), latency=1)
+    async with transport.client(concurrency=2) as client:
+        async with client.instructor_executions.wait_many(ids(500), poll=EVERY_TEN):
+            await asyncio.sleep(30)
+            assert client.stats().poll_delay > 0
+            await client.instructor_executions.wait("one", poll=EVERY_TEN)
+        assert polls_of(transport, "one") == [30, 41, 52]
+        await assert_idle(client, transport)
+
+
+@virtual_time
+async def test_calls_share_the_polls_evenly_whatever_their_size() -> None:
+    """Also those under different policies."""
+    transport = ScriptedTransport(never_ending, latency=1)
+    async with transport.client(concurrency=3) as client:
+        executions = client.instructor_executions
+        async with (
+            executions.wait_many(ids(1000, "big "), poll=EVERY_SECOND),
+            executions.wait_many(ids(10, "small "), poll=EVERY_SECOND),
+            executions.watch(ids(100, "other "), poll=EVERY_TEN),
+        ):
+            await asyncio.sleep(100)
+        shares = Counter(i.split()[0] for i in transport.ids[50:250])
+        assert shares["other"] == pytest.approx(100, abs=5)
+        assert shares["big"] == pytest.approx(50, abs=5)
+        assert shares["small"] == pytest.approx(50, abs=5)
+
+
+@virtual_time
+async def test_who_shares_an_id_with_a_big_call_does_not_queue_behind_it() -> None:
+    """The id goes into the shorter of the queues, and back when the small call leaves."""
+    transport = ScriptedTransport(never_ending, latency=1)
+    async with transport.client(concurrency=1) as client:
+        executions = client.instructor_executions
+        async with executions.wait_many(ids(100), poll=EVERY_SECOND):
+            await asyncio.sleep(500)
+            late = transport.ids[-1]
+            assert not polls_of(transport, late)[-1] < 499
+            before = len(polls_of(transport, late))
+            with pytest.raises(DeadlineExceededError):
+                await executions.wait(late, deadline=20, poll=EVERY_SECOND)
+            assert len(polls_of(transport, late)) >= before + 5
+            before = len(polls_of(transport, late))
+            await asyncio.sleep(150)
+            assert 1 <= len(polls_of(transport, late)) - before <= 2
+        await assert_idle(client, transport)
+
+
+@virtual_time
+async def test_a_call_whose_queue_was_taken_over_by_another_can_go_on() -> None:
+    """Entries that moved to another call's queue leave nothing in the first that would block it."""
+    transport = ScriptedTransport(lambda i, _: ended(i), latency=1)
+    async with transport.client(concurrency=1) as client:
+        executions = client.instructor_executions
+        async with executions.wait_many(["a"]) as outcomes:
+            outcomes.add("b", "c", "d")
+            await asyncio.sleep(0.5)
+            await asyncio.gather(*(executions.wait(i) for i in "dcb"))
+            assert {(await anext(outcomes)).id for _ in range(4)} == {"a", "b", "c", "d"}
+            outcomes.add("e")
+            assert (await anext(outcomes)).ok
+        await assert_idle(client, transport)
+
+
+@virtual_time
+async def test_polls_are_as_many_at_a_time_as_the_concurrency_allows() -> None:
+    """And share its slots with look-ups."""
+    transport = ScriptedTransport(never_ending, latency=1)
+    async with transport.client(concurrency=7) as client:
+        async with client.instructor_executions.wait_many(ids(200), poll=EVERY_SECOND):
+            await asyncio.sleep(20.5)
+            await client.instructor_executions.get_many(ids(20, "got "))
+            assert transport.most_open == 7
+            assert len(asyncio.all_tasks()) < 7 + 5
+
+
+@virtual_time
+async def test_polls_that_cannot_keep_up_stretch_alike() -> None:
+    """Every execution gets its poll before any gets the next but one, and `stats` says how late they are."""
+    transport = ScriptedTransport(never_ending, latency=0.5)
+    async with transport.client(concurrency=5) as client:
+        async with client.instructor_executions.wait_many(ids(100), poll=EVERY_SECOND):
+            await asyncio.sleep(50)
+            transport.sent.clear()
+            await asyncio.sleep(155)
+            counts = Counter(transport.ids)
+            assert len(counts) == 100
+            assert max(counts.values()) - min(counts.values()) <= 1
+            assert client.stats().waiting == 100
+            assert client.stats().poll_delay == pytest.approx(10 - 1 - 0.5, abs=0.5)
+        assert client.stats().poll_delay == 0
+        assert client.stats().waiting == 0
+
+
+@pytest.mark.parametrize("lazy", [True, False])
+def test_polls_that_cannot_keep_up_keep_no_id_from_its_first(lazy: bool) -> None:
+    """Though those taken in first would take all polls by themselves; and the first go on being polled meanwhile."""
+
+    @virtual_time
+    async def check() -> None:
+        transport = ScriptedTransport(never_ending, latency=1)
+        async with transport.client(concurrency=2) as client:
+            many = ids(200)
+            async with client.instructor_executions.wait_many(iter(many) if lazy else many, poll=EVERY_SECOND):
+                await asyncio.sleep(2 * 200 / 2)
+                counts = Counter(transport.ids)
+                assert len(counts) >= 190
+                assert counts["e0"] > 5
+
+    check()
+
+
+@virtual_time
+async def test_an_endless_source_keeps_none_from_its_next_poll() -> None:
+    """New ids get every second poll at most while others are due."""
+    transport = ScriptedTransport(lambda i, _: running(i) if i == "e7" else ended(i), latency=1)
+    async with transport.client(concurrency=1) as client:
+        async with client.instructor_executions.wait_many((f"e{n}" for n in itertools.count()), poll=EVERY_TEN) as ends:
+            while now() < 100:
+                await anext(ends)
+            polls = polls_of(transport, "e7")
+            assert [b - a for a, b in itertools.pairwise(polls)] == pytest.approx([11.5] * (len(polls) - 1), abs=1)
+
+
+@virtual_time
+async def test_polls_in_time_have_no_delay() -> None:
+    """Although there are many."""
+    transport = ScriptedTransport(never_ending, latency=0.1)
+    async with transport.client(concurrency=50) as client:
+        async with client.instructor_executions.wait_many(ids(100), poll=EVERY_TEN):
+            await asyncio.sleep(100)
+            assert client.stats().poll_delay == pytest.approx(0, abs=0.2)
+            assert client.stats().polls == len(transport.sent)
+
+
+@pytest.mark.parametrize("rate", [0.5, 3, 500])
+def test_polls_under_a_rate_are_spaced_evenly(rate: float) -> None:
+    """From the first on, without bursts, also when one wait follows another."""
+
+    @virtual_time
+    async def check() -> None:
+        transport = at_once(never_ending)
+        policy = every(1, max_rate=rate)
+        async with transport.client(poll=policy) as client:
+            async with client.instructor_executions.wait_many(ids(20)):
+                await asyncio.sleep(15 / rate)
+            async with client.instructor_executions.wait_many(ids(20, "f")):
+                await asyncio.sleep(15.5 / rate)
+            times = [at for at, _ in transport.sent]
+            assert len(times) >= 30
+            gaps = [b - a for a, b in itertools.pairwise(times)]
+            assert gaps == pytest.approx([1 / rate] * len(gaps))
+            assert client.stats().poll_delay == 0
+
+    check()
+
+
+@virtual_time
+async def test_a_rate_lost_to_late_timers_is_made_up_for_but_a_rest_is_not() -> None:
+    """Timers that fire a little late would lower a high rate; a rest must not lead to a burst."""
+    transport = at_once(never_ending)
+    async with transport.client(poll=every(1, max_rate=100)) as client:
+        clock: Any = client._clock
+        call_at = clock.call_at
+        clock.call_at = lambda when, callback: call_at(when + 0.004, callback)
+        async with client.instructor_executions.wait_many(ids(1000)):
+            await asyncio.sleep(2)
+            assert len(transport.sent) == pytest.approx(200, abs=3)
+        await asyncio.sleep(10)
+        async with client.instructor_executions.wait_many(ids(1000, "f")):
+            await asyncio.sleep(0.045)
+            assert len(polls_of(transport, "f0")) == 1
+            assert sum(at > 10 for at in transport.times) <= 5
+
+
+@virtual_time
+async def test_a_rate_holds_for_its_policy_alone() -> None:
+    """All waits under it share it, those under others go on."""
+    transport = at_once(never_ending)
+    slow = every(1, max_rate=1)
+    async with transport.client() as client:
+        executions = client.instructor_executions
+        async with (
+            executions.wait_many(ids(10, "slow "), poll=slow),
+            executions.watch(ids(10, "also "), poll=slow),
+            executions.wait_many(ids(10, "fast "), poll=EVERY_SECOND),
+        ):
+            await asyncio.sleep(9.5)
+        counts = Counter(i.split()[0] for i in transport.ids)
+        assert counts == {"slow": 5, "also": 5, "fast": 100}
+
+
+@virtual_time
+async def test_who_leaves_a_queue_held_by_a_rate_frees_it() -> None:
+    """Entries that nobody waits for any more take no place in it."""
+    transport = at_once(never_ending)
+    async with transport.client(poll=every(1, max_rate=0.1)) as client:
+        executions = client.instructor_executions
+        stays = asyncio.create_task(executions.wait("stays", deadline=60))
+        async with executions.wait_many(ids(50)):
+            await asyncio.sleep(5)
+        with pytest.raises(DeadlineExceededError):
+            await stays
+        assert polls_of(transport, "stays") == [0, 10, 20, 30, 40, 50]
+        await assert_idle(client, transport)
+
+
+@virtual_time
+async def test_polls_wait_at_the_gate() -> None:
+    """A throttling answer to any of them holds all of them back, and nothing is asked before its time."""
+    limited_until = 30.0
+
+    def play(execution_id: str, _: int) -> Reply:
+        return status(429, retry_after="25") if 5 <= now() < limited_until else ending(60)(execution_id, 0)
+
+    transport = at_once(play)
+    async with transport.client(concurrency=10, poll=EVERY_SECOND) as client:
+        outcomes = await outcomes_of(client, ids(30))
+        assert all(outcome.ok for outcome in outcomes)
+        assert not [at for at in transport.times if 5.5 < at < 30]
+        assert client.stats().pauses == 1
+        assert client.stats().throttled <= 30
+
+
+@virtual_time
+async def test_polls_draw_on_the_retry_budget() -> None:
+    """In an outage a poll is one request soon, not five."""
+    transport = at_once(lambda *_: status(503))
+    async with transport.client(poll=EVERY_TEN) as client:
+        outcomes = await outcomes_of(client, ids(50), deadline=600)
+        assert {type(outcome.error) for outcome in outcomes} == {DeadlineExceededError}
+        stats = client.stats()
+        assert stats.retries <= 100
+        assert len(transport.sent) == stats.polls + stats.retries
+        assert stats.polls >= 50 * 50
+
+
+@virtual_time
+async def test_a_retry_after_of_a_poll_is_waited_out() -> None:
+    """Though the policy would poll sooner."""
+    transport = at_once(lambda i, number: status(500, retry_after="40") if number == 2 else ending(60)(i, number))
+    async with transport.client(retry=ONE_ATTEMPT, poll=EVERY_TEN) as client:
+        await client.instructor_executions.wait("a")
+        assert transport.times == [0, 10, 50, 60]
+
+
+@virtual_time
+async def test_policies_live_side_by_side() -> None:
+    """One execution under two of them is polled for each, at the pace of each."""
+    transport = at_once(ending(60))
+    async with transport.client() as client:
+        executions = client.instructor_executions
+        await asyncio.gather(
+            executions.wait("a", poll=EVERY_TEN), executions.wait("a", poll=every(7)), executions.wait("b")
+        )
+        assert polls_of(transport, "a") == sorted({*range(0, 61, 10), *range(0, 57, 7)})
+
+
+@virtual_time
+async def test_the_same_kind_of_look_ups_is_the_same() -> None:
+    """So asking for it again and again shares everything and keeps nothing more."""
+    transport = at_once(ending(5))
+    async with transport.client(poll=EVERY_SECOND) as client:
+
+        class Brief(msgspec.Struct, rename="camel"):
+            id: str
+            end_time: datetime | None
+
+        path = "instructor/executions/get"
+        assert client.lookups(path, Brief) is client.lookups(path, Brief)
+        assert client.lookups(path, Brief) is not client.lookups(path, Brief, unwrap="execution")
+        await asyncio.gather(*(client.lookups(path, Brief).wait("a") for _ in range(10)))
+        assert transport.times == [0, 1, 2, 3, 4, 5]
+        assert len(client._cadences) == len(scheduler_of(client)._groups) == 1
+
+
+FIELDS: dict[str, Any] = {
+    "lag_share": 0.4,
+    "lag_seconds": 2.0,
+    "min_interval": 5.0,
+    "max_interval": 4.0,
+    "spread": 0.0,
+    "max_rate": 0.2,
+    "not_found_grace": 20.0,
+    "learn": False,
+}
+
+
+@pytest.mark.parametrize(("field", "setting"), FIELDS.items(), ids=FIELDS)
+def test_every_field_of_a_policy_changes_when_polls_come(field: str, setting: Any) -> None:
+    """Alone, with all others as they are."""
+
+    def play(execution_id: str, _: int) -> Reply:
+        return status(404) if now() < 10 and execution_id == "unknown" else ending(100)(execution_id, 0)
+
+    def polls(policy: PollPolicy) -> dict[str, list[float]]:
+        seen: dict[str, list[float]] = {}
+
+        @virtual_time
+        async def observe() -> None:
+            transport = at_once(play)
+            async with transport.client(poll=policy) as client:
+                await outcomes_of(client, ["a", "unknown"])
+                start = now()
+                transport._play = lambda i, _: ending(start + 100)(i, 0)
+                await outcomes_of(client, ["later"])
+                seen.update({i: polls_of(transport, i) for i in ("a", "unknown", "later")})
+
+        observe()
+        return seen
+
+    plain = PollPolicy()
+    assert polls(plain) == polls(plain)
+    assert polls(msgspec.structs.replace(plain, **{field: setting})) != polls(plain)
+
+
+def test_there_is_no_other_field() -> None:
+    """A new one needs a test of its effect."""
+    assert set(FIELDS) == set(PollPolicy.__struct_fields__)
+
+
+@virtual_time
+async def test_ages_count_from_the_start_time_of_the_record() -> None:
+    """So an execution that has run for long is polled sparsely from the first poll on; one from the future is new."""
+    transport = at_once(lambda i, _: running(i, startTime=stamp({"old": -3000, "future": 5000}.get(i, now()))))
+    policy = PollPolicy(spread=0, max_interval=1000)
+    async with transport.client(poll=policy) as client:
+        await outcomes_of(client, ["old", "future"], deadline=400)
+        assert polls_of(transport, "old")[:2] == [0, 300]
+        assert polls_of(transport, "future")[:3] == [0, 1, 2]
+
+
+@virtual_time
+async def test_a_wall_clock_that_jumps_does_no_harm() -> None:
+    """Intervals stay within the policy's bounds, and deadlines do not move."""
+    jump = iter([0, 1e7, -1e7, 3.3e8, -1.6e9] * 10)
+    transport = at_once(lambda i, number: running(i, f"state {number}"))
+    async with transport.client(poll=PollPolicy(spread=0)) as client:
+        clock: Any = client._clock
+        wall = clock.wall
+        clock.wall = lambda: wall() + next(jump)
+        with pytest.raises(DeadlineExceededError):
+            await client.instructor_executions.wait("a", deadline=100)
+        assert now() == 100
+        gaps = [b - a for a, b in itertools.pairwise(transport.times)]
+        assert min(gaps) >= 1
+        assert max(gaps) <= 15
+
+
+@virtual_time
+async def test_what_nobody_waits_for_leaves_the_heap() -> None:
+    """A thousand short waits for an execution polled once an hour do not pile up in it."""
+    transport = at_once(never_ending)
+    policy = PollPolicy(min_interval=1800, max_interval=3600)
+    async with transport.client(poll=policy) as client:
+        scheduler = scheduler_of_started(client)
+        async with client.instructor_executions.wait_many(ids(10)):
+            await asyncio.sleep(1)
+            for number in range(300):
+                with pytest.raises(DeadlineExceededError):
+                    await client.instructor_executions.wait(f"f{number}", deadline=0.01)
+                assert len(scheduler._heap) <= 2 * 10 + 2
+            assert client.stats().waiting == 10
+        await assert_idle(client, transport)
+
+
+def scheduler_of_started(client: KaizenClient) -> Any:
+    """Return the scheduler, made if need be."""
+    return client._scheduler_of(client._engine_here())
+
+
+@virtual_time
+async def test_many_due_at_once_are_started_in_small_steps() -> None:
+    """The loop goes on while thousands are moved."""
+    loop: Any = asyncio.get_running_loop()
+    started: Counter[int] = Counter()
+
+    def play(execution_id: str, _: int) -> Reply:
+        started[loop._jumping.steps_left] += 1
+        return running(execution_id)
+
+    count = 4 * AT_ONCE
+    transport = at_once(play)
+    async with transport.client(concurrency=count) as client:
+        async with client.instructor_executions.wait_many(ids(count), poll=every(100)):
+            await asyncio.sleep(101)
+            assert started.total() == 2 * count
+            assert max(started.values()) <= 2 * AT_ONCE
+
+
+@virtual_time
+async def test_a_queue_of_stale_entries_is_skipped_in_small_steps() -> None:
+    """One poll at a time, thousands given up: the next in line comes at once, and the loop goes on meanwhile."""
+    transport = ScriptedTransport(lambda i, _: (NEVER, running(i)) if i == "blocks" else ended(i), latency=0)
+    async with transport.client(concurrency=1, attempt_timeout=50, deadline=50) as client:
+        executions = client.instructor_executions
+        blocking = asyncio.create_task(executions.wait("blocks", deadline=20))
+        await asyncio.sleep(1)
+        stream = executions.wait_many(deadline=10)
+        async with stream as outcomes:
+            outcomes.add(*ids(3 * AT_ONCE))
+            last = asyncio.create_task(executions.wait("last"))
+            await asyncio.sleep(15)
+            with pytest.raises(DeadlineExceededError):
+                await blocking
+            assert now() == 20
+            await last
+            assert now() == 20
+            errors = [type(outcome.error) async for outcome in outcomes]
+            assert errors == [DeadlineExceededError] * 3 * AT_ONCE
+        assert transport.ids == ["blocks", "last"]
+        await assert_idle(client, transport)
+
+
+def test_an_entry_costs_less_than_a_kibibyte() -> None:
+    """Beside the id and its last record, by what is allocated: here the records are one and the same."""
+    count = 2000
+    record = Fixed("a")
+
+    class SameRecord:
+        """Decodes every answer to one record."""
+
+        url = URL("instructor/executions/get")
+
+        def decode(self, body: bytes, execution_id: str) -> Fixed:
+            return record
+
+    async def measure() -> float:
+        transport = at_once(never_ending)
+        async with transport.client(concurrency=500) as client:
+            endpoint: Any = SameRecord()
+            verbs = client._verbs(endpoint, Fixed)
+            names = ids(count)
+            polled = asyncio.Event()
+            gc.collect()
+            tracemalloc.start()
+            async with verbs.wait_many(names, poll=every(1000)):
+                asyncio.get_running_loop().call_later(10, polled.set)
+                await polled.wait()
+                assert client.stats().polls == count
+                transport.sent.clear()
+                transport.numbers.clear()
+                gc.collect()
+                held = tracemalloc.get_traced_memory()[0] / count
+            tracemalloc.stop()
+            return held
+
+    with asyncio.Runner(loop_factory=VirtualLoop, debug=False) as runner:
+        assert runner.run(measure()) < 1024
+
+
+def test_an_entry_has_no_dict() -> None:
+    """It exists a hundred thousand times."""
+    assert not hasattr(Entry("a", SimpleNamespace(), 0, 0), "__dict__")  # type: ignore[arg-type]
+
+
+@virtual_time
+async def test_an_outage_keeps_little_of_its_errors() -> None:
+    """The last error of each id is kept, without the body of the answer and without what caused it."""
+    body = status(503)._replace(body=b"x" * 10_000)
+    transport = at_once(lambda *_: body)
+    async with transport.client(retry=ONE_ATTEMPT, poll=EVERY_TEN) as client:
+        outcomes = await outcomes_of(client, ids(5), deadline=5)
+        for outcome in outcomes:
+            assert outcome.error is not None
+            cause = outcome.error.__cause__
+            assert getattr(cause, "status", None) == 503
+            assert getattr(cause, "body", None) == b""
+
+
+def test_workflows_and_durations_are_read_off_any_record() -> None:
+    """What a record of one's own does not tell is not known; what it tells oddly does no harm."""
+    start, end = datetime(2026, 1, 1, 12, tzinfo=UTC), datetime(2026, 1, 1, 12, 0, 30, tzinfo=UTC)
+    assert duration_of(SimpleNamespace(end_time=end, start_time=start, duration_ms=1500)) == 1.5
+    assert duration_of(SimpleNamespace(end_time=end, start_time=start, duration_ms=None)) == 30
+    assert duration_of(SimpleNamespace(end_time=end, start_time=start.replace(tzinfo=None))) == 30
+    assert duration_of(SimpleNamespace(end_time=end.astimezone(timezone.max), start_time=start)) == 30
+    assert duration_of(SimpleNamespace(end_time="later", start_time=start)) is None
+    assert duration_of(SimpleNamespace(end_time=end)) is None
+    assert workflow_of(SimpleNamespace(workflow=SimpleNamespace(id="wf_1"))) == "wf_1"
+    assert workflow_of(SimpleNamespace(workflow=SimpleNamespace(id=3))) is None
+    assert workflow_of(SimpleNamespace()) is None
+    assert workflow_of(None) is None
+
+
+@virtual_time
+async def test_records_without_times_are_waited_for() -> None:
+    """Their age counts from the first poll."""
+
+    class Bare(msgspec.Struct, rename="camel"):
+        id: str
+        end_time: str | None = None
+
+    transport = at_once(ending(100))
+    async with transport.client(poll=PollPolicy(spread=0)) as client:
+        await client.lookups("instructor/executions/get", Bare).wait("a")
+        assert transport.times[-1] >= 100
+        assert len(transport.sent) < 60
+
+
+@virtual_time
+async def test_what_ended_teaches_the_cadence() -> None:
+    """After some ends of a workflow its executions are polled around their likely end."""
+
+    def play(execution_id: str, _: int) -> Reply:
+        begun, _, _name = execution_id.partition(" ")
+        return (
+            ended(execution_id, 0, **spans(float(begun)))
+            if now() >= float(begun) + 200
+            else running(execution_id, startTime=stamp(float(begun)))
+        )
+
+    def spans(begun: float) -> dict[str, Any]:
+        return {"startTime": stamp(begun), "endTime": stamp(begun + 200), "durationMs": 200_000}
+
+    async def polls(client: KaizenClient, transport: ScriptedTransport, count: int) -> float:
+        before, begun = len(transport.sent), now()
+        await outcomes_of(client, [f"{begun} {number}" for number in range(count)])
+        return (len(transport.sent) - before) / count
+
+    transport = at_once(play)
+    async with transport.client(poll=PollPolicy(max_interval=600)) as client:
+        first = await polls(client, transport, 100)
+        assert await polls(client, transport, 20) < 0.7 * first
+
+
+@virtual_time
+async def test_a_poll_shares_a_look_up_of_the_same_id() -> None:
+    """And a look-up shares a poll."""
+    transport = ScriptedTransport(never_ending, latency=1)
+    async with transport.client() as client:
+        executions = client.instructor_executions
+        async with executions.wait_many(["a"], poll=EVERY_TEN):
+            await asyncio.sleep(0.5)
+            await executions.get("a")
+            assert len(transport.sent) == 1
+            await asyncio.sleep(9.5)
+            await executions.get("a")
+            await asyncio.sleep(0.5)
+            assert client.stats().polls == 2
+            assert len(transport.sent) == 2
+
+
+def test_the_work_for_a_poll_does_not_grow_with_the_number_of_ids() -> None:
+    """By the calls that a poll takes here, with ends, changes, joins and leaving: the same for ten times as many."""
+
+    def calls_per_poll(count: int) -> float:
+        calls = 0
+
+        def note(frame: FrameType, event: str, _: object) -> None:
+            nonlocal calls
+            calls += event == "call" and frame.f_code.co_filename in OURS
+
+        async def work() -> int:
+            transport = at_once(lambda i, number: ended(i) if i[-1] == "7" and number > 3 else running(i, f"s{number}"))
+            async with transport.client(concurrency=count, poll=EVERY_TEN) as client:
+                executions = client.instructor_executions
+                async with executions.wait_many(ids(count)) as outcomes, executions.watch(ids(count)) as changes:
+                    await asyncio.sleep(55)
+                    for _ in range(count // 10):
+                        await anext(outcomes)
+                        await anext(changes)
+                return client.stats().polls
+
+        with asyncio.Runner(loop_factory=VirtualLoop, debug=False) as runner:
+            sys.setprofile(note)
+            try:
+                polls = runner.run(work())
+            finally:
+                sys.setprofile(None)
+        return calls / polls
+
+    assert calls_per_poll(400) < 1.1 * calls_per_poll(40)
+
+
+@virtual_time
+async def test_an_id_not_found_ends_alone() -> None:
+    """The others of its call go on."""
+
+    def generated() -> Iterator[str]:
+        yield from ("a", "missing", "b")
+
+    transport = at_once(lambda i, _: status(404) if i == "missing" else ending(5)(i, 0))
+    async with transport.client(poll=EVERY_SECOND) as client:
+        outcomes = await outcomes_of(client, generated())
+        assert [(outcome.id, type(outcome.error)) for outcome in outcomes] == [
+            ("missing", NotFoundError),
+            ("a", type(None)),
+            ("b", type(None)),
+        ]

@@ -1,0 +1,252 @@
+"""What holds for every input, looked for by Hypothesis: records, mutations of them, headers, statuses, errors, ids."""
+
+import copy
+import json
+import math
+import pickle
+from datetime import UTC, datetime, timedelta, timezone
+from email.utils import format_datetime
+from random import Random
+from typing import Any, TypeVar, cast
+
+import fuzz_decode
+import msgspec
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from json_strategies import ids, json_values, mutated, records, texts, times
+from multidict import CIMultiDict
+
+from kaizen_async import DecodeError, InstructorExecution, RateLimitError, RetryPolicy, StatusError, TransportError
+from kaizen_async.config import RETRIED_STATUSES
+from kaizen_async.errors import BODY_LIMIT, MESSAGE_LIMIT, printable
+from kaizen_async.models import AuthenticationStatus, ContextAuthenticationStatus, ExecutionStatus
+from kaizen_async.retry import Retrier
+from kaizen_async.throttle import RetryBudget
+from kaizen_async.wire import Endpoint, parse_retry_after, request_body, status_error
+
+T = TypeVar("T")
+
+EXECUTIONS = Endpoint("instructor/executions/get", InstructorExecution)
+
+searched = settings(max_examples=300, deadline=None, derandomize=True, database=None)
+"""The same search in every run: a gate that fails at random is no gate. `fuzz_decode.py` searches on."""
+
+
+def pickled(something: T) -> T:
+    """Return it after pickling."""
+    return cast("T", pickle.loads(pickle.dumps(something)))  # noqa: S301 - our own bytes
+
+
+@searched
+@given(records)
+def test_a_record_that_fits_decodes_and_encodes_to_the_same(record: dict[str, Any]) -> None:
+    """What fits the contract comes out whole: encoding the record gives the JSON back."""
+    execution = EXECUTIONS.decode(json.dumps(record).encode(), record["id"])
+    assert json.loads(msgspec.json.encode(execution)) == record
+    assert EXECUTIONS.decode(msgspec.json.encode(execution), record["id"]) == execution
+    assert execution.is_finished is (record["endTime"] is not None)
+
+
+@searched
+@given(records, st.dictionaries(texts, json_values, max_size=3))
+def test_fields_that_nobody_knows_change_nothing(record: dict[str, Any], unknown: dict[str, Any]) -> None:
+    """A field added by the server leaves the record as it is."""
+    body, more = json.dumps(record).encode(), json.dumps({**unknown, **record}).encode()
+    assert fuzz_decode.decode(more, record["id"]) == fuzz_decode.decode(body, record["id"]) or set(unknown) & {
+        "sessionId"
+    }
+
+
+@searched
+@given(records)
+def test_a_record_survives_copying_pickling_and_hashing(record: dict[str, Any]) -> None:
+    """Records are values."""
+    execution = EXECUTIONS.decode(json.dumps(record).encode(), record["id"])
+    for twin in (copy.copy(execution), copy.deepcopy(execution), pickled(execution)):
+        assert twin == execution
+        assert hash(twin) == hash(execution)
+
+
+@searched
+@given(mutated(records))
+def test_a_mutated_record_is_a_record_or_a_decode_error(body: bytes) -> None:
+    """Whatever is wrong with an answer, nothing but a DecodeError comes of it."""
+    fuzz_decode.check(body)
+
+
+@searched
+@given(st.binary() | json_values.map(lambda value: json.dumps(value).encode()))
+@example(b"")
+@example(b"null")
+@example(b"\xef\xbb\xbf{}")
+@example(b"[" * 100_000)
+@example(b'{"id":' * 100_000)
+@example(b'{"id":"exec_1","durationMs":1e400}')
+@example(b'{"id":"exec_1","startTime":"2026-12-31T23:59:60Z"}')
+def test_any_bytes_are_a_record_or_a_decode_error(body: bytes) -> None:
+    """Nor of bytes that never were a record."""
+    fuzz_decode.check(body)
+
+
+@searched
+@given(
+    st.datetimes(datetime(2, 1, 1), datetime(9998, 1, 1)),  # noqa: DTZ001
+    st.timedeltas(timedelta(hours=-23), timedelta(hours=23)),
+    st.sampled_from(["T", "t", " "]),
+)
+def test_a_time_in_any_offset_is_the_same_moment(moment: datetime, offset: timedelta, separator: str) -> None:
+    """Times may come with any offset in whole minutes; the moment is what counts."""
+    aware = moment.replace(tzinfo=timezone(timedelta(minutes=offset // timedelta(minutes=1))))
+    text = aware.isoformat().replace("T", separator)
+    body = json.dumps({**json.loads(fuzz_decode.DOCUMENTED), "startTime": text}).encode()
+    execution = fuzz_decode.decode(body, fuzz_decode.DOCUMENTED_ID)
+    assert isinstance(execution, InstructorExecution)
+    assert execution.start_time == aware
+
+
+@searched
+@given(times)
+def test_a_time_without_an_offset_is_a_misfit(text: str) -> None:
+    """Whoever compares times must not have to guess where they were meant."""
+    body = json.dumps({**json.loads(fuzz_decode.DOCUMENTED), "startTime": text.removesuffix("Z")}).encode()
+    error = fuzz_decode.decode(body, fuzz_decode.DOCUMENTED_ID)
+    assert isinstance(error, DecodeError)
+    assert error.path == "$.startTime"
+
+
+@searched
+@given(texts, st.sampled_from([ExecutionStatus, AuthenticationStatus, ContextAuthenticationStatus]))
+def test_any_status_keeps_its_text(text: str, enum: type[ExecutionStatus]) -> None:
+    """Known or not, a status is its text, in every way that texts are used."""
+    status = enum(text)
+    assert status == text
+    assert str(status) == f"{status}" == status.value == text
+    assert hash(status) == hash(text)
+    assert pickled(status) == status
+    assert json.loads(msgspec.json.encode(status)) == text
+    assert status.is_known is (text in list(enum.__members__.values()))
+
+
+@searched
+@given(ids)
+def test_an_id_travels_as_it_is(execution_id: str) -> None:
+    """The body of a request holds exactly the id."""
+    assert json.loads(request_body(execution_id)) == {"id": execution_id}
+
+
+headers = st.dictionaries(
+    st.sampled_from(["Retry-After", "retry-after", "Retry-After-Ms", "Date"]),
+    st.text(max_size=40)
+    | st.integers(-10, 10**12).map(str)
+    | st.floats().map(str)
+    | st.datetimes(timezones=st.just(UTC)).map(lambda moment: format_datetime(moment, usegmt=True))
+    | st.sampled_from(["nan", "inf", "-5", "1e9", "1_0", "٣", "²", "0x10", " 7 ", "9" * 5000, "Wed, 21 Oct 2015"]),
+    max_size=3,
+)
+
+
+@searched
+@given(headers, st.floats(-1e12, 1e12))
+def test_a_retry_after_is_a_time_or_nothing(found: dict[str, str], now: float) -> None:
+    """No header makes the client wait a time that is not one, or fail."""
+    wait = parse_retry_after(CIMultiDict(found), now)
+    assert wait is None or (math.isfinite(wait) and wait >= 0)
+
+
+@searched
+@given(st.integers(0, 10**10 - 1), st.floats(-1e12, 1e12))
+def test_a_retry_after_in_seconds_is_that_many(wait: int, now: float) -> None:
+    """Whatever time it is."""
+    assert parse_retry_after(CIMultiDict({"Retry-After": str(wait)}), now) == wait
+    assert parse_retry_after(CIMultiDict({"retry-after-ms": str(wait)}), now) == wait / 1000
+
+
+@searched
+@given(
+    st.datetimes(datetime(1990, 1, 1), datetime(9000, 1, 1), timezones=st.just(UTC)),  # noqa: DTZ001
+    st.integers(-(10**6), 10**9),
+    st.floats(0, 1e12),
+)
+def test_a_retry_after_date_counts_from_the_date_of_the_answer(sent: datetime, wait: int, now: float) -> None:
+    """However wrong a clock is, on either side; a date gone by means now."""
+    sent = sent.replace(microsecond=0)
+    found = {"Date": sent, "Retry-After": sent + timedelta(seconds=wait)}
+    spoken = CIMultiDict({name: format_datetime(moment, usegmt=True) for name, moment in found.items()})
+    assert parse_retry_after(spoken, now) == max(0, wait)
+
+
+@searched
+@given(
+    st.integers(300, 999),
+    headers,
+    st.binary(max_size=200)
+    | json_values.map(lambda value: json.dumps(value).encode())
+    | st.builds(lambda name, text: json.dumps({name: text}).encode(), st.sampled_from(["message", "error"]), st.text()),
+)
+def test_any_refusal_is_a_status_error(status: int, found: dict[str, str], body: bytes) -> None:
+    """Its status, headers and body, whatever they are, make an error that can be shown and kept."""
+    error = status_error(status, CIMultiDict(found), body, retried=RETRIED_STATUSES, now=1.7e9)
+    assert isinstance(error, StatusError)
+    assert isinstance(error, RateLimitError) is (status == 429)
+    assert error.retryable is (status in RETRIED_STATUSES)
+    assert str(error).isprintable()
+    assert len(str(error)) <= 3 * MESSAGE_LIMIT
+    assert error.body == body[:BODY_LIMIT]
+
+
+@searched
+@given(st.text())
+def test_foreign_text_becomes_printable_and_short(text: str) -> None:
+    """And what was so already stays as it is."""
+    shown = printable(text)
+    assert shown.isprintable()
+    assert len(shown) <= MESSAGE_LIMIT
+    assert printable(shown) == shown
+    if text.isprintable() and len(text) <= MESSAGE_LIMIT:
+        assert shown == text
+
+
+errors = st.one_of(
+    st.builds(TransportError, texts, retryable=st.booleans(), disconnected=st.booleans()),
+    st.builds(StatusError, texts, status=st.integers(300, 599), body=st.binary(), retry_after=st.none() | st.floats(0)),
+    st.builds(DecodeError, texts, path=st.none() | texts, body=st.binary()),
+)
+
+
+@searched
+@given(errors, st.text(max_size=20), st.integers(0, 9))
+def test_any_error_survives_pickling_and_copying(
+    error: TransportError | StatusError | DecodeError, execution_id: str, attempts: int
+) -> None:
+    """With all that it holds, its text included, which begins with the id and can be printed."""
+    error.execution_id, error.attempts = execution_id, attempts
+    for twin in (pickled(error), copy.copy(error), copy.deepcopy(error)):
+        assert type(twin) is type(error)
+        assert vars(twin) == vars(error)
+        assert str(twin) == str(error)
+    assert str(error).startswith(printable(execution_id))
+
+
+@searched
+@given(st.integers(1, 2000), st.floats(0, 1e6), st.floats(0, 1e6))
+def test_no_policy_makes_a_wait_without_end(attempts: int, initial: float, longest: float) -> None:
+    """The wait before any attempt is a number of seconds, and no more than allowed."""
+    policy = RetryPolicy(initial_backoff=initial, max_backoff=longest)
+    wait = Retrier(RetryBudget(), Random(attempts))._wait(TransportError("x"), attempts, policy)
+    assert 0 <= wait <= longest
+
+
+def test_the_fuzz_target_finds_what_it_is_there_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decoder that lets anything else through is caught."""
+    monkeypatch.setattr(fuzz_decode.EXECUTIONS, "_decode", lambda _: 1 / 0)
+    with pytest.raises(AssertionError):
+        fuzz_decode.check(b"{}")
+    monkeypatch.setattr(fuzz_decode.EXECUTIONS, "_decode", lambda _: None)
+    with pytest.raises(AttributeError):
+        fuzz_decode.check(b"{}")
+
+
+def test_the_fuzz_target_runs() -> None:
+    """A few thousand inputs, the same ones in every run."""
+    assert fuzz_decode.fuzz(seconds=60, seed=1, most=4000) >= 4000

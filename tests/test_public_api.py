@@ -1,0 +1,253 @@
+"""What users may rely on: names, signatures, that settings matter, and which way imports go."""
+
+import ast
+import inspect
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripted_transport import Reply, ScriptedTransport, record, status
+from virtual_time import virtual_time
+
+import kaizen_async
+from kaizen_async import ClientStats, KaizenClient, KaizenError, RetryPolicy
+from kaizen_async.transport import Answer
+
+PACKAGE = Path(kaizen_async.__file__).parent
+
+
+def test_the_public_names_are_these() -> None:
+    """Adding one is a decision, losing one breaks somebody."""
+    assert kaizen_async.__all__ == [
+        "AttemptTimeoutError",
+        "Authentication",
+        "AuthenticationError",
+        "AuthenticationStatus",
+        "Change",
+        "ClientClosedError",
+        "ClientStats",
+        "ContextAuthentication",
+        "ContextAuthenticationStatus",
+        "DeadlineExceededError",
+        "DecodeError",
+        "ExecutionStatus",
+        "Executions",
+        "InstructorExecution",
+        "KaizenClient",
+        "KaizenError",
+        "Login",
+        "LoginSummary",
+        "NotFoundError",
+        "Outcome",
+        "PollPolicy",
+        "RateLimitError",
+        "RetryPolicy",
+        "StatusError",
+        "TransportError",
+        "Workflow",
+        "WorkflowExecution",
+        "__version__",
+    ]
+
+
+@pytest.mark.parametrize("name", kaizen_async.__all__)
+def test_a_public_name_is_there_and_documented(name: str) -> None:
+    """`help()` says something about each."""
+    thing = getattr(kaizen_async, name)
+    assert isinstance(thing, str) or inspect.getdoc(thing)
+
+
+def test_every_error_is_public() -> None:
+    """Whoever may meet one may name it."""
+    errors = {
+        name
+        for name, value in vars(kaizen_async.errors).items()
+        if isinstance(value, type) and issubclass(value, KaizenError)
+    }
+    assert errors <= set(kaizen_async.__all__)
+
+
+def parameters(function: Any) -> dict[str, Any]:
+    """Return the parameters of a method with their defaults."""
+    signature = inspect.signature(function)
+    return {name: p.default for name, p in signature.parameters.items() if name != "self"}
+
+
+def test_the_settings_of_the_client_are_these() -> None:
+    """All but the key by name only."""
+    settings = parameters(KaizenClient)
+    assert list(settings) == [
+        "api_key",
+        "base_url",
+        "concurrency",
+        "attempt_timeout",
+        "deadline",
+        "retry",
+        "poll",
+        "max_response_bytes",
+        "ended_records",
+        "session",
+        "ssl_context",
+        "trust_env",
+        "allow_insecure_http",
+        "limiter",
+        "on_event",
+        "clock",
+    ]
+    assert settings["concurrency"] == 50
+    assert settings["attempt_timeout"] == 30.0
+    assert settings["deadline"] == 60.0
+    kinds = [p.kind for p in inspect.signature(KaizenClient).parameters.values()]
+    assert kinds[1:] == [inspect.Parameter.KEYWORD_ONLY] * (len(kinds) - 1)
+
+
+@pytest.mark.parametrize(
+    ("verb", "names"),
+    [
+        ("get", ["execution_id", "deadline", "retry"]),
+        ("get_many", ["ids", "deadline", "retry"]),
+        ("stream", ["ids", "deadline", "retry"]),
+        ("wait", ["execution_id", "deadline", "poll"]),
+        ("wait_many", ["ids", "deadline", "poll", "checkpoint"]),
+        ("watch", ["ids", "deadline", "poll"]),
+    ],
+)
+def test_the_parameters_of_the_verbs_are_these(verb: str, names: list[str]) -> None:
+    """All but the ids by name only."""
+    method = getattr(kaizen_async.Executions, verb)
+    assert list(parameters(method)) == names
+    kinds = [p.kind for p in inspect.signature(method).parameters.values()]
+    assert kinds[2:] == [inspect.Parameter.KEYWORD_ONLY] * (len(kinds) - 2)
+
+
+def test_the_snapshot_of_a_client_is_plain_numbers() -> None:
+    """It can be logged or exported as it is."""
+    stats = KaizenClient().stats()
+    assert isinstance(stats, ClientStats)
+    for name in stats.__struct_fields__:
+        assert isinstance(getattr(stats, name), int | float | None)
+
+
+async def requests_under(policy: RetryPolicy, replies: list[Answer], tokens: int) -> list[float]:
+    """Return the times of the requests for one execution under a policy, each reply given once and then records."""
+
+    def play(execution_id: str, number: int) -> Reply:
+        return replies[number - 1] if number <= len(replies) else record(execution_id)
+
+    transport = ScriptedTransport(play, latency=0)
+    async with transport.client(deadline=None) as client:
+        client._random.uniform = lambda _, high: high  # type: ignore[method-assign]
+        client._budget.tokens = tokens
+        (outcome,) = await client.instructor_executions.get_many(["a"], retry=policy)
+        assert outcome.attempts == len(transport.sent)
+        return transport.times
+
+
+BROKEN = status(500)
+
+RETRY_FIELDS: dict[str, tuple[RetryPolicy, list[Answer], int, list[float]]] = {
+    "max_attempts": (RetryPolicy(max_attempts=2), [BROKEN] * 9, 100, [0, 0.25]),
+    "initial_backoff": (RetryPolicy(initial_backoff=1), [BROKEN] * 2, 100, [0, 1, 3]),
+    "max_backoff": (RetryPolicy(max_backoff=0.3), [BROKEN] * 3, 100, [0, 0.25, 0.55, 0.85]),
+    "statuses": (RetryPolicy(statuses=frozenset({404})), [status(404), BROKEN], 100, [0, 0.25]),
+    "budgeted": (RetryPolicy(budgeted=False), [BROKEN], 0, [0, 0.25]),
+}
+"""For each field a policy, the replies before a record, what is left of the budget, and when requests come."""
+
+
+def test_every_field_of_the_retry_policy_has_a_case() -> None:
+    """None is decoration."""
+    assert set(RETRY_FIELDS) == set(RetryPolicy.__struct_fields__)
+
+
+@pytest.mark.parametrize("field", RETRY_FIELDS)
+def test_every_field_of_the_retry_policy_changes_what_happens(field: str) -> None:
+    """Requests come at other times, or in another number, than under the policy as it is."""
+    policy, replies, tokens, times = RETRY_FIELDS[field]
+
+    @virtual_time
+    async def play() -> None:
+        assert await requests_under(policy, replies, tokens) == times
+        assert await requests_under(RetryPolicy(), replies, tokens) != times
+
+    play()
+
+
+LAYERS = [
+    ["__init__"],
+    ["client"],
+    ["executions"],
+    ["waiting"],
+    ["polling"],
+    ["lookup"],
+    ["bulk", "engine", "otel", "retry"],
+    ["events"],
+    ["cadence", "outcomes", "throttle", "transport", "wire"],
+    ["clock", "config", "direct", "models", "stats", "streams"],
+    ["errors"],
+]
+"""The modules, each importing only from rows below its own. The way of a look-up runs from top to bottom."""
+
+
+def imports_of(module: str) -> set[str]:
+    """Return the full names of what a module of the package imports, at its top or later."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            found.add(node.module or "")
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+def test_every_module_has_its_layer() -> None:
+    """The command and the emulator stand beside the library, and it knows nothing of them."""
+    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__main__"}
+    assert sorted(itertools.chain(*LAYERS)) == sorted(modules)
+
+
+@pytest.mark.parametrize("depth", range(len(LAYERS)))
+def test_imports_go_down_only(depth: int) -> None:
+    """So there are no circles, and whoever reads on reads less and less."""
+    below = {f"kaizen_async.{module}" for layer in LAYERS[depth + 1 :] for module in layer}
+    for module in LAYERS[depth]:
+        own = {name for name in imports_of(module) if name.split(".")[0] == "kaizen_async"}
+        assert own <= below, f"{module} imports {own - below}"
+
+
+@pytest.mark.parametrize(
+    ("library", "modules"),
+    [
+        ("tenacity", {"retry"}),
+        ("aiohttp", {"client", "direct", "transport"}),
+        ("opentelemetry", {"otel"}),
+        ("uvloop", set()),
+        ("click", set()),
+    ],
+)
+def test_a_foreign_library_is_known_to_few(library: str, modules: set[str]) -> None:
+    """What may change with its versions stands in one place."""
+    users = {
+        module for layer in LAYERS for module in layer if any(n.split(".")[0] == library for n in imports_of(module))
+    }
+    assert users == modules
+
+
+@pytest.mark.parametrize("module", ["wire", "models", "config", "errors", "outcomes", "stats", "cadence"])
+def test_what_can_be_decided_without_a_loop_knows_none(module: str) -> None:
+    """So it is tested with plain values."""
+    assert not {name.split(".")[0] for name in imports_of(module)} & {"asyncio", "aiohttp", "tenacity"}
+
+
+def test_importing_the_library_loads_neither_the_command_nor_the_emulator() -> None:
+    """Nor anything that only the extras bring."""
+    script = "import sys, kaizen_async; print(*sorted(sys.modules))"
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=20, check=True)  # noqa: S603 - our own
+    loaded = set(ran.stdout.split())
+    assert "kaizen_async.client" in loaded
+    assert not {name for name in loaded if name.split(".")[1:2] in (["testing"], ["cli"])}
+    assert not loaded & {"click", "rich", "pytest", "uvloop", "aiohttp.web", "aioresponses", "opentelemetry"}

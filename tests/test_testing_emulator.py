@@ -1,0 +1,620 @@
+"""The emulator as a client sees it: over real sockets, with bare aiohttp."""
+
+import asyncio
+import contextlib
+import gc
+import io
+import json
+import socket
+import subprocess
+import sys
+import threading
+import tracemalloc
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+
+from kaizen_async.models import InstructorExecution
+from kaizen_async.testing import Fault, KaizenEmulator, Life
+from kaizen_async.testing.records import KINDS, Kind, Snapshot
+
+NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
+PATH = "instructor/executions/get"
+REQUEST = (
+    f"POST /{PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 16\r\n\r\n"
+    '{"id": "exec_1"}'
+).encode()
+BLOCKING_LOOK_UP = """
+import sys
+from urllib.request import Request, urlopen
+
+urlopen(Request(sys.argv[1], b'{"id": "exec_1"}', {"Content-Type": "application/json"})).close()
+"""
+
+
+class Clock:
+    """Seconds that a test moves by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        """Return the present second."""
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """A clock that stands."""
+    return Clock()
+
+
+@pytest.fixture
+async def session() -> AsyncIterator[aiohttp.ClientSession]:
+    """A bare client."""
+    async with aiohttp.ClientSession() as session:
+        yield session
+
+
+@pytest.fixture
+async def emulator(clock: Clock) -> AsyncIterator[KaizenEmulator]:
+    """An emulator whose time stands still at New Year unless a test moves it."""
+    async with KaizenEmulator(clock=clock, epoch=NEW_YEAR) as emulator:
+        yield emulator
+
+
+async def ask(
+    session: aiohttp.ClientSession, emulator: KaizenEmulator, execution_id: str = "exec_1", **headers: str
+) -> tuple[int, Any]:
+    """Look an execution up; return the status and the JSON of the answer."""
+    async with session.post(emulator.base_url + PATH, json={"id": execution_id}, headers=headers) as response:
+        return response.status, await response.json()
+
+
+async def arrived(emulator: KaizenEmulator, requests: int) -> None:
+    """Wait until so many requests have come in."""
+    while emulator.request_count < requests:  # noqa: ASYNC110 - the emulator tells nobody
+        await asyncio.sleep(0)
+
+
+def address_of(emulator: KaizenEmulator) -> tuple[str, int]:
+    """Return what to connect a socket to."""
+    return "127.0.0.1", int(emulator.base_url.rstrip("/").rpartition(":")[2])
+
+
+async def test_an_answer_has_every_documented_field_and_no_other(
+    session: aiohttp.ClientSession, emulator: KaizenEmulator
+) -> None:
+    """The record decodes strictly as the library's own model, and encodes to the same JSON again."""
+    emulator.add("exec_1", Life.ended(duration=90.5))
+    status, record = await ask(session, emulator)
+    decoded = msgspec.json.decode(json.dumps(record), type=InstructorExecution)
+    assert status == 200
+    assert json.loads(msgspec.json.encode(decoded)) == record
+    assert set(record) == {field.encode_name for field in msgspec.structs.fields(InstructorExecution)} - {"sessionId"}
+    assert record["id"] == "exec_1"
+    assert record["workflow"]["name"]
+    assert record["logins"][0]["name"] == record["contextAuthentications"][0]["loginSummary"]["name"]
+    assert (record["startTime"], record["endTime"]) == ("2025-12-31T23:58:29.500000Z", "2026-01-01T00:00:00Z")
+    assert (record["durationMs"], record["isRecording"], record["status"]) == (90_500, False, "Completed")
+
+
+async def test_a_life_is_lived_by_the_clock(
+    session: aiohttp.ClientSession, emulator: KaizenEmulator, clock: Clock
+) -> None:
+    """Status, end, recording, browser session and authentication change at the scripted seconds."""
+    emulator.add("exec_1", Life.of(("Enqueued", 0), ("InProgress", 2.1), ("Zorp", 5.2)))
+    seen = []
+    for seconds in (0, 2.1, 3.1):
+        clock.now += seconds
+        record = (await ask(session, emulator))[1]
+        assert record["startTime"] == "2026-01-01T00:00:00Z"
+        authentication = record["authentications"][0]
+        seen.append((record["status"], record["endTime"], record["durationMs"], record["isRecording"]))
+        seen.append((record["browserSessionId"] is None, authentication["status"], "liveViewUrl" in authentication))
+    assert seen == [
+        *(("Enqueued", None, None, True), (True, "Enqueued", False)),
+        *(("InProgress", None, None, True), (False, "InProgress", True)),
+        *(("Zorp", "2026-01-01T00:00:05.200000Z", 5200, False), (False, "Finished", False)),
+    ]
+
+
+async def test_authentications_can_be_scripted(
+    session: aiohttp.ClientSession, emulator: KaizenEmulator, clock: Clock
+) -> None:
+    """Each scripted authentication lives its own life beside that of the execution."""
+    tracks = [(("Enqueued", 0), ("Finished", 3)), (("InProgress", 0), ("Failed", 1))]
+    emulator.add("exec_1", Life.of(("InProgress", 0), ends=False, authentications=tracks))
+    before = (await ask(session, emulator))[1]["authentications"]
+    clock.now += 1
+    after = (await ask(session, emulator))[1]["authentications"]
+    assert [entry["status"] for entry in before] == ["Enqueued", "InProgress"]
+    assert [entry["status"] for entry in after] == ["Enqueued", "Failed"]
+    assert before[1]["browserSessionId"] == after[1]["browserSessionId"]
+
+
+async def test_records_depend_on_the_seed_and_the_id_alone(session: aiohttp.ClientSession) -> None:
+    """The same seed makes the same records in another emulator; another seed or id makes others."""
+    ids = [f"exec_{number}" for number in range(20)]
+    runs = []
+    for seed in (1, 1, 2):
+        async with KaizenEmulator(seed=seed, epoch=NEW_YEAR, clock=Clock()) as emulator:
+            emulator.add_many(ids, Life.running())
+            runs.append([(await ask(session, emulator, each))[1] for each in ids])
+    assert runs[0] == runs[1] != runs[2]
+    assert len({record["workflow"]["id"] for record in runs[0]}) > 1
+    assert {len(record["logins"]) for record in runs[0]} == {1, 2}
+    assert len({record["browserSessionId"] for record in runs[0]}) == 20
+
+
+async def test_an_unknown_id_is_not_found(session: aiohttp.ClientSession, emulator: KaizenEmulator) -> None:
+    """Without a default life, an id that was not added gets a 404 with a JSON body."""
+    assert await ask(session, emulator, "exec_9") == (404, {"message": "there is no execution 'exec_9'"})
+
+
+async def test_a_default_life_begins_with_the_first_request(session: aiohttp.ClientSession, clock: Clock) -> None:
+    """An id that was not added lives from the moment of the first request for it, even if that met a fault."""
+    async with KaizenEmulator(clock=clock, epoch=NEW_YEAR, default_life=Life.lasting(60)) as emulator:
+        clock.now += 3600
+        emulator.faults.next(Fault.status(503))
+        assert (await ask(session, emulator))[0] == 503
+        clock.now += 60
+        record = (await ask(session, emulator))[1]
+        assert (record["startTime"], record["status"]) == ("2026-01-01T01:00:00Z", "Completed")
+        assert (await ask(session, emulator, "exec_2"))[1]["status"] == "Enqueued"
+
+
+async def test_a_default_life_may_vary_by_id(session: aiohttp.ClientSession) -> None:
+    """A function gives each id its life once, and may say that there is no such execution."""
+    lives = {"exec_1": Life.running(status="Paused"), "exec_2": Life.ended(status="Failed")}
+    asked = []
+
+    def life_of(execution_id: str) -> Life | None:
+        asked.append(execution_id)
+        return lives.get(execution_id)
+
+    async with KaizenEmulator(default_life=life_of) as emulator:
+        for execution_id, status in (("exec_1", "Paused"), ("exec_2", "Failed"), ("exec_1", "Paused")):
+            assert (await ask(session, emulator, execution_id))[1]["status"] == status
+        assert (await ask(session, emulator, "exec_3"))[0] == 404
+    assert asked == ["exec_1", "exec_2", "exec_3"]
+
+
+async def test_a_default_life_that_is_none_is_a_loud_error(
+    session: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A function that returns something else than a life costs that look-up a 500, and the log says why."""
+    async with KaizenEmulator(default_life=lambda _: "Completed") as emulator:  # type: ignore[arg-type, return-value]
+        async with session.post(emulator.base_url + PATH, json={"id": "exec_1"}) as response:
+            assert response.status == 500
+        assert emulator.last_requests[0] == ("exec_1", None)
+    assert "life must be Life, not 'Completed'; make one such as Life.lasting(60)" in caplog.text
+
+
+async def test_adding_an_id_again_begins_a_new_life(
+    session: aiohttp.ClientSession, emulator: KaizenEmulator, clock: Clock
+) -> None:
+    """The last `add` counts, from its own moment on."""
+    emulator.add("exec_1", Life.lasting(5))
+    clock.now += 5
+    emulator.add("exec_1", Life.lasting(5))
+    assert (await ask(session, emulator))[1]["status"] == "Enqueued"
+
+
+async def test_an_execution_added_without_a_life_has_ended(
+    session: aiohttp.ClientSession, emulator: KaizenEmulator
+) -> None:
+    """The shortest `add` makes an execution whose look-up and wait are both done at once."""
+    emulator.add("exec_1")
+    assert (await ask(session, emulator))[1]["endTime"] == "2026-01-01T00:00:00Z"
+
+
+async def test_any_field_can_be_set_or_left_out(session: aiohttp.ClientSession, emulator: KaizenEmulator) -> None:
+    """Fields given replace those made up, further ones come on top, and unwanted ones are gone."""
+    record = {"durationMs": 12.5, "endTime": NEW_YEAR, "sessionId": "s", "status": 5}
+    emulator.add("exec_1", workflow="Night run", record=record, without=["logins"])
+    record["status"] = 6
+    answer = (await ask(session, emulator))[1]
+    assert (answer["durationMs"], answer["endTime"], answer["sessionId"]) == (12.5, "2026-01-01T00:00:00Z", "s")
+    assert answer["status"] == 5
+    assert answer["workflow"]["name"] == "Night run"
+    assert "logins" not in answer
+    assert answer["isRecording"] is False
+
+
+async def test_a_workflow_may_be_given_whole(session: aiohttp.ClientSession, emulator: KaizenEmulator) -> None:
+    """A name is turned into a workflow with an id of its own; an object is served as it is."""
+    emulator.add("exec_1", workflow={"id": "wf_1"})
+    emulator.add("exec_2", workflow="Night run")
+    emulator.add("exec_3", workflow="Night run")
+    records = [(await ask(session, emulator, f"exec_{number}"))[1] for number in (1, 2, 3)]
+    assert records[0]["workflow"] == {"id": "wf_1"}
+    assert records[1]["workflow"] == records[2]["workflow"]
+
+
+async def test_a_whole_body_is_served_as_it_is(session: aiohttp.ClientSession, emulator: KaizenEmulator) -> None:
+    """A record that misfits in every way can be served, JSON or not."""
+    emulator.add("exec_1", body=b"\xff[")
+    async with session.post(emulator.base_url + PATH, json={"id": "exec_1"}) as response:
+        assert (response.status, response.content_type, await response.read()) == (200, "application/json", b"\xff[")
+
+
+async def test_a_key_is_checked_when_there_is_one(session: aiohttp.ClientSession) -> None:
+    """A request without the very key gets a 401, even for an id that does not exist."""
+    async with KaizenEmulator(api_key="right", default_life=Life.ended()) as emulator:
+        assert (await ask(session, emulator))[0] == 401
+        assert (await ask(session, emulator, Authorization="Bearer wrong"))[0] == 401
+        assert (await ask(session, emulator, Authorization="Bearer right"))[0] == 200
+        assert emulator.answers == {401: 2, 200: 1}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b"{}", b'{"id": 5}', b'{"id": ""}', b'{"id": "\xff"}', b'{"x": ' + b"[" * 100_000],
+    ids=["empty", "cut", "array", "no id", "number", "empty id", "no utf-8", "deep"],
+)
+async def test_a_body_that_asks_for_nothing_is_a_bad_request(
+    session: aiohttp.ClientSession, emulator: KaizenEmulator, body: bytes
+) -> None:
+    """What is not an object with a text as `id` gets a 400 that shows the right form."""
+    headers = {"Content-Type": "application/json"}
+    async with session.post(emulator.base_url + PATH, data=body, headers=headers) as response:
+        assert response.status == 400
+        assert '{"id": "..."}' in (await response.json())["message"]
+    assert emulator.last_requests[0] == ("", 400)
+
+
+async def test_a_body_of_another_type_is_refused(session: aiohttp.ClientSession, emulator: KaizenEmulator) -> None:
+    """JSON must be sent as JSON, which aiohttp does not do for bytes by itself."""
+    async with session.post(emulator.base_url + PATH, data=b'{"id": "exec_1"}') as response:
+        assert response.status == 415
+        assert "application/octet-stream" in (await response.json())["message"]
+
+
+async def test_a_body_that_is_far_too_large_is_refused(
+    session: aiohttp.ClientSession, emulator: KaizenEmulator
+) -> None:
+    """A body over a mebibyte gets a 413."""
+    body, headers = io.BytesIO(b'{"id": "' + b"x" * 2**20), {"Content-Type": "application/json"}
+    async with session.post(emulator.base_url + PATH, data=body, headers=headers) as response:
+        assert response.status == 413
+
+
+async def test_other_paths_and_methods_are_refused(session: aiohttp.ClientSession) -> None:
+    """Only POST and only the API's paths, after the prefix if there is one, are served."""
+    async with KaizenEmulator(path_prefix="/kaizen", default_life=Life.ended()) as emulator:
+        assert emulator.base_url.endswith("/kaizen/")
+        assert (await ask(session, emulator))[0] == 200
+        async with session.get(emulator.base_url + PATH) as response:
+            assert (response.status, response.headers["Allow"]) == (405, "POST")
+        for path in (f"/{PATH}", "/kaizen", "/kaizen/instructor/executions", f"/kaizen/kaizen/{PATH}"):
+            async with session.post(emulator.base_url.replace("/kaizen/", path), json={"id": "exec_1"}) as response:
+                assert (response.status, await response.json()) == (404, {"message": f"there is no {path}"})
+
+
+async def test_a_kind_may_wrap_its_record(
+    session: aiohttp.ClientSession, emulator: KaizenEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second kind of look-up is one line in the table of kinds."""
+
+    def build(snapshot: Snapshot) -> dict[str, Any]:
+        return {"id": snapshot.id, "attempts": 1}
+
+    monkeypatch.setitem(KINDS, "/executions/get", Kind(build, wrap="execution"))  # type: ignore[arg-type]
+    emulator.add("exec_1", record={"attempts": 2})
+    async with session.post(f"{emulator.base_url}executions/get", json={"id": "exec_1"}) as response:
+        assert await response.json() == {"execution": {"id": "exec_1", "attempts": 2}}
+
+
+async def test_a_rate_limit_lets_a_burst_pass_and_then_its_rate(
+    session: aiohttp.ClientSession, emulator: KaizenEmulator, clock: Clock
+) -> None:
+    """What exceeds the bucket gets a 429 with Retry-After, until the clock has filled it again."""
+    emulator.add("exec_1")
+    emulator.rate_limit(rate=10, burst=2, retry_after=1.5)
+
+    async def statuses(requests: int) -> list[int]:
+        return [(await ask(session, emulator))[0] for _ in range(requests)]
+
+    assert await statuses(3) == [200, 200, 429]
+    clock.now += 0.125
+    assert await statuses(2) == [200, 429]
+    clock.now += 3600
+    assert await statuses(3) == [200, 200, 429]
+    async with session.post(emulator.base_url + PATH, json={"id": "exec_1"}) as response:
+        assert response.headers["Retry-After"] == "1.5"
+    emulator.rate_limit(rate=10, burst=1, retry_after=None)
+    assert await statuses(1) == [200]
+    async with session.post(emulator.base_url + PATH, json={"id": "exec_1"}) as response:
+        assert (response.status, response.headers.get("Retry-After")) == (429, None)
+    emulator.rate_limit(None)
+    assert await statuses(3) == [200, 200, 200]
+
+
+async def test_requests_are_counted(session: aiohttp.ClientSession, emulator: KaizenEmulator) -> None:
+    """Requests are counted in all, by id and by status, those without an answer too, and the last ones are kept."""
+    emulator.add("exec_1")
+    emulator.faults.next(Fault.disconnect(), id="exec_2")
+    await ask(session, emulator, "exec_1")
+    with pytest.raises(aiohttp.ServerDisconnectedError):
+        await ask(session, emulator, "exec_2")
+    await ask(session, emulator, "exec_2")
+    async with session.get(emulator.base_url):
+        pass
+    assert emulator.request_count == 4
+    assert [emulator.requests_for(f"exec_{number}") for number in (1, 2, 3)] == [1, 2, 0]
+    assert emulator.answers == {200: 1, 404: 2}
+    assert list(emulator.last_requests) == [("exec_1", 200), ("exec_2", None), ("exec_2", 404), ("", 404)]
+
+
+async def test_requests_under_way_and_connections_are_counted(
+    session: aiohttp.ClientSession, emulator: KaizenEmulator
+) -> None:
+    """`max_in_flight` keeps the peak; `open_connections` falls as clients close theirs."""
+    emulator.faults.always(Fault.hang())
+    lookups = [asyncio.create_task(ask(session, emulator)) for _ in range(7)]
+    await arrived(emulator, 7)
+    assert (emulator.max_in_flight, emulator.open_connections) == (7, 7)
+    with pytest.raises(TimeoutError, match=r"after 0\.0 seconds 7 connections are open, 7 requests being answered"):
+        await emulator.until_quiet(within=0.0)
+    for lookup in lookups:
+        lookup.cancel()
+    await asyncio.wait(lookups)
+    await emulator.until_quiet()
+    emulator.faults.clear()
+    await ask(session, emulator)
+    assert (emulator.max_in_flight, emulator.open_connections) == (7, 1)
+
+
+async def test_an_execution_costs_little_memory() -> None:
+    """A hundred thousand executions fit into a few dozen megabytes, their requests counted."""
+    emulator = KaizenEmulator(default_life=Life.ended())
+    ids = [f"exec_{number:05}" for number in range(10_000)]
+    tracemalloc.start()
+    try:
+        for execution_id in ids:
+            emulator._requests[execution_id] = 1
+            emulator._begin_default_life(execution_id)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held / len(ids) < 350
+
+
+async def test_a_restart_keeps_the_port_and_the_lives(
+    session: aiohttp.ClientSession, emulator: KaizenEmulator, clock: Clock
+) -> None:
+    """While it is stopped connecting is refused; then it serves on the same port, and lives have gone on."""
+    emulator.add("exec_1", Life.lasting(10))
+    url = emulator.base_url
+    assert (await ask(session, emulator))[1]["status"] == "Enqueued"
+    await emulator.stop()
+    await emulator.stop()
+    assert emulator.open_connections == 0
+    with pytest.raises(aiohttp.ClientConnectorError):
+        await ask(session, emulator)
+    clock.now += 10
+    await emulator.start()
+    assert emulator.base_url == url
+    assert (await ask(session, emulator))[1]["status"] == "Completed"
+    assert emulator.requests_for("exec_1") == 2
+
+
+async def test_the_port_is_held_while_stopped_and_given_up_in_the_end() -> None:
+    """Nobody else gets the port between `stop` and `start`; after the block anyone may."""
+    async with KaizenEmulator() as emulator:
+        address = address_of(emulator)
+        await emulator.stop()
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(address)
+    with socket.socket() as other:
+        other.bind(address)
+
+
+async def test_a_forgotten_emulator_gives_up_its_port_without_a_word() -> None:
+    """An emulator that was stopped, never to be started again, leaves no socket behind."""
+    emulator = KaizenEmulator()
+    await emulator.start()
+    address = address_of(emulator)
+    await emulator.stop()
+    del emulator
+    gc.collect()
+    with socket.socket() as other:
+        other.bind(address)
+
+
+async def test_stop_ends_every_request_at_once(session: aiohttp.ClientSession, emulator: KaizenEmulator) -> None:
+    """Requests that hang, stall, trickle or wait see their connection closed, and no task is left."""
+    emulator.add("exec_1")
+    before = asyncio.all_tasks()
+    for fault in (Fault.hang(), Fault.stalled_body(), Fault.trickle(9), Fault.latency(99)):
+        emulator.faults.next(fault)
+    lookups = [asyncio.create_task(ask(session, emulator)) for _ in range(4)]
+    await arrived(emulator, 4)
+    await emulator.stop()
+    assert emulator.open_connections == 0
+    results = await asyncio.gather(*lookups, return_exceptions=True)
+    assert {type(result) for result in results} <= {aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError}
+    assert asyncio.all_tasks() == before
+    assert emulator.answers.total() == 0
+
+
+async def test_stop_closes_connections_that_are_just_being_made(emulator: KaizenEmulator) -> None:
+    """A connection that the loop has accepted but not handed over yet is closed like the others."""
+    address = address_of(emulator)
+    for turns in range(6):
+        with socket.create_connection(address) as client:
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await emulator.stop()
+            client.settimeout(5)
+            with contextlib.suppress(ConnectionResetError):
+                assert client.recv(1) == b""
+        await emulator.start()
+
+
+async def test_a_client_that_sends_half_a_request_and_goes_is_forgotten(emulator: KaizenEmulator) -> None:
+    """A request whose body never comes leaves nothing behind, and no error in the log."""
+    _, writer = await asyncio.open_connection(*address_of(emulator))
+    writer.write(REQUEST[:-1])
+    await arrived(emulator, 1)
+    writer.close()
+    await writer.wait_closed()
+    await emulator.until_quiet()
+    assert list(emulator.last_requests) == [("", None)]
+
+
+async def test_starting_twice_is_refused(emulator: KaizenEmulator) -> None:
+    """An emulator that serves must be stopped before it is started again."""
+    with pytest.raises(RuntimeError, match="running already"):
+        await emulator.start()
+
+
+async def test_a_port_that_is_taken_is_reported() -> None:
+    """The system's own error comes out, from both ways of starting, and nothing is left running."""
+    threads = threading.active_count()
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        emulator = KaizenEmulator(port=port)
+        with pytest.raises(OSError, match="in use"):
+            await emulator.start()
+        with pytest.raises(OSError, match="in use"), emulator:
+            pass
+    assert threading.active_count() == threads
+    async with emulator:
+        assert emulator.base_url == f"http://127.0.0.1:{port}/"
+
+
+async def test_stopping_what_never_served_does_nothing() -> None:
+    """There is neither a connection to close nor a port to give up."""
+    emulator = KaizenEmulator()
+    await emulator.stop()
+    await emulator.__aexit__(None, None, None)
+    assert emulator.open_connections == 0
+
+
+async def test_a_stop_that_is_cancelled_is_carried_through(
+    session: aiohttp.ClientSession, emulator: KaizenEmulator
+) -> None:
+    """Whoever waits for it may be cancelled; the port and the connections are closed all the same."""
+    emulator.faults.always(Fault.hang())
+    lookup = asyncio.create_task(ask(session, emulator))
+    await arrived(emulator, 1)
+    stopping = asyncio.create_task(emulator.stop())
+    await asyncio.sleep(0)
+    stopping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stopping
+    with pytest.raises(aiohttp.ServerDisconnectedError):
+        await lookup
+    with pytest.raises(aiohttp.ClientConnectorError):
+        await ask(session, emulator)
+
+
+async def test_it_serves_ipv6_too(session: aiohttp.ClientSession) -> None:
+    """An IPv6 address is listened on, and written in brackets."""
+    async with KaizenEmulator(host="::1", default_life=Life.ended()) as emulator:
+        assert emulator.base_url.startswith("http://[::1]:")
+        assert (await ask(session, emulator))[0] == 200
+
+
+def test_without_a_port_there_is_no_url() -> None:
+    """Before the first start only a port of the user's own choice is known."""
+    assert KaizenEmulator(port=8765).base_url == "http://127.0.0.1:8765/"
+    with pytest.raises(RuntimeError, match="start it"):
+        _ = KaizenEmulator().base_url
+
+
+def test_stopping_from_another_loop_is_refused() -> None:
+    """An emulator that serves in one loop cannot be stopped from a second one."""
+
+    async def main() -> None:
+        async with KaizenEmulator() as emulator:
+            with pytest.raises(RuntimeError, match="another event loop"):
+                await asyncio.to_thread(asyncio.run, emulator.stop())
+
+    asyncio.run(main())
+
+
+def test_in_a_thread_of_its_own_it_serves_any_loop() -> None:
+    """A `with` block serves several loops, one after the other, and blocking code; `stop` and `start` work from all."""
+
+    async def look_up(emulator: KaizenEmulator) -> int:
+        async with aiohttp.ClientSession() as session:
+            return (await ask(session, emulator))[0]
+
+    async def restart_and_look_up(emulator: KaizenEmulator) -> int:
+        await emulator.stop()
+        await emulator.start()
+        return await look_up(emulator)
+
+    threads = threading.active_count()
+    with KaizenEmulator() as emulator:
+        assert asyncio.run(look_up(emulator)) == 404
+        emulator.add("exec_1")
+        assert asyncio.run(look_up(emulator)) == 200
+        emulator.faults.next(Fault.status(418))
+        assert asyncio.run(restart_and_look_up(emulator)) == 418
+        asyncio.run(emulator.until_quiet())
+        subprocess.run([sys.executable, "-c", BLOCKING_LOOK_UP, emulator.base_url + PATH], check=True)  # noqa: S603 - ours
+        asyncio.run(emulator.stop())
+    assert threading.active_count() == threads
+    assert emulator.answers == {404: 1, 200: 2, 418: 1}
+
+
+def test_a_thread_is_ended_even_if_the_test_in_it_fails() -> None:
+    """An error in the block comes out as it is, and the thread is gone, hanging requests or not."""
+
+    def fail() -> None:
+        with KaizenEmulator() as emulator, socket.create_connection(address_of(emulator)) as client:
+            emulator.faults.always(Fault.hang())
+            client.sendall(REQUEST)
+            asyncio.run(arrived(emulator, 1))
+            raise LookupError
+
+    threads = threading.active_count()
+    with pytest.raises(LookupError):
+        fail()
+    assert threading.active_count() == threads
+
+
+MISUSES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "empty key": (lambda: KaizenEmulator(api_key=""), ValueError, "api_key must not be empty"),
+    "key in bytes": (lambda: KaizenEmulator(api_key=b"k"), TypeError, "api_key must be str"),
+    "no life": (lambda: KaizenEmulator(default_life="Completed"), TypeError, "a Life or a function"),
+    "prefix": (lambda: KaizenEmulator(path_prefix="kaizen/"), ValueError, 'like "/kaizen"'),
+    "naive epoch": (lambda: KaizenEmulator(epoch=NEW_YEAR.replace(tzinfo=None)), ValueError, "time zone"),
+    "unknown setting": (lambda: KaizenEmulator(prot=1), TypeError, "prot"),
+    "empty id": (lambda: KaizenEmulator().add(""), ValueError, "must not be empty"),
+    "number as id": (lambda: KaizenEmulator().add(5), TypeError, "an id must be str"),
+    "status as life": (lambda: KaizenEmulator().add("e", "Completed"), TypeError, "make one such as"),
+    "text as body": (lambda: KaizenEmulator().add("e", body="{}"), TypeError, "encode it first"),
+    "name as list": (lambda: KaizenEmulator().add("e", without="logins"), TypeError, r"without=\['logins'\]"),
+    "no json": (lambda: KaizenEmulator().add("e", record={"x": object()}), TypeError, "unsupported"),
+    "one id as many": (lambda: KaizenEmulator().add_many("exec_1"), TypeError, "takes many ids"),
+    "no rate": (lambda: KaizenEmulator().rate_limit(0), ValueError, r"rate_limit\(None\) lifts"),
+    "no burst": (lambda: KaizenEmulator().rate_limit(5, burst=0), ValueError, "nothing would ever pass"),
+    "half a burst": (lambda: KaizenEmulator().rate_limit(5, burst=1.5), TypeError, "burst must be int"),
+    "negative wait": (lambda: KaizenEmulator().rate_limit(5, retry_after=-1), ValueError, "retry_after must be"),
+}
+
+
+@pytest.mark.parametrize(("make", "error", "advice"), MISUSES.values(), ids=MISUSES)
+def test_misuse_is_refused_with_advice(make: Callable[[], Any], error: type[Exception], advice: str) -> None:
+    """What makes no sense is refused where it is written, with a word on what to do."""
+    with pytest.raises(error, match=advice):
+        make()
+
+
+async def test_without_an_epoch_records_begin_now(session: aiohttp.ClientSession) -> None:
+    """By default the records carry the present time."""
+    before = datetime.now(UTC)
+    async with KaizenEmulator(default_life=Life.running()) as emulator:
+        started = datetime.fromisoformat((await ask(session, emulator))[1]["startTime"])
+    assert before - timedelta(seconds=1) < started < datetime.now(UTC) + timedelta(seconds=1)

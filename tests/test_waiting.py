@@ -1,0 +1,1516 @@
+"""`wait`, `wait_many` and `watch` as callers see them, in virtual time."""
+
+import asyncio
+import gc
+import itertools
+import json
+import math
+import weakref
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import msgspec
+import pytest
+from scripted_lives import (
+    EVERY_SECOND,
+    EVERY_TEN,
+    assert_idle,
+    at_once,
+    changes_of,
+    ended,
+    ending,
+    every,
+    later,
+    never_ending,
+    now,
+    outcomes_of,
+    polls_of,
+    running,
+    scheduler_of,
+    states,
+)
+from scripted_transport import AT_ONCE, NEVER, Reply, ScriptedTransport, record, status
+from virtual_time import VirtualLoop, virtual_time
+
+from kaizen_async import (
+    AuthenticationError,
+    ClientClosedError,
+    DeadlineExceededError,
+    DecodeError,
+    InstructorExecution,
+    KaizenClient,
+    KaizenError,
+    NotFoundError,
+    PollPolicy,
+    RetryPolicy,
+    StatusError,
+    TransportError,
+)
+from kaizen_async.bulk import READ_AHEAD
+from kaizen_async.polling import AT_ONCE as SLICE
+from kaizen_async.streams import PAUSE_EVERY
+from kaizen_async.transport import Answer
+from kaizen_async.waiting import CHECKPOINT_VERSION
+
+ONE_ATTEMPT = RetryPolicy(max_attempts=1)
+
+
+@virtual_time
+async def test_an_execution_has_ended_when_its_end_time_is_set() -> None:
+    """Neither a status that sounds like the end counts, nor one that nobody knows."""
+    script = iter(["Enqueued", "InProgress", "Completed", "Failed", "Zorp"])
+
+    def play(execution_id: str, _: int) -> Reply:
+        state = next(script, None)
+        return running(execution_id, state) if state else ended(execution_id, state="Quux")
+
+    transport = at_once(play)
+    async with transport.client() as client:
+        execution = await client.instructor_executions.wait("a", poll=EVERY_SECOND)
+        assert execution.status == "Quux"
+        assert execution.is_finished
+        assert transport.times == [0, 1, 2, 3, 4, 5]
+        await assert_idle(client, transport)
+
+
+TRANSIENT: dict[str, Reply] = {
+    "503": status(503),
+    "500": status(500),
+    "429": status(429, retry_after="2"),
+    "a gateway's page": Answer(502, {"Content-Type": "text/html"}, b"<html>Bad Gateway</html>"),
+    "a reset": TransportError("the connection failed: reset", disconnected=True),
+    "an answer cut off": Answer(200, {}, b'{"id": "a", "work'),
+    "no answer": (NEVER, status(500)),
+}
+
+
+@pytest.mark.parametrize("trouble", TRANSIENT.values(), ids=TRANSIENT)
+def test_a_poll_that_fails_for_a_while_costs_only_time(trouble: Reply) -> None:
+    """Whatever a later attempt may mend is ridden out, here for ten minutes."""
+
+    def play(execution_id: str, _: int) -> Reply:
+        return trouble if 2 < now() < 600 else ending(300)(execution_id, 0)
+
+    @virtual_time
+    async def check() -> None:
+        transport = at_once(play)
+        async with transport.client(deadline=20, attempt_timeout=5) as client:
+            execution = await client.instructor_executions.wait("a", poll=EVERY_SECOND)
+            assert execution.is_finished
+            assert now() >= 600
+            await assert_idle(client, transport)
+
+    check()
+
+
+@virtual_time
+async def test_a_poll_cut_off_by_the_deadline_of_a_look_up_is_made_again() -> None:
+    """The client's deadline bounds each poll; the wait has its own."""
+    transport = at_once(lambda i, number: (NEVER, running(i)) if number < 4 else ended(i))
+    async with transport.client(deadline=3, attempt_timeout=30) as client:
+        await client.instructor_executions.wait("a", poll=EVERY_SECOND)
+        assert transport.times == [0, 4, 8, 12]
+
+
+PERMANENT: dict[str, tuple[Reply, type[KaizenError]]] = {
+    "404": (status(404), NotFoundError),
+    "401": (status(401), AuthenticationError),
+    "403": (status(403), AuthenticationError),
+    "400": (status(400), StatusError),
+    "a misfit": (Answer(200, {}, b'{"id": "a"}'), DecodeError),
+    "a bad certificate": (TransportError("does not verify", retryable=False), TransportError),
+}
+
+
+@pytest.mark.parametrize(("answer", "error"), PERMANENT.values(), ids=PERMANENT)
+def test_an_error_that_will_not_pass_ends_the_wait(answer: Reply, error: type[KaizenError]) -> None:
+    """At once, and of that id only."""
+
+    @virtual_time
+    async def check() -> None:
+        transport = at_once(lambda i, number: answer if i == "a" and number > 2 else ending(10)(i, number))
+        async with transport.client() as client:
+            outcomes = await outcomes_of(client, ["a", "b"], poll=EVERY_SECOND)
+            assert [(outcome.id, type(outcome.error)) for outcome in outcomes] == [("a", error), ("b", type(None))]
+            assert outcomes[0].error is not None
+            assert outcomes[0].error.execution_id == "a"
+            assert outcomes[0].error.attempts == outcomes[0].attempts == 3
+            assert outcomes[0].elapsed == 2
+            assert polls_of(transport, "a") == [0, 1, 2]
+            with pytest.raises(error):
+                await client.instructor_executions.wait("a", poll=EVERY_TEN)
+
+    check()
+
+
+@pytest.mark.parametrize(("found_at", "grace", "finds"), [(5, 6, True), (7, 6, False), (1, 0, False)])
+def test_the_grace_waits_out_early_404s(found_at: float, grace: float, finds: bool) -> None:
+    """An execution that becomes known within it is waited for, one that does not is not found."""
+
+    @virtual_time
+    async def check() -> None:
+        policy = msgspec.structs.replace(EVERY_SECOND, not_found_grace=grace)
+        transport = at_once(lambda i, _: ended(i) if now() >= found_at else status(404))
+        async with transport.client(poll=policy) as client:
+            if finds:
+                await client.instructor_executions.wait("a")
+            else:
+                with pytest.raises(NotFoundError):
+                    await client.instructor_executions.wait("a")
+            assert now() == min(found_at, grace)
+
+    check()
+
+
+@virtual_time
+async def test_the_grace_begins_anew_with_each_series_of_404s() -> None:
+    """A record, and any other answer, ends a series."""
+    script = [404, 404, 404, 200, 404, 404, 404, 503, 404, 404, 404, 404]
+
+    def play(execution_id: str, number: int) -> Reply:
+        code = script[number - 1]
+        return running(execution_id) if code == 200 else status(code)
+
+    transport = at_once(play)
+    policy = msgspec.structs.replace(EVERY_SECOND, not_found_grace=3)
+    async with transport.client(poll=policy, retry=ONE_ATTEMPT) as client:
+        with pytest.raises(NotFoundError) as caught:
+            await client.instructor_executions.wait("a")
+        assert caught.value.attempts == len(script)
+
+
+@virtual_time
+async def test_a_wait_out_of_time_tells_what_was_seen_last() -> None:
+    """The last record is in the error, and so is the last failure if the last poll was one."""
+
+    def play(execution_id: str, number: int) -> Reply:
+        return running(execution_id, "Zorp") if number < 5 else status(503)
+
+    transport = at_once(play)
+    async with transport.client(retry=ONE_ATTEMPT) as client:
+        with pytest.raises(DeadlineExceededError) as caught:
+            await client.instructor_executions.wait("a", deadline=4.5, poll=EVERY_SECOND)
+        assert now() == 4.5
+        assert caught.value.last_execution.status == "Zorp"
+        assert caught.value.attempts == 5
+        assert isinstance(caught.value.__cause__, StatusError)
+        assert str(caught.value) == (
+            "a: it had not ended when the deadline passed; its last poll failed: "
+            "the server answered 503 Service Unavailable (after 5 attempts)"
+        )
+        await assert_idle(client, transport)
+
+
+@virtual_time
+async def test_a_failure_that_passed_is_no_cause() -> None:
+    """Only the last poll counts."""
+    transport = at_once(lambda i, number: running(i) if number > 1 else status(503))
+    async with transport.client(retry=ONE_ATTEMPT) as client:
+        with pytest.raises(DeadlineExceededError, match="when the deadline passed") as caught:
+            await client.instructor_executions.wait("a", deadline=5, poll=EVERY_SECOND)
+        assert caught.value.__cause__ is None
+
+
+@virtual_time
+async def test_the_deadline_is_hard() -> None:
+    """A poll under way is cut off by it."""
+    transport = ScriptedTransport(never_ending, latency=8)
+    async with transport.client() as client:
+        with pytest.raises(DeadlineExceededError) as caught:
+            await client.instructor_executions.wait("a", deadline=5)
+        assert now() == 5
+        assert caught.value.last_execution is None
+        await assert_idle(client, transport)
+        (outcome,) = await outcomes_of(client, ["a"], deadline=5)
+        assert isinstance(outcome.error, DeadlineExceededError)
+        assert now() == 10
+        (change,) = await changes_of(client, "a", deadline=5)
+        assert isinstance(change.error, DeadlineExceededError)
+        assert now() == 15
+        await assert_idle(client, transport)
+
+
+@virtual_time
+async def test_a_wait_without_a_deadline_goes_on() -> None:
+    """None is no limit, in every verb."""
+    transport = at_once(ending(100_000))
+    async with transport.client(poll=PollPolicy(max_interval=10_000)) as client:
+        await asyncio.gather(
+            client.instructor_executions.wait("a", deadline=None),
+            outcomes_of(client, ["b"], deadline=None),
+            changes_of(client, ["c"], deadline=None),
+        )
+        assert 100_000 <= now() <= 111_000
+
+
+@virtual_time
+async def test_a_last_poll_comes_a_second_before_the_deadline() -> None:
+    """So an end is not missed for a poll that would have come later."""
+    transport = at_once(ending(12))
+    async with transport.client() as client:
+        await client.instructor_executions.wait("a", deadline=15, poll=EVERY_TEN)
+        assert transport.times == [0, 10, 14]
+
+
+@virtual_time
+async def test_no_last_poll_comes_sooner_than_the_policy_allows() -> None:
+    """Neither the shortest interval nor what the server asked for is undercut by a deadline."""
+
+    def play(execution_id: str, number: int) -> Reply:
+        return status(500, retry_after="20") if execution_id == "b" and number == 1 else running(execution_id)
+
+    transport = at_once(play)
+    async with transport.client(retry=ONE_ATTEMPT) as client:
+        outcomes = await outcomes_of(client, ["a"], deadline=10.5, poll=PollPolicy(min_interval=9.5, spread=0))
+        outcomes += await outcomes_of(client, ["b"], deadline=15, poll=EVERY_SECOND)
+        assert not any(outcome.ok for outcome in outcomes)
+        assert transport.times == [0, 9.5, 10.5]
+
+
+@virtual_time
+async def test_every_waiter_gets_its_last_poll() -> None:
+    """The deadline of one who leaves first does not hide that of another."""
+    transport = at_once(ending({"a": 6}))
+    async with transport.client(poll=PollPolicy(min_interval=3, max_interval=3600, lag_share=0.9, spread=0)) as client:
+        waits = [client.instructor_executions.wait("a", deadline=deadline) for deadline in (1.5, 8, None)]
+        results = await asyncio.gather(*waits, return_exceptions=True)
+        assert isinstance(results[0], DeadlineExceededError)
+        assert [type(result) for result in results[1:]] == [InstructorExecution] * 2
+        assert polls_of(transport, "a") == [0, 3, 7]
+
+
+@virtual_time
+async def test_who_joins_with_a_near_deadline_gets_a_poll_before_it() -> None:
+    """The next poll of those who wait already may be an hour away."""
+    transport = at_once(ending(5))
+    async with transport.client(poll=PollPolicy(min_interval=3, max_interval=3600, spread=0)) as client:
+        patient = asyncio.create_task(client.instructor_executions.wait("a", deadline=None))
+        await asyncio.sleep(0.5)
+        scheduler_of(client)._groups[next(iter(scheduler_of(client)._groups))].entries["a"].started -= 100_000
+        await asyncio.sleep(3)
+        assert polls_of(transport, "a") == [0, 3]
+        hasty = [client.instructor_executions.wait("a", deadline=deadline) for deadline in (0.5, 4)]
+        results = await asyncio.gather(*hasty, return_exceptions=True)
+        assert isinstance(results[0], DeadlineExceededError)
+        assert results[0].last_execution is not None
+        assert isinstance(results[1], InstructorExecution)
+        await patient
+        assert polls_of(transport, "a") == [0, 3, 6.5]
+
+
+@virtual_time
+async def test_an_execution_seen_to_end_is_answered_without_a_request() -> None:
+    """By every verb of waiting, whatever the policy."""
+    transport = at_once(ending(3))
+    async with transport.client() as client:
+        execution = await client.instructor_executions.wait("a", poll=EVERY_SECOND)
+        requests = len(transport.sent)
+        assert await client.instructor_executions.wait("a") is execution
+        (outcome,) = await outcomes_of(client, ["a"])
+        assert outcome.execution is execution
+        assert (outcome.attempts, outcome.elapsed) == (0, 0)
+        (change,) = await changes_of(client, "a")
+        assert (change.before, change.after) == (None, execution)
+        assert len(transport.sent) == requests
+        await client.instructor_executions.get("a")
+        assert len(transport.sent) == requests + 1
+
+
+@virtual_time
+async def test_another_policys_wait_is_ended_by_the_end_that_one_has_seen() -> None:
+    """Its next poll finds the record there and sends nothing."""
+    transport = at_once(ending(3))
+    async with transport.client() as client:
+        waits = [client.instructor_executions.wait("a", poll=policy) for policy in (EVERY_SECOND, EVERY_TEN)]
+        first, second = await asyncio.gather(*waits)
+        assert first is second
+        assert transport.times == [0, 1, 2, 3]
+        assert now() == 10
+
+
+@pytest.mark.parametrize(("size", "requests"), [(0, [2, 2, 2]), (2, [1, 2, 1]), (3, [1, 1, 1])])
+def test_ended_records_kept_are_bounded(size: int, requests: list[int]) -> None:
+    """The one that nobody asked for the longest goes first; 0 keeps none."""
+
+    @virtual_time
+    async def check() -> None:
+        transport = at_once(ending(0))
+        async with transport.client(ended_records=size) as client:
+            wait = client.instructor_executions.wait
+            for execution_id in ("a", "b", "a", "c", "a", "c"):
+                await wait(execution_id)
+            if size:
+                assert [transport.numbers[i] for i in "abc"] == [1, 1, 1]
+                await wait("b")
+            else:
+                assert [transport.numbers[i] for i in "abc"] == [3, 1, 2]
+                return
+            assert [transport.numbers[i] for i in "abc"] == requests
+
+    check()
+
+
+@virtual_time
+async def test_a_hundred_waiters_cost_the_polls_of_one() -> None:
+    """Through all verbs; who comes later joins in."""
+
+    async def polls(waiters: int) -> int:
+        transport = at_once(ending(now() + 30))
+        async with transport.client() as client:
+            executions = client.instructor_executions
+            async with asyncio.TaskGroup() as group:
+                for number in range(waiters):
+                    group.create_task(executions.wait("a", poll=EVERY_TEN))
+                    if number % 10 == 5:
+                        group.create_task(outcomes_of(client, ["a"], poll=EVERY_TEN))
+                        group.create_task(changes_of(client, ["a"], poll=EVERY_TEN))
+                        await asyncio.sleep(1)
+            await assert_idle(client, transport)
+        return len(transport.sent)
+
+    assert await polls(100) == await polls(1) == 4
+
+
+@virtual_time
+async def test_cancelling_one_waiter_does_not_disturb_the_others() -> None:
+    """Neither between polls nor during one: that goes on as long as anybody waits."""
+    transport = ScriptedTransport(ending(5), latency=0.5)
+    async with transport.client() as client:
+        waits = [asyncio.create_task(client.instructor_executions.wait("a", poll=EVERY_SECOND)) for _ in range(4)]
+        await asyncio.sleep(0.2)
+        assert transport.open == 1
+        waits[0].cancel()
+        await asyncio.sleep(0.8)
+        assert transport.open == 0
+        waits[2].cancel()
+        results = await asyncio.gather(*waits, return_exceptions=True)
+        assert [type(result) for result in results] == [asyncio.CancelledError, InstructorExecution] * 2
+        assert transport.times == [0, 1.5, 3, 4.5, 6]
+        await assert_idle(client, transport)
+
+
+@virtual_time
+async def test_without_waiters_the_poll_under_way_is_cancelled() -> None:
+    """And is over when the call is, however long it takes to clean up."""
+
+    class Reluctant(ScriptedTransport):
+        async def send(self, *args: Any) -> Answer:
+            try:
+                return await super().send(*args)
+            finally:
+                await asyncio.sleep(3)
+
+    transport = Reluctant(latency=NEVER)
+    async with transport.client() as client:
+        wait = asyncio.create_task(client.instructor_executions.wait("a"))
+        stream = asyncio.create_task(outcomes_of(client, ["b"]))
+        await asyncio.sleep(1)
+        assert transport.open == 2
+        wait.cancel()
+        stream.cancel()
+        ended_at: list[float] = []
+        for task in (wait, stream):
+            task.add_done_callback(lambda _: ended_at.append(now()))
+        await asyncio.wait([wait, stream])
+        assert ended_at == [4, 4]
+        await assert_idle(client, transport)
+
+
+@virtual_time
+async def test_errors_are_not_shared_between_callers() -> None:
+    """Each raises one of its own, with the same cause."""
+    cause = OSError("broken")
+
+    def play(*_: Any) -> Reply:
+        error = TransportError("does not verify", retryable=False)
+        error.__cause__ = cause
+        return error
+
+    transport = at_once(play)
+    async with transport.client() as client:
+        waits = (client.instructor_executions.wait("a") for _ in range(3))
+        errors = await asyncio.gather(*waits, return_exceptions=True)
+        assert len({id(error) for error in errors}) == 3
+        assert {str(error) for error in errors} == {"a: does not verify (after 1 attempt)"}
+        assert [error.__cause__ for error in errors if isinstance(error, TransportError)] == [cause] * 3
+
+
+@virtual_time
+async def test_an_error_raised_goes_when_its_last_reference_goes() -> None:
+    """No wait leaves a reference cycle with an error, its traceback and all that its frames hold."""
+
+    async def freed(failing: Callable[[], Any]) -> bool:
+        try:
+            await failing()
+        except KaizenError as error:
+            reference = weakref.ref(error)
+        await asyncio.sleep(0)  # the loop's own reference to what it has just done
+        return reference() is None
+
+    transport = at_once(lambda i, _: status(404) if i == "missing" else running(i))
+    gc.disable()
+    try:
+        async with transport.client() as client:
+            wait = client.instructor_executions.wait
+            assert await freed(lambda: wait("missing"))
+            assert await freed(lambda: wait("a", deadline=2))
+    finally:
+        gc.enable()
+
+
+class Named(msgspec.Struct):
+    """A record that does not tell when it ended."""
+
+    id: str
+    name: str = ""
+
+
+class Minimal(msgspec.Struct, rename="camel"):
+    """The least that can be waited for."""
+
+    id: str
+    end_time: str | None
+
+
+@virtual_time
+async def test_waiting_takes_records_that_tell_their_end() -> None:
+    """Others can be looked up, but a wait for them is refused before anything is sent."""
+    transport = at_once(ending(2))
+    async with transport.client(poll=EVERY_SECOND) as client:
+        named = client.lookups("instructor/executions/get", Named)
+        for verb in (named.wait_many, named.watch):
+            with pytest.raises(TypeError, match="give Named a field `end_time`"):
+                verb(["a"])
+        with pytest.raises(TypeError, match="give Named a field `end_time`"):
+            await named.wait("a")
+        assert not transport.sent
+        assert (await named.get("a")).id == "a"
+        minimal = client.lookups("instructor/executions/get", Minimal)
+        assert (await minimal.wait("a")).end_time
+        assert len(transport.sent) == 4
+
+
+@virtual_time
+async def test_misuse_is_refused_before_anything_is_sent() -> None:
+    """Ids, deadlines, policies and checkpoints."""
+    transport = at_once()
+    async with transport.client() as client:
+        executions: Any = client.instructor_executions
+        for misused in ("", 3, None, "\ud800"):
+            with pytest.raises((TypeError, ValueError)):
+                await executions.wait(misused)
+        for deadline in (0, -1, math.inf, "3"):
+            with pytest.raises((TypeError, ValueError)):
+                await executions.wait("a", deadline=deadline)
+            for verb in (executions.wait_many, executions.watch):
+                with pytest.raises((TypeError, ValueError)):
+                    verb(["a"], deadline=deadline)
+        with pytest.raises(TypeError, match="poll must be a PollPolicy, not RetryPolicy"):
+            await executions.wait("a", poll=RetryPolicy())
+        with pytest.raises(TypeError, match="poll must be a PollPolicy, not RetryPolicy"):
+            executions.watch(["a"], poll=RetryPolicy())
+        with pytest.raises(TypeError, match="not one str"):
+            executions.wait_many("a")
+        assert not transport.sent
+
+
+@virtual_time
+async def test_ends_are_yielded_as_they_happen() -> None:
+    """Each once, whatever the order of the ids; equal ids each get theirs."""
+    ends = {"a": 9.0, "b": 3.0, "c": 6.0}
+    transport = at_once(ending(ends))
+    async with transport.client(poll=EVERY_SECOND) as client:
+        seen = []
+        async with client.instructor_executions.wait_many(["a", "b", "c", "b"]) as outcomes:
+            async for outcome in outcomes:
+                seen.append((outcome.id, now()))
+                assert outcome.unwrap().is_finished
+        assert seen == [("b", 3), ("b", 3), ("c", 6), ("a", 9)]
+        assert polls_of(transport, "b") == [0, 1, 2, 3]
+        await assert_idle(client, transport)
+
+
+@virtual_time
+async def test_asynchronous_sources_are_taken_as_they_come() -> None:
+    """And ends are yielded while the source goes on."""
+    transport = at_once(ending({"a": 2, "b": 30, "c": 40}))
+    async with transport.client(poll=EVERY_SECOND) as client:
+        seen = []
+        async with client.instructor_executions.wait_many(later("abc", 10)) as outcomes:
+            async for outcome in outcomes:
+                seen.append((outcome.id, round(now(), 6)))
+        assert seen == [("a", 10), ("b", 30), ("c", 40)]
+
+
+@virtual_time
+async def test_a_source_is_read_no_faster_than_its_ids_are_polled() -> None:
+    """A lazy source of a million ids costs no million entries before the first poll."""
+    taken = 0
+
+    def ids() -> Iterator[str]:
+        nonlocal taken
+        for number in range(1_000_000):
+            taken += 1
+            yield f"e{number}"
+
+    transport = ScriptedTransport(never_ending, latency=1)
+    async with transport.client(concurrency=3) as client:
+        async with client.instructor_executions.wait_many(ids(), poll=EVERY_TEN):
+            await asyncio.sleep(0.5)
+            assert taken <= 2 * 3
+            await asyncio.sleep(1)
+            assert taken <= 3 * 3
+        await assert_idle(client, transport)
+
+
+@pytest.mark.parametrize("endless", [True, False], ids=["endless", "a collection"])
+@pytest.mark.parametrize("asynchronous", [True, False], ids=["asynchronous", "synchronous"])
+def test_a_slow_consumer_slows_the_source(endless: bool, asynchronous: bool) -> None:
+    """What waits for it stays bounded, and so does what is polled for it."""
+
+    @virtual_time
+    async def check() -> None:
+        transport = at_once(lambda i, _: ended(i))
+        numbers = (f"e{number}" for number in itertools.count())
+        lazy = later(numbers) if asynchronous else numbers
+        ids = lazy if endless else [f"e{number}" for number in range(10_000)]
+        async with transport.client(concurrency=4) as client:
+            async with client.instructor_executions.wait_many(ids) as outcomes:
+                for number in range(1, 30):
+                    assert (await anext(outcomes)).ok
+                    await asyncio.sleep(1)
+                    assert len(transport.sent) <= number + 4 + READ_AHEAD + 4 + 4
+            await assert_idle(client, transport)
+
+    check()
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_an_endless_run_of_one_id_does_not_block_the_loop(known: bool) -> None:
+    """Neither while it is waited for nor when it is known to have ended."""
+
+    @virtual_time
+    async def check() -> None:
+        taken: Counter[int] = Counter()
+        loop: Any = asyncio.get_running_loop()
+
+        def same() -> Iterator[str]:
+            while taken[loop._jumping.steps_left] <= 2 * SLICE:
+                taken[loop._jumping.steps_left] += 1
+                yield "a"
+
+        transport = at_once(ending(0) if known else never_ending)
+        async with transport.client(poll=EVERY_SECOND) as client:
+            if known:
+                await client.instructor_executions.wait("a")
+            async with client.instructor_executions.wait_many(same()) as outcomes:
+                for _ in range(100):
+                    await asyncio.sleep(0)
+                    if known:
+                        assert (await anext(outcomes)).ok
+        assert max(taken.values()) <= SLICE
+        assert len(taken) > 90
+
+    check()
+
+
+@virtual_time
+async def test_ids_can_be_added_while_a_stream_runs() -> None:
+    """Also when all before have ended, in the last turn of the loop, and before the loop begins."""
+    transport = at_once(ending({"a": 2, "b": 4, "c": 6, "d": 8}))
+    async with transport.client(poll=EVERY_SECOND) as client:
+        follows = {"a": "b", "b": "c"}
+        async with client.instructor_executions.wait_many() as outcomes:
+            await asyncio.sleep(1)
+            outcomes.add("a", "d")
+            seen = []
+            async for outcome in outcomes:
+                seen.append(outcome.id)
+                if outcome.id in follows:
+                    outcomes.add(follows[outcome.id])
+            assert seen == ["a", "b", "c", "d"]
+            with pytest.raises(RuntimeError, match="until it has ended"):
+                outcomes.add("e")
+        await assert_idle(client, transport)
+
+
+@virtual_time
+async def test_adding_is_all_or_nothing() -> None:
+    """An invalid id among valid ones adds none, and a stream that was not entered or was left takes none."""
+    transport = at_once(ending(0))
+    async with transport.client() as client:
+        stream = client.instructor_executions.wait_many()
+        with pytest.raises(RuntimeError, match="from entering"):
+            stream.add("a")
+        async with stream as outcomes:
+            with pytest.raises(ValueError, match="empty"):
+                outcomes.add("a", "", "b")
+            outcomes.add("c")
+            assert [outcome.id async for outcome in outcomes] == ["c"]
+        with pytest.raises(RuntimeError, match="until it has ended"):
+            stream.add("a")
+        watched = client.instructor_executions.watch([])
+        async with watched as changes:
+            changes.add("d", "d")
+            assert [change.id async for change in changes] == ["d"]
+        assert transport.ids == ["c", "d"]
+
+
+async def broken_off(error: Exception) -> AsyncIterator[str]:
+    """Yield an id, then fail."""
+    yield "a"
+    await asyncio.sleep(1)
+    raise error
+
+
+@virtual_time
+async def test_what_a_source_raises_comes_after_the_outcomes_of_those_taken_in() -> None:
+    """Nothing that was taken in is lost, and nothing is raised twice."""
+    transport = at_once(ending(5))
+    async with transport.client(poll=EVERY_SECOND) as client:
+        for source in (broken_off(ZeroDivisionError("mine")), broken_off(TimeoutError("mine"))):
+            seen = []
+            async with client.instructor_executions.wait_many(source) as outcomes:
+                with pytest.raises((ZeroDivisionError, TimeoutError), match="mine"):
+                    async for outcome in outcomes:
+                        seen.append(outcome.id)
+                assert seen == ["a"]
+                assert [outcome async for outcome in outcomes] == []
+        with pytest.raises(ValueError, match="empty"):
+            await outcomes_of(client, ["a", "", "b"])
+        with pytest.raises(TypeError, match="must be a str"):
+            await changes_of(client, ["a", 3])
+        assert "b" not in transport.ids
+        await assert_idle(client, transport)
+
+
+async def silent() -> AsyncIterator[str]:
+    """Yield one id and then nothing for ever."""
+    yield "a"
+    await asyncio.Event().wait()
+
+
+@virtual_time
+async def test_a_source_that_falls_silent_does_not_outlast_the_deadline() -> None:
+    """Those taken in get their outcome, and the stream ends."""
+    transport = at_once(never_ending)
+    async with transport.client(poll=EVERY_SECOND) as client:
+        (outcome,) = await outcomes_of(client, silent(), deadline=7)
+        assert isinstance(outcome.error, DeadlineExceededError)
+        assert now() == 7
+        changes = await changes_of(client, silent(), deadline=7)
+        assert [type(change.error) for change in changes] == [type(None), DeadlineExceededError]
+        assert now() == 14
+        await assert_idle(client, transport)
+
+
+@virtual_time
+async def test_a_deadline_cuts_a_generator_off_and_accounts_for_every_id_of_a_collection() -> None:
+    """Also for those that were not even taken in."""
+    transport = ScriptedTransport(never_ending, latency=1)
+    async with transport.client(concurrency=2) as client:
+        ids = [f"e{number}" for number in range(1000)]
+        once = PollPolicy(min_interval=100, max_interval=100)
+        outcomes = await outcomes_of(client, ids, deadline=3.5, poll=once)
+        assert Counter(outcome.id for outcome in outcomes) == Counter(ids)
+        assert {type(outcome.error) for outcome in outcomes} == {DeadlineExceededError}
+        assert now() == 3.5
+        asked = Counter(transport.ids)
+        seen = {outcome.id: outcome.attempts for outcome in outcomes if outcome.attempts}
+        assert len(seen) == 6
+        assert len(asked) == 8
+        last = [outcome.error.last_execution for outcome in outcomes if outcome.attempts and outcome.error]
+        assert all(execution.id in seen for execution in last)
+        few = await outcomes_of(client, iter(ids), deadline=3.5, poll=once)
+        assert 8 <= len(few) <= 12
+        assert {type(outcome.error) for outcome in few} == {DeadlineExceededError}
+        await assert_idle(client, transport)
+
+
+@virtual_time
+async def test_nothing_is_polled_for_a_stream_that_is_out_of_time() -> None:
+    """Even if its consumer takes long to fetch the errors; ids added then get theirs at once."""
+    transport = at_once(never_ending)
+    async with transport.client() as client:
+        async with client.instructor_executions.wait_many(["a", "b"], deadline=20, poll=EVERY_SECOND) as outcomes:
+            await asyncio.sleep(21)
+            polls = len(transport.sent)
+            await asyncio.sleep(1000)
+            assert len(transport.sent) == polls
+            outcomes.add("c")
+            errors = [outcome.error async for outcome in outcomes]
+            assert {type(error) for error in errors} == {DeadlineExceededError}
+            assert sorted((error.execution_id, error.attempts) for error in errors if error) == [
+                ("a", 20),
+                ("b", 20),
+                ("c", 0),
+            ]
+        await assert_idle(client, transport)
+
+
+@virtual_time
+async def test_who_joins_after_everyone_ran_out_of_time_is_polled_for() -> None:
+    """An execution that is left with nobody to poll for comes back to life with the next who asks."""
+    transport = at_once(ending(100))
+    async with transport.client(poll=EVERY_TEN) as client:
+        async with client.instructor_executions.wait_many(["a"], deadline=15) as outcomes:
+            await asyncio.sleep(50)
+            assert polls_of(transport, "a") == [0, 10, 14]
+            wait = asyncio.create_task(client.instructor_executions.wait("a"))
+            await asyncio.sleep(5)
+            assert client.stats().poll_delay == 0
+            await wait
+            assert polls_of(transport, "a") == [0, 10, 14, 50, 60, 70, 80, 90, 100]
+            assert (await anext(outcomes)).ok
+
+
+@virtual_time
+async def test_errors_of_a_deadline_are_made_as_they_are_taken() -> None:
+    """So many ids that run out of time neither block the loop nor fill the memory."""
+    transport = at_once(never_ending)
+
+    def errors() -> int:
+        return sum(isinstance(thing, DeadlineExceededError) for thing in gc.get_objects())
+
+    async with transport.client(concurrency=500) as client:
+        ids = [f"e{number}" for number in range(1000)]
+        async with client.instructor_executions.wait_many(ids, deadline=30, poll=every(100)) as outcomes:
+            await asyncio.sleep(31)
+            taken = 0
+            async for _ in outcomes:
+                taken += 1
+                if taken == 100:
+                    assert errors() < 10
+            assert taken == 1000
+
+
+@virtual_time
+async def test_a_consumer_who_never_waits_does_not_block_the_loop() -> None:
+    """A loop over results that are all there already lets others go on in between."""
+    turns = 0
+
+    async def neighbour() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    transport = at_once(never_ending)
+    async with transport.client(concurrency=500) as client:
+        async with client.instructor_executions.wait_many(
+            [f"e{number}" for number in range(1000)], deadline=30, poll=every(100)
+        ) as outcomes:
+            await asyncio.sleep(31)
+            task = asyncio.create_task(neighbour())
+            await asyncio.sleep(0)
+            turns = 0
+            async for _ in outcomes:
+                pass
+            assert turns >= 1000 / PAUSE_EVERY
+            task.cancel()
+            await asyncio.wait([task])
+
+
+@virtual_time
+async def test_leaving_early_stops_the_polls() -> None:
+    """And no task, timer or request stays behind, although polls are under way."""
+    transport = ScriptedTransport(ending({"a": 3, "b": 1000, "c": 1000}), latency=0.4)
+    async with transport.client() as client:
+        for verb in (client.instructor_executions.wait_many, client.instructor_executions.watch):
+            async with verb(["a", "b", "c"], poll=EVERY_SECOND) as results:
+                async for _ in results:
+                    break
+                await asyncio.sleep(1.5)
+            await assert_idle(client, transport)
+            polls = len(transport.sent)
+            await asyncio.sleep(100)
+            assert len(transport.sent) == polls
+
+
+@virtual_time
+async def test_leaving_a_stream_of_many_goes_in_small_steps() -> None:
+    """The loop goes on meanwhile, and nothing more is polled for the stream."""
+    turns = 0
+
+    async def neighbour() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    count = 6 * SLICE
+    transport = at_once(never_ending)
+    async with transport.client(concurrency=500) as client:
+        async with client.instructor_executions.wait_many(
+            [f"e{number}" for number in range(count)], poll=every(100)
+        ) as outcomes:
+            await asyncio.sleep(5)
+            assert client.stats().waiting == count
+            task = asyncio.create_task(neighbour())
+            await asyncio.sleep(0)
+            polls, turns = len(transport.sent), 0
+            leaving = asyncio.create_task(outcomes.__aexit__(None, None, None))
+            await asyncio.wait([leaving])
+            assert turns >= count / SLICE
+            assert len(transport.sent) == polls
+            task.cancel()
+            await asyncio.wait([task])
+        await assert_idle(client, transport)
+
+
+@virtual_time
+async def test_what_a_consumer_raises_passes_through() -> None:
+    """And the stream is left in order."""
+    transport = at_once(ending({"a": 1, "b": 1000}))
+    async with transport.client(poll=EVERY_SECOND) as client:
+        with pytest.raises(ZeroDivisionError):
+            async with client.instructor_executions.wait_many(["a", "b"]) as outcomes:
+                async for _ in outcomes:
+                    raise ZeroDivisionError
+        await assert_idle(client, transport)
+
+
+@virtual_time
+async def test_two_consumers_share_a_stream() -> None:
+    """Each outcome goes to one of them, and both loops end."""
+    transport = at_once(ending({f"e{number}": number for number in range(10)}))
+    async with transport.client(poll=EVERY_SECOND) as client:
+        seen: list[str] = []
+
+        async def consume(outcomes: Any) -> None:
+            async for outcome in outcomes:
+                seen.append(outcome.id)
+
+        async with client.instructor_executions.wait_many([f"e{number}" for number in range(10)]) as outcomes:
+            await asyncio.gather(consume(outcomes), consume(outcomes))
+        assert sorted(seen) == [f"e{number}" for number in range(10)]
+
+
+async def waited_three_times(client: KaizenClient) -> None:
+    """Wait for an id three times at once."""
+    async with asyncio.TaskGroup() as group:
+        for _ in range(3):
+            group.create_task(client.instructor_executions.wait("a", poll=EVERY_SECOND))
+
+
+CANCELLED: dict[str, Callable[[KaizenClient], Any]] = {
+    "wait": lambda client: client.instructor_executions.wait("a", poll=EVERY_SECOND),
+    "wait, shared": waited_three_times,
+    "wait_many": lambda client: outcomes_of(client, ["a", "b", "c", "a"], poll=EVERY_SECOND),
+    "wait_many of an asynchronous source": lambda client: outcomes_of(client, later("abc", 0.5), poll=EVERY_SECOND),
+    "wait_many, resumed": lambda client: outcomes_of(
+        client, (), poll=EVERY_SECOND, checkpoint=checkpoint_of(("a", 1, 3.0, 0.5), ("b", 2, 0.0, 0.0))
+    ),
+    "watch": lambda client: changes_of(client, ["a", "b", "c"], poll=EVERY_SECOND),
+}
+
+
+@pytest.mark.parametrize("verb", CANCELLED.values(), ids=CANCELLED)
+@pytest.mark.parametrize("twice", [False, True])
+def test_cancelling_a_wait_at_any_step_leaves_nothing_behind(verb: Callable[[KaizenClient], Any], twice: bool) -> None:
+    """At the n-th step of the loop, for every n until the call is through; and who waits beside it is not disturbed."""
+
+    async def cancelled_at(step: int) -> bool:
+        """Cancel at a step; return whether the call was through by then."""
+        ends = now() + 3
+        transport = ScriptedTransport(lambda i, number: status(503) if number == 2 else ending(ends)(i, number))
+        client = transport.client(concurrency=2, retry=AT_ONCE)
+        other = asyncio.create_task(client.instructor_executions.wait("a", poll=EVERY_SECOND))
+        task = asyncio.create_task(verb(client))
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+
+        def cancel() -> None:
+            task.cancel()
+            if twice:
+                loop.call_soon(task.cancel)
+
+        loop.after_steps(step, cancel)
+        await asyncio.wait([task])
+        assert (await other).is_finished
+        await assert_idle(client, transport)
+        await client.aclose()
+        return not task.cancelled()
+
+    @virtual_time
+    async def play() -> None:
+        step = 0
+        while not await cancelled_at(step):
+            step += 1
+        assert step > 20
+
+    play()
+
+
+@virtual_time
+async def test_closing_the_client_ends_every_wait() -> None:
+    """With what its poll under way comes to, else with ClientClosedError; a stream accounts for every id taken in."""
+    transport = ScriptedTransport(lambda i, number: (2.0, ended(i)) if i == "slow" else running(i), latency=0.1)
+    client = transport.client(concurrency=3, poll=EVERY_TEN)
+    executions = client.instructor_executions
+    waits = [asyncio.create_task(executions.wait(i)) for i in ("a", "slow")]
+    rest = [f"e{number}" for number in range(100)]
+    many = asyncio.create_task(outcomes_of(client, ["a", "b", "slow", "b", *rest]))
+    watched = asyncio.create_task(changes_of(client, ["a", "b"]))
+    await asyncio.sleep(1)
+    await client.aclose(drain=5)
+    with pytest.raises(ClientClosedError, match="during the wait"):
+        await waits[0]
+    assert (await waits[1]).is_finished
+    outcomes = {outcome.id: type(outcome.error) for outcome in await many}
+    assert outcomes == {**dict.fromkeys(["a", "b", *rest], ClientClosedError), "slow": type(None)}
+    assert Counter(outcome.id for outcome in many.result()) == {**dict.fromkeys(["a", "slow", *rest], 1), "b": 2}
+    for watching in "ab":
+        errors = [type(change.error) for change in await watched if change.id == watching]
+        assert errors == [type(None), ClientClosedError]
+    await assert_idle(client, transport)
+
+
+@virtual_time
+async def test_a_poll_that_outlasts_the_close_still_counts() -> None:
+    """If it shows no end its wait is over too; a consumer who comes late gets what came meanwhile."""
+
+    def play(execution_id: str, _: int) -> Reply:
+        return {"ends": (2.0, ended("ends")), "runs": (2.0, running("runs")), "fails": (2.0, status(503))}[execution_id]
+
+    transport = ScriptedTransport(play)
+    client = transport.client(poll=EVERY_TEN, retry=ONE_ATTEMPT)
+    async with client.instructor_executions.wait_many(["ends", "runs", "fails"]) as outcomes:
+        await asyncio.sleep(1)
+        await client.aclose(drain=5)
+        seen = {outcome.id: outcome async for outcome in outcomes}
+    assert {i: type(outcome.error) for i, outcome in seen.items()} == {
+        "ends": type(None),
+        "runs": ClientClosedError,
+        "fails": ClientClosedError,
+    }
+    error = seen["fails"].error
+    assert error is not None
+    assert isinstance(error.__cause__, StatusError)
+    assert "its last poll failed" in str(error)
+    await assert_idle(client, transport)
+
+
+@virtual_time
+async def test_polls_that_will_not_be_cancelled_do_no_harm() -> None:
+    """Whatever code of others makes of a cancellation, what nobody waits for is not polled on."""
+    obstinate: list[BaseException] = []
+
+    async def swallow() -> None:
+        try:
+            await asyncio.sleep(10)
+        except asyncio.CancelledError as error:
+            obstinate.append(error)
+
+    class Converting(ScriptedTransport):
+        async def send(self, *args: Any) -> Answer:
+            try:
+                return await super().send(*args)
+            except asyncio.CancelledError:
+                raise ZeroDivisionError from None
+
+    for transport, limiter in ((at_once(never_ending), swallow), (Converting(latency=NEVER), None)):
+        async with transport.client(limiter=limiter) as client:
+            with pytest.raises(DeadlineExceededError):
+                await client.instructor_executions.wait("a", deadline=5)
+            await assert_idle(client, transport)
+    assert len(obstinate) == 1
+
+
+@virtual_time
+async def test_an_end_and_a_cancellation_may_meet() -> None:
+    """In one step of the loop: the cancellation wins, and the end is not lost for others."""
+    transport = ScriptedTransport(lambda i, _: ended(i), latency=1)
+    async with transport.client() as client:
+        wait = asyncio.create_task(client.instructor_executions.wait("a"))
+        other = asyncio.create_task(client.instructor_executions.wait("a"))
+        await asyncio.sleep(0.5)
+        scheduler = scheduler_of(client)
+        end = scheduler._end
+
+        def cancel_and_end(*args: Any) -> None:
+            wait.cancel()
+            end(*args)
+
+        scheduler._end = cancel_and_end  # type: ignore[method-assign]
+        await asyncio.wait([wait])
+        assert wait.cancelled()
+        assert (await other).is_finished
+
+
+@virtual_time
+async def test_an_end_and_a_deadline_may_meet() -> None:
+    """In one step of the loop: whichever comes first counts, and the other does no harm."""
+    transport = ScriptedTransport(lambda i, _: ended(i), latency=1)
+    async with transport.client() as client:
+        clock: Any = client._clock
+        call_at = clock.call_at
+        deadlines: list[Callable[[], None]] = []
+
+        def note(when: float, callback: Callable[[], None]) -> Any:
+            if when == 50:
+                deadlines.append(callback)
+            return call_at(when, callback)
+
+        clock.call_at = note
+        wait = asyncio.create_task(client.instructor_executions.wait("a", deadline=50))
+        await asyncio.sleep(0.5)
+        scheduler = scheduler_of(client)
+        end = scheduler._end
+
+        def end_and_expire(*args: Any) -> None:
+            end(*args)
+            deadlines[0]()
+
+        scheduler._end = end_and_expire  # type: ignore[method-assign]
+        assert (await wait).is_finished
+
+
+@virtual_time
+async def test_a_closed_client_waits_for_nothing() -> None:
+    """Not even for what it knows; a generator is not asked for ids that nobody would wait for."""
+    transport = at_once(ending(0))
+    client = transport.client()
+    executions = client.instructor_executions
+    await executions.wait("a")
+    await client.aclose()
+    with pytest.raises(ClientClosedError, match="create a new"):
+        await executions.wait("a")
+    assert [type(outcome.error) for outcome in await outcomes_of(client, ["a", "b"])] == [ClientClosedError] * 2
+    assert [type(change.error) for change in await changes_of(client, ["a"])] == [ClientClosedError]
+    with pytest.raises(ClientClosedError):
+        await outcomes_of(client, iter(["a", "b"]))
+    assert transport.ids == ["a"]
+
+
+@virtual_time
+async def test_a_stream_under_a_close_still_meets_its_deadline() -> None:
+    """A poll under way that never ends is cut off by it."""
+    transport = ScriptedTransport(lambda i, _: (NEVER, running(i)))
+    client = transport.client(attempt_timeout=100)
+    many = asyncio.create_task(outcomes_of(client, ["a"], deadline=10))
+    await asyncio.sleep(1)
+    closing = asyncio.create_task(client.aclose(drain=60))
+    (outcome,) = await many
+    assert now() == 10
+    assert isinstance(outcome.error, ClientClosedError)
+    await closing
+    await assert_idle(client, transport)
+
+
+def test_a_client_waits_in_one_loop_after_another() -> None:
+    """What it knows of ended executions goes along."""
+    requests: list[int] = []
+    client = KaizenClient()
+
+    async def use(execution_id: str) -> None:
+        transport = at_once(ending(0))
+        client._clock = transport.client()._clock
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("kaizen_async.client.Transport", lambda **_: transport)
+            await outcomes_of(client, ["a", execution_id])
+            await client.instructor_executions.wait(execution_id)
+        requests.append(len(transport.sent))
+
+    for execution_id in ("b", "c"):
+        virtual_time(use)(execution_id)
+    virtual_time(client.aclose)()
+    assert requests == [2, 1]
+
+
+@virtual_time
+async def test_a_wait_abandoned_with_its_loop_does_not_outlive_it() -> None:
+    """What ends a program cancels all tasks in any order: polls whose callers still wait do not come back as tasks."""
+    transport = ScriptedTransport(never_ending, latency=1)
+    async with transport.client(concurrency=2, poll=EVERY_SECOND) as client:
+        stream = client.instructor_executions.wait_many([f"e{number}" for number in range(10)])
+        await stream.__aenter__()
+        await asyncio.sleep(0.5)
+        everyone = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in everyone:
+            task.cancel()
+        await asyncio.wait(everyone)
+        assert not asyncio.all_tasks() - {asyncio.current_task()}
+        await stream.__aexit__(None, None, None)
+        await assert_idle(client, transport)
+
+
+@virtual_time
+async def test_a_poll_cancelled_by_nobody_who_waits_is_made_again() -> None:
+    """So no wait hangs for it."""
+    transport = ScriptedTransport(lambda i, number: running(i) if number == 1 else ended(i), latency=1)
+    async with transport.client(poll=EVERY_TEN) as client:
+        wait = asyncio.create_task(client.instructor_executions.wait("a"))
+        await asyncio.sleep(0.5)
+        (poll,) = asyncio.all_tasks() - {asyncio.current_task(), wait}
+        poll.cancel()
+        await wait
+        assert transport.times == [0, 10.5]
+
+
+class Explosive(msgspec.Struct, rename="camel"):
+    """A record that cannot be compared."""
+
+    id: str
+    status: str
+    end_time: str | None
+
+    def __eq__(self, other: object) -> bool:
+        raise ZeroDivisionError("in a record")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@virtual_time
+async def test_a_fault_in_a_record_comes_out_of_the_wait_instead_of_hanging_it() -> None:
+    """Of every wait for that id, at once or when the others have ended; the others go on."""
+    transport = at_once(lambda i, number: ending(5)(i, number) if i == "a" else ended(i))
+    async with transport.client(poll=EVERY_SECOND) as client:
+        explosive = client.lookups("instructor/executions/get", Explosive)
+        waits = [asyncio.create_task(explosive.wait("a")) for _ in range(2)]
+        seen = []
+        with pytest.raises(ZeroDivisionError):
+            async with explosive.wait_many(["a", "b"]) as outcomes:
+                async for outcome in outcomes:
+                    seen.append(outcome.id)
+        assert seen == ["b"]
+        for wait in waits:
+            with pytest.raises(ZeroDivisionError):
+                await wait
+        await assert_idle(client, transport)
+
+
+@virtual_time
+async def test_a_watch_yields_the_first_state_and_then_changes_only() -> None:
+    """With the record before and after; polls that see nothing new yield nothing."""
+    script = ["Enqueued", "Enqueued", "InProgress", "InProgress", "Zorp", "Zorp"]
+
+    def play(execution_id: str, number: int) -> Reply:
+        return running(execution_id, script[number - 1]) if number <= 6 else ended(execution_id)
+
+    transport = at_once(play)
+    async with transport.client(poll=EVERY_SECOND) as client:
+        seen = []
+        last = None
+        async with client.instructor_executions.watch("a") as changes:
+            async for change in changes:
+                seen.append((change.id, now()))
+                assert change.error is None
+                assert change.before is last
+                last = change.after
+        assert seen == [("a", 0), ("a", 2), ("a", 4), ("a", 6)]
+        await assert_idle(client, transport)
+        assert states(await changes_of(client, ["a"])) == [(None, "Completed")]
+
+
+@virtual_time
+async def test_changes_beside_the_status_are_changes() -> None:
+    """Any field that differs makes one."""
+    transport = at_once(
+        lambda i, number: running(i, browserSessionId=f"bs_{min(number, 3)}") if number < 6 else ended(i)
+    )
+    async with transport.client(poll=EVERY_SECOND) as client:
+        changes = await changes_of(client, "a")
+        assert [change.after and change.after.browser_session_id for change in changes] == [
+            "bs_1",
+            "bs_2",
+            "bs_3",
+            None,
+        ]
+
+
+@virtual_time
+async def test_changes_merge_for_a_consumer_who_is_slow() -> None:
+    """What it has not seen becomes one change, from the last that it has seen to the latest."""
+    transport = at_once(lambda i, number: running(i, f"step {number}") if number < 9 else ended(i))
+    async with transport.client(poll=EVERY_SECOND) as client:
+        seen = []
+        async with client.instructor_executions.watch(["a", "b"]) as changes:
+            async for change in changes:
+                seen.append((change.id, *states([change])[0]))
+                await asyncio.sleep(2)
+        assert [entry[1:] for entry in seen if entry[0] == "a"] == [
+            (None, "step 1"),
+            ("step 1", "step 4"),
+            ("step 4", "step 8"),
+            ("step 8", "Completed"),
+        ]
+        assert [entry[1:] for entry in seen if entry[0] == "b"] == [
+            (None, "step 2"),
+            ("step 2", "step 6"),
+            ("step 6", "Completed"),
+        ]
+
+
+@virtual_time
+async def test_changes_that_cancel_out_are_none() -> None:
+    """A state that came and went unseen leaves no change from a record to itself."""
+    script = {2: "Paused", 6: "Paused"}
+    transport = at_once(lambda i, number: running(i, script.get(number, "InProgress")) if number < 8 else ended(i))
+    async with transport.client(poll=EVERY_SECOND) as client:
+        async with client.instructor_executions.watch("a") as changes:
+            seen = [await anext(changes)]
+            await asyncio.sleep(3.5)
+            seen += [change async for change in changes]
+        assert states(seen) == [
+            (None, "InProgress"),
+            ("InProgress", "Paused"),
+            ("Paused", "InProgress"),
+            ("InProgress", "Completed"),
+        ]
+
+
+@virtual_time
+async def test_an_error_is_the_last_change_of_its_id() -> None:
+    """Also behind a change that the consumer has not taken yet; the others go on."""
+
+    def play(execution_id: str, number: int) -> Reply:
+        if execution_id == "a":
+            return running("a") if number == 1 else status(404)
+        return ending(5)(execution_id, number)
+
+    transport = at_once(play)
+    async with transport.client(poll=EVERY_SECOND) as client:
+        async with client.instructor_executions.watch(["a", "b"]) as changes:
+            await asyncio.sleep(3)
+            seen = [(change.id, type(change.error), change.after is None) async for change in changes]
+        assert seen == [
+            ("a", type(None), False),
+            ("b", type(None), False),
+            ("a", NotFoundError, True),
+            ("b", type(None), False),
+        ]
+
+
+@virtual_time
+async def test_a_watch_joins_a_wait_with_the_state_already_known() -> None:
+    """Without a request of its own."""
+    transport = at_once(ending(25))
+    async with transport.client(poll=EVERY_TEN) as client:
+        wait = asyncio.create_task(client.instructor_executions.wait("a"))
+        await asyncio.sleep(5)
+        seen = []
+        async with client.instructor_executions.watch("a") as changes:
+            async for change in changes:
+                seen.append((now(), *states([change])[0]))
+        assert seen == [(5, None, "InProgress"), (30, "InProgress", "Completed")]
+        assert len(transport.sent) == 4
+        await wait
+
+
+@virtual_time
+async def test_watching_many_with_a_slow_consumer_takes_ids_in_slowly() -> None:
+    """First states that wait for it are bounded."""
+    transport = at_once(never_ending)
+    async with transport.client(concurrency=4) as client:
+        async with client.instructor_executions.watch((f"e{n}" for n in itertools.count()), poll=EVERY_TEN) as changes:
+            for number in range(1, 50):
+                await anext(changes)
+                await asyncio.sleep(0.01)
+                assert client.stats().waiting <= number + 4 + READ_AHEAD + 4 + 4
+
+
+@pytest.mark.parametrize("verb", ["wait_many", "watch"])
+def test_a_source_goes_on_as_results_are_taken(verb: str) -> None:
+    """Also when nothing that was taken in so far is to be polled again."""
+
+    @virtual_time
+    async def check() -> None:
+        transport = at_once(lambda i, _: ended(i))
+        async with transport.client(concurrency=4) as client:
+            stream = getattr(client.instructor_executions, verb)(f"e{number}" for number in range(100))
+            async with stream as results:
+                seen = []
+                async for result in results:
+                    seen.append(result.id)
+                    await asyncio.sleep(0.01)
+            assert seen == [f"e{number}" for number in range(100)]
+            assert now() == pytest.approx(1)
+
+    check()
+
+
+@virtual_time
+async def test_ids_not_taken_in_by_the_deadline_get_their_error_then() -> None:
+    """Although polls of others take all slots, so that the queue does not move."""
+    transport = ScriptedTransport(never_ending, latency=NEVER)
+    async with transport.client(concurrency=1) as client:
+        blocking = asyncio.create_task(client.instructor_executions.wait("blocks"))
+        await asyncio.sleep(1)
+        outcomes = await outcomes_of(client, [f"e{number}" for number in range(50)], deadline=5)
+        assert now() == 6
+        assert len(outcomes) == 50
+        blocking.cancel()
+        await asyncio.wait([blocking])
+
+
+def checkpoint_of(*ids: tuple[str, int, float, float], taken_at: float = 1_700_000_000.0) -> dict[str, Any]:
+    """Return a checkpoint as the JSON of an earlier process would give it."""
+    learned = {"aim": "share", "unit_lag": 0.0, "ends": 0, "workflows": {}}
+    state = {"version": CHECKPOINT_VERSION, "taken_at": taken_at, "ids": ids, "learned": learned}
+    loaded: dict[str, Any] = json.loads(json.dumps(state))
+    return loaded
+
+
+@virtual_time
+async def test_a_checkpoint_holds_what_the_consumer_has_not_got() -> None:
+    """Pending ids with their ages, ends not taken yet, ids not taken in yet; and is plain JSON."""
+    transport = ScriptedTransport(lambda i, _: ended(i) if i in "ab" else running(i), latency=1)
+    async with transport.client(concurrency=2, poll=EVERY_TEN) as client:
+        async with client.instructor_executions.wait_many(["a", "b", "c", "c", "d", "e", "f"]) as outcomes:
+            assert {i[0] for i in outcomes.checkpoint()["ids"]} == set("abcdef")
+            first = await anext(outcomes)
+            await asyncio.sleep(2)
+            state = outcomes.checkpoint()
+            assert json.loads(json.dumps(state)) == state
+        ids = {entry[0]: entry[1:] for entry in state["ids"]}
+        assert len(state["ids"]) == len(ids) == 5
+        assert set(ids) == set("abcdef") - {first.id}
+        assert ids["c"][0] == 2
+        assert 2 <= ids["c"][1] <= 3
+        assert 8 <= ids["c"][2] <= 10
+        assert transport.ids == ["a", "b", "c", "d", "e", "f"]
+
+
+@virtual_time
+async def test_a_checkpoint_can_be_taken_after_leaving() -> None:
+    """As when the block was left by an exception; leaving loses nothing."""
+    transport = at_once(ending({"a": 1, "b": 100, "c": 100}))
+    async with transport.client(poll=EVERY_TEN) as client:
+        stream = client.instructor_executions.wait_many(["a", "b", "b", "c"])
+        async with stream as outcomes:
+            await anext(outcomes)
+            inside = outcomes.checkpoint()
+        await asyncio.sleep(50)
+        after = stream.checkpoint()
+        assert after["taken_at"] == inside["taken_at"]
+        assert sorted(after["ids"]) == sorted(inside["ids"])
+        assert {entry[0]: entry[1] for entry in after["ids"]} == {"b": 2, "c": 1}
+
+
+@virtual_time
+async def test_a_wait_resumes_with_the_polls_where_they_were() -> None:
+    """What is not due yet is polled when it was to be; what fell due meanwhile is spread as its next polls would be."""
+    transport = at_once(ending(4000))
+    await asyncio.sleep(3600)
+    policy = PollPolicy(max_interval=300)
+    state = checkpoint_of(
+        *((f"old {number}", 1, 3000.0, 10.0) for number in range(100)),
+        ("coming", 1, 3400.0, 250.0),
+        ("new", 2, 0.0, 0.0),
+        taken_at=1_700_000_000.0 + 3500,
+    )
+    async with transport.client(poll=policy) as client:
+        seen: Counter[str] = Counter()
+        async with client.instructor_executions.wait_many(["given"], checkpoint=state) as outcomes:
+            async for outcome in outcomes:
+                seen[outcome.id] += 1
+        assert seen == {**{f"old {number}": 1 for number in range(100)}, "coming": 1, "new": 2, "given": 1}
+        first = {i: polls_of(transport, i)[0] - 3600 for i in seen}
+        assert first["new"] == first["given"] == 0
+        assert first["coming"] == 150
+        old = sorted(first[f"old {number}"] for number in range(100))
+        assert old[0] >= 0
+        assert 200 < old[-1] <= 330
+        assert max(b - a for a, b in itertools.pairwise(old)) < 60
+        assert len({round(at) for at in old}) > 50
+
+
+@virtual_time
+async def test_a_resumed_wait_knows_what_was_learned() -> None:
+    """The durations of workflows go along, and the ages, so that its polls are as sparse as before."""
+
+    def play(execution_id: str, _: int) -> Reply:
+        return ending(1000 if execution_id.startswith("past") else 5000)(execution_id, 0)
+
+    transport = at_once(play)
+    policy = PollPolicy(max_interval=3600)
+    async with transport.client(poll=policy) as client:
+        async with client.instructor_executions.wait_many([f"past {n}" for n in range(50)] + ["a"]) as outcomes:
+            for _ in range(50):
+                await anext(outcomes)
+            state = json.loads(json.dumps(outcomes.checkpoint()))
+            knowing = scheduler_of(client).spread(outcomes.flow.group, 900)
+    transport = at_once(play)
+    async with transport.client(poll=policy) as client:
+        async with client.instructor_executions.wait_many(checkpoint=state) as outcomes:
+            assert outcomes.checkpoint()["learned"] == state["learned"]
+            assert [outcome.id async for outcome in outcomes] == ["a"]
+    assert knowing > 0
+
+
+@virtual_time
+async def test_a_resumed_wait_of_many_goes_in_small_steps() -> None:
+    """The loop goes on while many ids are taken in again, and a checkpoint taken meanwhile lacks none."""
+    transport = at_once(never_ending)
+    state = checkpoint_of(*((f"e{number}", 1, 100.0, 50.0) for number in range(2000)))
+    async with transport.client(poll=EVERY_TEN) as client:
+        async with client.instructor_executions.wait_many(checkpoint=state) as outcomes:
+            turns = 0
+            while client.stats().waiting < 2000:
+                assert len(outcomes.checkpoint()["ids"]) == 2000
+                await asyncio.sleep(0)
+                turns += 1
+            assert turns >= 2000 / SLICE
+
+
+@virtual_time
+async def test_ids_of_a_checkpoint_outlast_a_deadline() -> None:
+    """A source cut off by it cuts none of them off."""
+    transport = at_once(never_ending)
+    state = checkpoint_of(*((f"e{number}", 1, 100.0, 50.0) for number in range(2000)))
+    async with transport.client(poll=EVERY_TEN) as client:
+        outcomes = await outcomes_of(client, silent(), checkpoint=state, deadline=0.001)
+        assert len(outcomes) == 2001
+
+
+MALFORMED: dict[str, Any] = {
+    "nothing": None,
+    "a list": [],
+    "another version": {**checkpoint_of(), "version": 99},
+    "an id that is none": checkpoint_of(("", 1, 0.0, 0.0)),
+    "a count of 0": checkpoint_of(("a", 0, 0.0, 0.0)),
+    "a negative age": checkpoint_of(("a", 1, -5.0, 0.0)),
+    "nonsense learned": {**checkpoint_of(), "learned": {"aim": 3}},
+}
+
+
+@pytest.mark.parametrize("state", MALFORMED.values(), ids=MALFORMED)
+def test_what_is_no_checkpoint_is_refused(state: Any) -> None:
+    """By the call itself."""
+
+    @virtual_time
+    async def check() -> None:
+        transport = at_once()
+        async with transport.client() as client:
+            if state is None:
+                client.instructor_executions.wait_many(checkpoint=None)
+            else:
+                with pytest.raises(ValueError, match=r"checkpoint|aim"):
+                    client.instructor_executions.wait_many(checkpoint=state)
+
+    check()
+
+
+@virtual_time
+async def test_a_checkpoint_of_a_failed_source_keeps_the_rest() -> None:
+    """Ids after an invalid one were not taken in, so they are still there."""
+    transport = at_once(ending(0))
+    async with transport.client() as client:
+        stream = client.instructor_executions.wait_many(["a", "", "b"])
+        with pytest.raises(ValueError, match="empty"):
+            async with stream as outcomes:
+                async for _ in outcomes:
+                    pass
+        assert [entry[0] for entry in stream.checkpoint()["ids"]] == ["", "b"]
+
+
+@virtual_time
+async def test_records_are_compared_not_statuses_alone() -> None:
+    """A wait over many keeps one record per execution, the latest."""
+    transport = at_once(lambda i, number: record(i, status=f"s{number}"))
+    async with transport.client(poll=EVERY_SECOND) as client:
+        outcomes = await outcomes_of(client, ["a"], deadline=3.5)
+        assert isinstance(outcomes[0].error, DeadlineExceededError)
+        assert outcomes[0].error.last_execution.status == "s4"

@@ -1,0 +1,334 @@
+"""What an answer means, decided from bytes and headers alone."""
+
+import json
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from multidict import CIMultiDict
+
+from kaizen_async import (
+    AuthenticationError,
+    DecodeError,
+    InstructorExecution,
+    NotFoundError,
+    RateLimitError,
+    StatusError,
+)
+from kaizen_async.config import RETRIED_STATUSES
+from kaizen_async.errors import BODY_LIMIT, MESSAGE_LIMIT
+from kaizen_async.wire import Endpoint, parse_retry_after, request_body, status_error
+
+SAMPLES = Path(__file__).parent / "samples"
+DOCUMENTED = (SAMPLES / "documented.json").read_bytes()
+EXECUTIONS = Endpoint("instructor/executions/get", InstructorExecution)
+
+
+class Slim(msgspec.Struct):
+    """The least that can be looked up."""
+
+    id: str
+
+
+def misfit(body: bytes, endpoint: Endpoint[Any] = EXECUTIONS, execution_id: str = "exec_9f2c1") -> DecodeError:
+    """Return the error for a body that is no record."""
+    with pytest.raises(DecodeError) as caught:
+        endpoint.decode(body, execution_id)
+    return caught.value
+
+
+@pytest.mark.parametrize("execution_id", ["exec_1", 'a"b\\c', "執行", "\x00\n", "x" * 5000])
+def test_a_request_asks_for_the_exact_id(execution_id: str) -> None:
+    """The body is `{"id": …}`, whatever the id holds."""
+    assert json.loads(request_body(execution_id)) == {"id": execution_id}
+
+
+@pytest.mark.parametrize("sample", sorted(path.stem for path in SAMPLES.glob("*.json") if path.stem != "wrapped"))
+def test_every_recorded_body_is_a_record(sample: str) -> None:
+    """The documented example, null ends, unknown statuses, extra fields, any authentication, fractions."""
+    record = EXECUTIONS.decode((SAMPLES / f"{sample}.json").read_bytes(), "exec_9f2c1")
+    assert isinstance(record, InstructorExecution)
+    assert record.id == "exec_9f2c1"
+
+
+def test_a_record_may_be_wrapped_in_a_field() -> None:
+    """`/executions/get` answers `{"execution": {…}}`: another endpoint is a declaration, not another engine."""
+    endpoint = Endpoint("executions/get", Slim, unwrap="execution")
+    assert endpoint.decode((SAMPLES / "wrapped.json").read_bytes(), "exec_9f2c1") == Slim("exec_9f2c1")
+    assert misfit(b'{"other":{"id":"exec_9f2c1"}}', endpoint).path == "$.execution"
+    assert misfit(b'{"execution":{"id":5}}', endpoint).path == "$.execution.id"
+
+
+@pytest.mark.parametrize(
+    "path", ["", "/instructor/executions/get", "https://other.example/get", "other:get", "//other"]
+)
+def test_a_path_must_stay_below_the_base_url(path: str) -> None:
+    """A leading slash would drop the prefix of a gateway, an absolute URL would send the key elsewhere."""
+    with pytest.raises(ValueError, match="must be relative to base_url"):
+        Endpoint(path, Slim)
+
+
+@pytest.mark.parametrize("record", [dict, msgspec.defstruct("NoId", [("name", str)]), None])
+def test_a_record_type_is_a_struct_with_an_id(record: Any) -> None:
+    """Without the id nobody could tell whose record was answered."""
+    with pytest.raises(TypeError, match=r"must be a msgspec\.Struct type with a field `id`"):
+        Endpoint("get", record)
+
+
+@pytest.mark.parametrize(
+    ("body", "path", "reason"),
+    [
+        (b'{"id":"exec_9f2c1"}', "$.workflow", "Object missing required field `workflow`"),
+        (
+            DOCUMENTED.replace(b"Renew the policy", b"").replace(b'""', b"7"),
+            "$.workflow.name",
+            "Expected `str`, got `int`",
+        ),
+        (
+            DOCUMENTED.replace(b'"isManual": true', b'"manual": true'),
+            "$.contextAuthentications[0].loginSummary.isManual",
+            "missing",
+        ),
+        (b"[]", "$", "Expected `object`, got `array`"),
+        (b"null", "$", "Expected `object`, got `null`"),
+    ],
+)
+def test_json_that_does_not_fit_says_where_and_is_not_retried(body: bytes, path: str, reason: str) -> None:
+    """The server means what it says; the same request would bring the same answer."""
+    error = misfit(body)
+    assert error.path == path
+    assert error.reason.startswith("the answer does not fit the record: ")
+    assert reason in error.reason
+    assert error.body == body
+    assert not error.retryable
+
+
+@pytest.mark.parametrize("body", [b"<html>502</html>", DOCUMENTED[:100], b"{", b'{"id":}', b"\xef\xbb\xbf{}", b"nope"])
+def test_what_is_no_json_may_be_the_transfers_fault(body: bytes) -> None:
+    """A body cut off on its way looks like this, so it is worth another attempt."""
+    error = misfit(body)
+    assert error.reason.startswith("the answer is not JSON: ")
+    assert error.path is None
+    assert error.body == body
+    assert error.retryable
+
+
+def test_an_empty_body_is_called_empty() -> None:
+    """A 204, say."""
+    error = misfit(b"")
+    assert error.reason == "the answer is empty"
+    assert error.retryable
+
+
+def test_nesting_beyond_reason_is_an_error_like_any_other() -> None:
+    """A decoder that runs out of stack costs one record."""
+    error = misfit(b'{"x":' + b"[" * 100_000)
+    assert error.reason == "the answer is nested too deeply"
+    assert error.path == "$"
+    assert not error.retryable
+
+
+def test_invalid_utf8_is_an_error_like_any_other() -> None:
+    """The decoder raises no error of its own family for it."""
+    error = misfit(DOCUMENTED.replace(b"Insurer", b"\xff\xfe"))
+    assert error.reason.startswith("the answer does not fit the record: UnicodeDecodeError: ")
+    assert error.path == "$"
+
+
+def test_a_hook_of_the_users_record_may_raise_anything() -> None:
+    """Whatever a `__post_init__` raises becomes the error of that one record."""
+
+    class Picky(msgspec.Struct):
+        id: str
+
+        def __post_init__(self) -> None:
+            raise KeyError("not this one")
+
+    error = misfit(b'{"id":"a"}', Endpoint("get", Picky), "a")
+    assert error.reason == "the answer does not fit the record: KeyError: 'not this one'"
+
+
+def test_the_record_of_another_id_is_refused() -> None:
+    """A mixed-up cache in between must not pass one execution off as another."""
+    error = misfit(DOCUMENTED, execution_id="exec_1")
+    assert error.reason == "the server answered with the record of another id, 'exec_9f2c1'"
+    assert error.path == "$.id"
+    assert error.retryable
+
+
+def test_a_long_value_in_a_misfit_is_cut() -> None:
+    """Enum errors of msgspec echo what the server sent; a message stays a line, and the path is still found."""
+
+    class Narrow(msgspec.Struct):
+        id: str
+        mood: msgspec.UnsetType | int | None = None
+
+    body = b'{"id":"a","mood":"' + b"x\n" * 50_000 + b'"}'
+    error = misfit(body.replace(b"\n", b"\\n"), Endpoint("get", Narrow), "a")
+    assert error.path == "$.mood"
+    assert len(error.reason) < MESSAGE_LIMIT + 50
+    assert len(error.body) == BODY_LIMIT
+
+
+def test_an_error_does_not_hold_on_to_the_whole_body() -> None:
+    """A million refused megabytes must not stay in memory by way of a traceback."""
+    error = misfit(b"[" + b" " * 1_000_000)
+    assert error.__context__ is None or error.__context__.__traceback__ is None
+
+
+def answered(
+    status: int, body: bytes = b"", headers: dict[str, str] | None = None, retried: frozenset[int] = RETRIED_STATUSES
+) -> StatusError:
+    """Return the error for an answer."""
+    return status_error(status, CIMultiDict(headers or {}), body, retried=retried, now=0.0)
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (400, StatusError),
+        (401, AuthenticationError),
+        (403, AuthenticationError),
+        (404, NotFoundError),
+        (408, StatusError),
+        (409, StatusError),
+        (429, RateLimitError),
+        (500, StatusError),
+        (503, StatusError),
+        (301, StatusError),
+        (799, StatusError),
+    ],
+)
+def test_a_status_has_its_class(status: int, error: type[StatusError]) -> None:
+    """There are classes where a caller would branch, and one for the rest."""
+    made = answered(status)
+    assert type(made) is error
+    assert made.status == status
+
+
+def test_the_policys_statuses_are_retried_and_no_others() -> None:
+    """400 Bad Request will be bad again; 503 may pass."""
+    retried = {status for status in range(300, 600) if answered(status).retryable}
+    assert retried == {408, 425, 429, 500, 502, 503, 504}
+    assert answered(404, retried=frozenset({404})).retryable
+    assert not answered(503, retried=frozenset({404})).retryable
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "reason"),
+    [
+        (404, b"", "the server answered 404 Not Found"),
+        (599, b"", "the server answered 599"),
+        (500, b'{"message": "it broke"}', "the server answered 500 Internal Server Error: it broke"),
+        (500, b'{"error": "it broke"}', "the server answered 500 Internal Server Error: it broke"),
+        (500, b'{"message": "", "error": "it broke"}', "the server answered 500 Internal Server Error: it broke"),
+        (500, b'{"message": {"text": "x"}, "error": 5}', "the server answered 500 Internal Server Error"),
+        (500, b'{"message": "a\\nb"}', "the server answered 500 Internal Server Error: a�b"),
+        (502, b"<html>no</html>", "the server answered 502 Bad Gateway"),
+        (502, b'{"message": "\xff"}', "the server answered 502 Bad Gateway"),
+        (502, b"[" * 100_000, "the server answered 502 Bad Gateway"),
+        (502, b'["message"]', "the server answered 502 Bad Gateway"),
+        (401, b"", "the server answered 401 Unauthorized; check api_key or KAIZEN_API_KEY"),
+        (403, b'{"error":"no"}', "the server answered 403 Forbidden: no; check api_key or KAIZEN_API_KEY"),
+    ],
+)
+def test_the_reason_says_what_the_server_said_if_it_can_be_read(status: int, body: bytes, reason: str) -> None:
+    """Error bodies are not documented: JSON with a message, HTML of a gateway and nothing at all are all fine."""
+    error = answered(status, body)
+    assert error.reason == reason
+    assert error.body == body[:BODY_LIMIT]
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_an_error_that_says_why(status: int) -> None:
+    """Following it would carry the key elsewhere."""
+    assert "redirects are not followed" in answered(status, headers={"Location": "https://x.example"}).reason
+
+
+SENT = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
+LATER = "Mon, 23 Nov 2026 12:00:30 GMT"
+
+
+@pytest.mark.parametrize(
+    ("headers", "wait"),
+    [
+        ({}, None),
+        ({"Retry-After": "0"}, 0),
+        ({"Retry-After": "2"}, 2),
+        ({"retry-after": " 2 "}, 2),
+        ({"Retry-After": "2.5"}, 2.5),
+        ({"Retry-After": "3600"}, 3600),
+        ({"Retry-After": "9999999999"}, 9_999_999_999),
+        ({"Retry-After-Ms": "1500"}, 1.5),
+        ({"retry-after-ms": "0.5"}, 0.0005),
+        ({"Retry-After-Ms": "1500", "Retry-After": "9"}, 1.5),
+        ({"Retry-After-Ms": "soon", "Retry-After": "9"}, 9),
+        ({"Retry-After": LATER}, 30),
+        ({"Retry-After": "Mon, 23 Nov 2026 12:00:30 -0000"}, 30),
+        ({"Retry-After": "Mon, 23 Nov 2026 13:00:30 +0100"}, 30),
+        ({"Retry-After": LATER, "Date": "Mon, 23 Nov 2026 12:00:10 GMT"}, 20),
+        ({"Retry-After": LATER, "Date": "Fri, 23 Nov 2029 12:00:10 GMT"}, 0),
+        ({"Retry-After": LATER, "Date": "nonsense"}, 30),
+        ({"Retry-After": "Mon, 23 Nov 2026 11:00:00 GMT"}, 0),
+    ],
+)
+def test_retry_after_is_read_in_every_form(headers: dict[str, str], wait: float | None) -> None:
+    """Seconds, milliseconds, HTTP dates counted from the server's own clock; in the past means now."""
+    assert parse_retry_after(CIMultiDict(headers), SENT.timestamp()) == wait
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "",
+            " ",
+            "-1",
+            "-0",
+            "+5",
+            "nan",
+            "inf",
+            "1e9",
+            "0x10",
+            "1_0",
+            "1,5",
+            ".5",
+            "5.",
+            "5 s",
+            "soon",
+            "²",
+            "٣",
+            "\uff11",
+        ),
+        *("99999999999", "9" * 5000, "1." + "9" * 5000),
+        *("Mon, 99 Nov 2026 12:00:30 GMT", "Mon, 23 Nov 99999999999999999999 12:00:30 GMT", "2026-11-23T12:00:30Z"),
+        *("Mon, 23 Nov 2026 99:00:30 GMT", "23 Nov", ",", "Mon,", "0 0 0 0 0 0", "\x00"),
+    ],
+)
+@pytest.mark.parametrize("header", ["Retry-After", "Retry-After-Ms"])
+def test_a_malformed_retry_after_is_as_if_not_there(header: str, text: str) -> None:
+    """It never raises, and never makes anybody wait for ever."""
+    assert parse_retry_after(CIMultiDict({header: text}), SENT.timestamp()) is None
+
+
+def test_any_date_that_parses_gives_a_wait_from_now() -> None:
+    """Round trip through the standard library's own formatter."""
+    for ahead in (0, 1, 86_400, 10**8):
+        date = format_datetime(datetime.fromtimestamp(SENT.timestamp() + ahead, UTC), usegmt=True)
+        assert parse_retry_after(CIMultiDict({"Retry-After": date}), SENT.timestamp()) == ahead
+
+
+def test_the_error_of_an_answer_carries_its_retry_after() -> None:
+    """Callers read it off `.retry_after`."""
+    assert answered(429, headers={"Retry-After": "3600"}).retry_after == 3600
+    assert answered(503).retry_after is None
+
+
+@pytest.mark.parametrize("unwrap", [None, "execution"])
+def test_unknown_fields_of_an_answer_are_ignored(unwrap: str | None) -> None:
+    """Inside and around the record."""
+    body = b'{"id":"a","x":1,"execution":{"id":"a","y":[2]},"z":null}'
+    assert Endpoint("get", Slim, unwrap).decode(body, "a") == Slim("a")

@@ -1,0 +1,94 @@
+"""Time that passes when everybody waits: hours of back-off in a moment, and every figure exact."""
+
+import asyncio
+import functools
+import selectors
+from collections.abc import Callable, Coroutine
+from random import Random
+from typing import Any, ParamSpec
+
+P = ParamSpec("P")
+
+
+class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[misc,valid-type]
+    """Passes the time at once that a loop would wait for its next timer. A loop asks it once in each of its steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.steps_left = -1
+        self.at_step: Callable[[], object] = lambda: None
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        events: list[Any] = super().select(0)
+        if self.steps_left == 0:
+            self.at_step()
+        elif not events:
+            assert timeout is not None, "every task waits, and no timer will wake one"
+            self.now += timeout
+        self.steps_left -= 1
+        return events
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop that never waits. For tasks, timers and futures; real sockets would never become ready."""
+
+    def __init__(self) -> None:
+        self._jumping = _JumpingSelector()
+        super().__init__(self._jumping)
+
+    def time(self) -> float:
+        """Return virtual seconds."""
+        return self._jumping.now
+
+    def after_steps(self, steps: int, callback: Callable[[], object]) -> None:
+        """Call back after that many steps of the loop, however much time they take."""
+        self._jumping.steps_left = steps
+        self._jumping.at_step = callback
+
+
+class LoopClock:
+    """The running loop's time, for a client in virtual time."""
+
+    def __init__(self) -> None:
+        self.random = Random(0)
+
+    def time(self) -> float:
+        """Return the loop's seconds."""
+        return asyncio.get_running_loop().time()
+
+    def wall(self) -> float:
+        """Return seconds since an epoch of the test's own."""
+        return 1_700_000_000.0 + self.time()
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
+        """Call back at a time of the loop."""
+        return asyncio.get_running_loop().call_at(when, callback)
+
+    def hold(self) -> None:
+        """Do nothing: a scripted request takes virtual time too."""
+
+    def release(self) -> None:
+        """Do nothing."""
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine in virtual time and debug mode; fail if it leaves tasks behind."""
+
+    async def checked() -> None:
+        await main
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        assert not left, left
+
+    with asyncio.Runner(loop_factory=VirtualLoop, debug=True) as runner:
+        runner.run(checked())
+
+
+def virtual_time(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """Make a test that runs in virtual time of a coroutine function."""
+
+    @functools.wraps(test)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        run(test(*args, **kwargs))
+
+    return wrapped
