@@ -1,0 +1,84 @@
+"""Every contender against one fast server: processor time, throughput, latency, memory."""
+
+from pathlib import Path
+from typing import Any
+
+import server
+from chart import bar_chart
+from harness import BARE, OURS, PEERS, REFERENCE, Plan, Report, Results, rounds, title, versus
+from table import Table
+from worker import Job, load
+
+ABOUT = "kaizen_async beside its peers, the bare loop and raw sockets"
+CHART = Path(__file__).parent.parent / "results" / "peers.svg"
+_MAIN = (50, 1)
+
+
+def run(plan: Plan) -> Report:
+    """Measure each cell of concurrency and record size."""
+    names = plan.chosen((*OURS, *BARE, *PEERS))
+    cells = plan.choose(
+        quick=[_MAIN],
+        default=[_MAIN, (1, 1), (10, 1), (500, 1), (50, 20)],
+        full=[_MAIN, (1, 1), (10, 1), (500, 1), (50, 20), (1, 20), (10, 20), (500, 20)],
+    )
+    figures: dict[str, Any] = {}
+    tables = []
+    with server.fast(plan.server) as running:
+        for concurrency, size in cells:
+            jobs = [_job(name, plan, running.base_url(size), concurrency) for name in names]
+            results = rounds(jobs, plan.choose(quick=2, default=3 if (concurrency, size) == _MAIN else 2, full=5))
+            figures[f"{concurrency} in flight, {size} KB"] = results.as_json()
+            tables.append(_table(results, names, f"{concurrency} in flight, {size} KB records", running.name))
+            if (concurrency, size) == _MAIN and plan.effort != "quick" and not plan.only:
+                _draw(results, names, running.name)
+    return Report(tables, figures)
+
+
+def _job(name: str, plan: Plan, base_url: str, concurrency: int) -> Job:
+    look_ups = plan.choose(quick=2000, default=3000, full=10000)
+    if load(name).slow:
+        look_ups = max(look_ups // 6, 2 * concurrency)
+    return Job("speed", name, base_url, concurrency, look_ups, plan.uvloop)
+
+
+def _ranked(results: Results, names: list[str]) -> list[str]:
+    measured = {name: figure.median for name in names if (figure := results.figure(name, "cpu_us"))}
+    return [*sorted(measured, key=measured.__getitem__), *(name for name in names if name not in measured)]
+
+
+def _table(results: Results, names: list[str], cell: str, server_name: str) -> Table:
+    table = Table(
+        f"Look-ups, {cell}",
+        ["client", "CPU µs per look-up", "spread", "CPU vs. ours", "look-ups/s", "p50 ms", "p99 ms", "peak MB"],
+        notes=[f"Server: {server_name}. Ours is `get_many`. Medians; spread is the lowest and highest round."],
+    )
+    table.notes += results.notes()
+    for name in _ranked(results, names):
+        cpu = results.figure(name, "cpu_us")
+        if cpu is None:
+            table.rows.append([title(name), "failed", *("-" for _ in range(6))])
+            continue
+        shown = [results.figure(name, key) for key in ("per_second", "p50_ms", "p99_ms", "peak_mb")]
+        table.rows.append(
+            [
+                title(name),
+                cpu.show(),
+                f"{cpu.low:,.0f}-{cpu.high:,.0f}",
+                versus(results.ratio(name, "cpu_us")),
+                *(figure.show(digits) if figure else "-" for figure, digits in zip(shown, (0, 1, 1, 0), strict=True)),
+            ]
+        )
+    return table
+
+
+def _draw(results: Results, names: list[str], server_name: str) -> None:
+    bars = []
+    for name in _ranked(results, names):
+        figure, ratio = results.figure(name, "cpu_us"), results.ratio(name, "cpu_us")
+        if figure:
+            value = figure.show() if ratio is None or name == REFERENCE else f"{figure.show()}  ({ratio:.1f} x)"
+            bars.append((title(name), figure.median, value, name in OURS))
+    subtitle = f"µs, 50 in flight, 1 KB records, {server_name} on loopback; less is better"
+    CHART.parent.mkdir(exist_ok=True)
+    CHART.write_text(bar_chart("Processor time per look-up", subtitle, bars))

@@ -1,0 +1,29 @@
+"""kaizen_async, `stream`."""
+
+from collections.abc import Iterable, Sequence
+
+import contender
+from contenders import ours_get_many
+
+
+class Contender(ours_get_many.Contender):
+    """An iterable of ids in, outcomes as they complete, none of them kept."""
+
+    title = "kaizen_async stream"
+    lazy = True
+
+    async def run(self, ids: Sequence[str]) -> list[float]:
+        """Take the outcomes as they come."""
+        seconds = []
+        async with self.executions.stream(ids) as outcomes:
+            async for outcome in outcomes:
+                contender.check(outcome.unwrap().id, outcome.id)
+                seconds.append(outcome.elapsed)
+        return seconds
+
+    async def keep(self, ids: Iterable[str]) -> object:
+        """Keep nothing."""
+        async with self.executions.stream(ids) as outcomes:
+            async for outcome in outcomes:
+                outcome.unwrap()
+        return None
