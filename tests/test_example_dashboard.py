@@ -1,0 +1,266 @@
+"""The dashboard of `examples/` in a real uvicorn, over real HTTP, and in a real browser."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import aiohttp
+import pytest
+
+from kaizen_async.testing import Fault, KaizenEmulator, Life
+
+pytest.importorskip("fastapi.sse", reason="pip install 'kaizen-async[examples]'")
+pytest.importorskip("uvicorn", reason="pip install 'kaizen-async[examples]'")
+
+pytestmark = [pytest.mark.example, pytest.mark.timeout(120)]
+
+FOLDER = Path(__file__).parent.parent / "examples" / "fastapi_dashboard"
+PATIENCE = 30.0
+VIEWERS = 200
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+class Dashboard(NamedTuple):
+    """A running app."""
+
+    url: str
+    process: subprocess.Popen[str]
+
+
+@contextmanager
+def serving(base_url: str, **settings: str) -> Iterator[Dashboard]:
+    """Serve the app in a process of its own until the end of the block."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        # The socket is handed over, so nobody else can have taken the port meanwhile, and no request comes too early.
+        command = [sys.executable, "-m", "uvicorn", "app:app", "--fd", str(listener.fileno()), "--log-level", "warning"]
+        process = subprocess.Popen(  # noqa: S603 - our own
+            command,
+            cwd=FOLDER,
+            env={**os.environ, "KAIZEN_BASE_URL": base_url, **settings},
+            pass_fds=[listener.fileno()],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    try:
+        yield Dashboard(f"http://127.0.0.1:{port}", process)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def dashboard(emulator: KaizenEmulator) -> Iterator[Dashboard]:
+    """Return the app, before the emulator of the test."""
+    with serving(emulator.base_url) as running:
+        yield running
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[aiohttp.ClientSession]:
+    """Return a session for any number of connections."""
+    timeout = aiohttp.ClientTimeout(total=PATIENCE)
+    async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
+        yield session
+
+
+async def events_in(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, Any]]:
+    """Yield the name and the data of each server-sent event."""
+    name = ""
+    async for line in response.content:
+        field, _, value = line.decode().strip().partition(": ")
+        if field == "event":
+            name = value
+        elif field == "data":
+            yield name, json.loads(value)
+
+
+async def watched(http: aiohttp.ClientSession, dashboard: Dashboard, *ids: str) -> list[tuple[str, Any]]:
+    """Return all events about some executions, once they have ended."""
+    async with http.get(f"{dashboard.url}/changes", params=[("id", one) for one in ids]) as response:
+        assert response.content_type == "text/event-stream"
+        return [event async for event in events_in(response)]
+
+
+async def until(holds: Callable[[], Any]) -> None:
+    """Wait for an awaitable condition to hold."""
+    deadline = time.monotonic() + PATIENCE
+    while not await holds():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+
+
+async def test_a_look_up_is_answered_with_the_record(
+    emulator: KaizenEmulator, dashboard: Dashboard, http: aiohttp.ClientSession
+) -> None:
+    """As the API names its fields."""
+    emulator.add("exec_1", workflow="Import invoices")
+    async with http.get(f"{dashboard.url}/executions/exec_1") as response:
+        assert response.status == 200
+        record = await response.json()
+    assert record["id"] == "exec_1"
+    assert record["workflow"]["name"] == "Import invoices"
+    assert record["endTime"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "retry_after"),
+    [
+        (None, 404, None),
+        (Fault.status(401), 502, None),
+        (Fault.status(400), 502, None),
+        (Fault.reset(), 502, None),
+        (Fault.status(429, headers={"Retry-After": "60"}), 503, "60"),
+        (Fault.status(503, headers={"Retry-After": "7"}), 503, "7"),
+        (Fault.hang(), 504, None),
+    ],
+    ids=["unknown", "key refused", "refused", "reset", "throttled", "unavailable", "hanging"],
+)
+async def test_an_error_is_answered_with_the_right_status(
+    emulator: KaizenEmulator, http: aiohttp.ClientSession, fault: Fault | None, status: int, retry_after: str | None
+) -> None:
+    """With what happened as the detail, and when to come again if the server of the API named a time."""
+    if fault is not None:
+        emulator.faults.always(fault)
+    with serving(emulator.base_url, LOOK_UP_SECONDS="2") as dashboard:
+        async with http.get(f"{dashboard.url}/executions/exec_1") as response:
+            assert response.status == status
+            assert response.headers.get("Retry-After") == retry_after
+            assert (await response.json())["detail"].startswith("exec_1: ")
+
+
+async def test_a_watch_sends_states_and_changes_and_says_when_all_have_ended(
+    emulator: KaizenEmulator, dashboard: Dashboard, http: aiohttp.ClientSession
+) -> None:
+    """An execution that cannot be looked up is told as such, and disturbs no other."""
+    emulator.add("exec_1", Life.of(("Enqueued", 0), ("Zorp", 1), ("Completed", 2)))
+    events = await watched(http, dashboard, "exec_1", "nobody")
+    rows = [data for name, data in events if name == "change"]
+    statuses = [row["execution"]["status"] for row in rows if row["id"] == "exec_1"]
+    assert statuses[0] in {"Enqueued", "Zorp"}
+    assert statuses[-1] == "Completed"
+    assert [row["error"] is None for row in rows if row["id"] == "nobody"] == [False]
+    assert events[-1] == ("done", 2)
+
+
+async def test_without_ids_there_is_nothing_to_watch(dashboard: Dashboard, http: aiohttp.ClientSession) -> None:
+    """The request is refused."""
+    async with http.get(f"{dashboard.url}/changes") as response:
+        assert response.status == 422
+
+
+async def test_many_viewers_cost_the_polls_of_one(
+    emulator: KaizenEmulator, dashboard: Dashboard, http: aiohttp.ClientSession
+) -> None:
+    """All see the end, and the emulator sees each execution polled as for a single viewer."""
+    ids = [f"exec_{number}" for number in range(5)]
+    emulator.add_many(ids, Life.lasting(5))
+    everything = await asyncio.gather(*(watched(http, dashboard, *ids) for _ in range(VIEWERS)))
+    for events in everything:
+        ended = {data["id"] for name, data in events if name == "change" and data["execution"]["endTime"]}
+        assert ended == set(ids)
+    # Polls are at least a second apart, and a machine that is slow makes them no more.
+    assert max(emulator.requests_for(one) for one in ids) < 20 < VIEWERS
+
+
+async def test_a_viewer_who_leaves_ends_the_watch(
+    emulator: KaizenEmulator, dashboard: Dashboard, http: aiohttp.ClientSession
+) -> None:
+    """Nothing is polled for nobody."""
+    emulator.add("exec_1", Life.running())
+
+    async def waiting() -> int:
+        async with http.get(f"{dashboard.url}/stats") as response:
+            stats: dict[str, int] = await response.json()
+            return stats["waiting"]
+
+    async with http.get(f"{dashboard.url}/changes", params={"id": "exec_1"}) as response:
+        assert await anext(events_in(response))
+        assert await waiting() == 1
+
+    async def left() -> bool:
+        return await waiting() == 0
+
+    await until(left)
+
+
+async def test_a_server_told_to_stop_does_so_with_pages_open(
+    emulator: KaizenEmulator, dashboard: Dashboard, http: aiohttp.ClientSession
+) -> None:
+    """Their streams end without `done`, so the browsers come back; nothing is complained about."""
+    emulator.add("exec_1", Life.running())
+    async with http.get(f"{dashboard.url}/changes", params={"id": "exec_1"}) as response:
+        events = events_in(response)
+        assert (await anext(events))[0] == "change"
+        dashboard.process.send_signal(signal.SIGTERM)
+        assert [event async for event in events] == []
+    _, complaints = await asyncio.to_thread(dashboard.process.communicate, timeout=PATIENCE)
+    assert complaints == ""
+    assert dashboard.process.returncode == -signal.SIGTERM
+
+
+def test_the_page_shows_executions_living(emulator: KaizenEmulator, dashboard: Dashboard, tmp_path: Path) -> None:
+    """In a browser: rows appear, a status changes, an ended one is marked, the batch advances."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install 'kaizen-async[examples]'")
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium (Debian: apt-get install chromium)")
+    emulator.add("exec_1", Life.of(("Enqueued", 0), ("Zorp", 4), ("Completed", 8)), workflow="Import invoices")
+    emulator.add("exec_2", Life.running(), workflow="<b>Check</b> claims")
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
+        page = browser.new_page()
+        problems: list[str] = []
+        page.on("console", lambda message: problems.append(message.text))
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        expect = playwright.expect
+        expect.set_options(timeout=PATIENCE * 1000)
+        page.goto(f"{dashboard.url}/?id=exec_1&id=exec_2&id=nobody")
+        first, second, unknown = (page.locator("tbody tr").nth(index) for index in range(3))
+        expect(first).to_contain_text("Import invoices")
+        expect(second).to_contain_text("<b>Check</b> claims")
+        expect(unknown).to_contain_text("404")
+        expect(first).to_contain_text("Zorp")
+        expect(page.locator("#count")).to_have_text("1 of 3 ended")
+        expect(first).to_contain_text("Completed")
+        expect(first).to_have_class("ended")
+        expect(second).not_to_have_class("ended")
+        expect(page.locator("#count")).to_have_text("2 of 3 ended")
+        expect(page.locator("#connection")).to_have_text("live")
+        page.screenshot(path=tmp_path / "dashboard.png", full_page=True)
+        browser.close()
+    assert problems == []
+
+
+def test_the_demo_starts_with_one_command() -> None:
+    """It says where to look, and ends at a Ctrl-C."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    command = [sys.executable, str(FOLDER / "demo.py"), "--port", str(port), "--executions", "3"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603 - our own
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(f"Open http://127.0.0.1:{port}/demo")
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+        process.communicate()
