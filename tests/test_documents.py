@@ -1,4 +1,4 @@
-"""The README does what it says: every Python block runs, and so does every shell block marked `<!-- run -->`.
+"""README and docs/ do what they say: every Python block runs, and so does every shell block marked `<!-- run -->`.
 
 A block of tests (with a function `test_…`) is run by pytest, any other as a script of its own in an empty folder. All
 meet an emulator in which every execution exists, unless they bring their own. A block that needs what the test extra
@@ -20,29 +20,38 @@ from kaizen_async import KaizenError
 from kaizen_async.errors import __doc__ as documented_tree
 from kaizen_async.testing import KaizenEmulator, Life
 
-README = Path(__file__).parent.parent / "README.md"
+PROJECT = Path(__file__).parent.parent
+README = PROJECT / "README.md"
+LOOPS = ["-o", "asyncio_mode=auto", "-o", "asyncio_default_fixture_loop_scope=function"]
+DOCUMENTS = [README, *sorted((PROJECT / "docs").glob("*.md"))]
 
 
 class Block(NamedTuple):
-    """A fenced block: its language, what the comment above it says, its text, and the line where it begins."""
+    """A fenced block: its language, what the comment above it says, its text, and where it begins."""
 
     language: str
     mark: str
     text: str
-    line: int
+    place: str
 
 
-def blocks() -> list[Block]:
-    """Return the blocks of the README."""
-    readme = README.read_text()
-    found = re.finditer(r"^(?:<!-- ([^\n]*) -->\n)?```(\w*)\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
-    return [Block(match[2], match[1] or "", match[3], readme.count("\n", 0, match.start(3)) + 1) for match in found]
+def blocks(document: Path = README) -> list[Block]:
+    """Return the blocks of a document."""
+    text = document.read_text()
+    name = document.relative_to(PROJECT)
+    found = re.finditer(r"^(?:<!-- ([^\n]*) -->\n)?```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [
+        Block(match[2], match[1] or "", match[3], f"{name}:{text.count(chr(10), 0, match.start(3)) + 1}")
+        for match in found
+    ]
 
 
-def blocks_in(*languages: str) -> pytest.MarkDecorator:
-    """Parametrise a test by the blocks in some languages."""
-    chosen = [block for block in blocks() if block.language in languages]
-    return pytest.mark.parametrize("block", chosen, ids=[f"line {block.line}" for block in chosen])
+EVERYWHERE = [block for document in DOCUMENTS for block in blocks(document)]
+
+
+def those(chosen: list[Block]) -> pytest.MarkDecorator:
+    """Parametrise a test by blocks."""
+    return pytest.mark.parametrize("block", chosen, ids=[block.place for block in chosen])
 
 
 def can_run(block: Block) -> bool:
@@ -77,16 +86,16 @@ def command_for(block: Block, folder: Path) -> list[str]:
     script = folder / "test_block.py"
     script.write_text(block.text)
     if is_test:
-        return [sys.executable, "-m", "pytest", "-q", "-o", "asyncio_mode=auto", str(script)]
+        return [sys.executable, "-m", "pytest", "-q", *LOOPS, str(script)]
     return [sys.executable, str(script)]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(90)
-@blocks_in("python")
+@those([block for block in EVERYWHERE if block.language == "python"])
 def test_a_python_block_runs(block: Block, environment: dict[str, str], tmp_path: Path) -> None:
     """To its end, without a warning."""
-    compile(block.text, f"README.md:{block.line}", "exec")
+    compile(block.text, block.place, "exec")
     if not can_run(block):
         pytest.skip(f"without {block.mark.removeprefix('needs: ')} it is only compiled")
     command = command_for(block, tmp_path)
@@ -96,11 +105,7 @@ def test_a_python_block_runs(block: Block, environment: dict[str, str], tmp_path
 
 @pytest.mark.slow
 @pytest.mark.timeout(90)
-@pytest.mark.parametrize(
-    "block",
-    [block for block in blocks() if block.mark == "run"],
-    ids=lambda block: f"line {block.line}",
-)
+@those([block for block in EVERYWHERE if block.mark == "run"])
 def test_a_marked_shell_block_runs(block: Block, environment: dict[str, str], tmp_path: Path) -> None:
     """Each of its commands ends well."""
     (tmp_path / "ids.txt").write_text("exec_1\nexec_2\n")
@@ -109,10 +114,10 @@ def test_a_marked_shell_block_runs(block: Block, environment: dict[str, str], tm
         run(["bash", "-c", script], tmp_path, {**environment, "KAIZEN_BASE_URL": emulator.base_url})
 
 
-def test_there_are_blocks_to_run() -> None:
-    """A README whose fences are written some other way does not pass for one without errors."""
-    assert sum(block.language == "python" for block in blocks()) >= 3
-    assert README.read_text().count("\n```python\n") == sum(block.language == "python" for block in blocks())
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_no_block_is_overlooked(document: Path) -> None:
+    """A document whose fences are written some other way does not pass for one without errors."""
+    assert document.read_text().count("```python") == sum(block.language == "python" for block in blocks(document))
 
 
 @pytest.mark.parametrize("mark", ["demo-command", "test-command"])
