@@ -71,7 +71,7 @@ class Network:
         self._noticed: dict[str, float] = {}
         self._running = {execution.id: _running(execution) for execution in executions}
 
-    async def send(self, _url: URL, body: bytes) -> Answer:
+    async def send(self, _url: URL, body: bytes, _is_held: Callable[[], bool]) -> Answer:
         """Answer one request."""
         execution = self.asked = self.executions[msgspec.json.decode(body)["id"]]
         record = self._running[execution.id]

@@ -155,9 +155,13 @@ async def look_up_all(ids: list[str], look_up: LookUp[T], workers: int) -> list[
         for execution_id in todo:
             outcomes[execution_id] = await look_up(execution_id)
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(min(workers, len(ids))):
-            group.create_task(work())
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(workers, len(ids))):
+                group.create_task(work())
+    except BaseExceptionGroup as crash:
+        # What a hook of the caller's session or record raised: out with it as from `get`, not in a group.
+        raise crash.exceptions[0] from None
     return [outcomes[execution_id] for execution_id in ids]
 
 

@@ -1,20 +1,29 @@
 """The client: settings, ownership, and the state that outlives an event loop."""
 
 import asyncio
+import math
 import os
 import sys
 import warnings
-from functools import cached_property
+from functools import partial
 from ssl import SSLContext
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
+from weakref import WeakValueDictionary
 
 import aiohttp
 import msgspec
 
 from kaizen_async.cadence import Cadence
 from kaizen_async.clock import Clock, SystemClock
-from kaizen_async.config import PollPolicy, RetryPolicy, Settings, resolve_api_key, resolve_base_url
+from kaizen_async.config import (
+    PollPolicy,
+    RetryPolicy,
+    Settings,
+    require_duration,
+    resolve_api_key,
+    resolve_base_url,
+)
 from kaizen_async.engine import Engine, Limiter, require_limiter
 from kaizen_async.events import Hook, shielded
 from kaizen_async.executions import Executions
@@ -23,13 +32,22 @@ from kaizen_async.models import InstructorExecution, WorkflowExecution
 from kaizen_async.polling import EndedRecords, Group, Scheduler, require_end
 from kaizen_async.stats import ClientStats, Counters
 from kaizen_async.throttle import Gate, RetryBudget
-from kaizen_async.transport import Transport, request_headers
+from kaizen_async.transport import Transport, request_headers, require_session
 from kaizen_async.wire import Endpoint
 
 T = TypeVar("T")
 
 _inherited: Final[list[Engine]] = []
 """Engines of a parent process. Touching them, even to free them, could disturb the parent's sockets."""
+
+MOST_POLICIES: Final = 100
+"""Policies whose look-ups share requests, or whose waits have learned. Beyond that, the oldest begin anew."""
+
+
+def forget_oldest(kept: dict[Any, Any]) -> None:
+    """Keep no more than what belongs to `MOST_POLICIES`; what is under way goes on."""
+    if len(kept) > MOST_POLICIES:
+        del kept[next(iter(kept))]
 
 
 class KaizenClient:
@@ -77,7 +95,7 @@ class KaizenClient:
         deadline: float | None = 60.0,
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
         poll: PollPolicy = PollPolicy(),  # noqa: B008 - frozen
-        max_response_bytes: int = 2 * 1024 * 1024,
+        max_response_bytes: int = 512 * 1024,
         ended_records: int = 1000,
         session: aiohttp.ClientSession | None = None,
         ssl_context: SSLContext | None = None,
@@ -89,7 +107,7 @@ class KaizenClient:
     ) -> None:
         self._engine: Engine | None = None
         self._settings = Settings(
-            base_url=resolve_base_url(base_url, allow_insecure_http=allow_insecure_http),
+            base_url=resolve_base_url(base_url, allow_insecure_http=allow_insecure_http, trust_env=trust_env),
             concurrency=concurrency,
             attempt_timeout=attempt_timeout,
             deadline=deadline,
@@ -99,6 +117,7 @@ class KaizenClient:
             ended_records=ended_records,
         )
         self._headers = request_headers(resolve_api_key(api_key))
+        require_session(session, self._headers)
         self._session = session
         self._ssl_context = ssl_context
         self._trust_env = trust_env
@@ -113,17 +132,20 @@ class KaizenClient:
         self._counters = Counters()
         self._ended = EndedRecords(ended_records)
         self._cadences: dict[tuple[object, PollPolicy], Cadence] = {}
-        self._kinds: dict[tuple[str, type, str | None], Executions[Any]] = {}
+        self._endpoints: dict[tuple[str, type, str | None], Endpoint[Any]] = {}
+        # Weak, since they refer to the client: in a cycle it would be freed too late to warn that it was not closed.
+        self._kinds: WeakValueDictionary[tuple[str, type, str | None], Executions[Any]] = WeakValueDictionary()
+        self._lookups: dict[tuple[object, RetryPolicy], Lookups[Any]] = {}
         self._scheduler: Scheduler | None = None
         frame = sys._getframe(1)  # noqa: SLF001 - the cheap way to say in a warning where a client was made
         self._created_at = f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
-    @cached_property
+    @property
     def instructor_executions(self) -> Executions[InstructorExecution]:
         """Instructor executions: `POST /instructor/executions/get`."""
         return self.lookups("instructor/executions/get", InstructorExecution)
 
-    @cached_property
+    @property
     def executions(self) -> Executions[WorkflowExecution]:
         """Workflow executions: `POST /executions/get`. Provisional: see `WorkflowExecution`."""
         return self.lookups("executions/get", WorkflowExecution, unwrap="execution")
@@ -143,44 +165,46 @@ class KaizenClient:
         key = (path, record, unwrap)
         known: Executions[T] | None = self._kinds.get(key)
         if known is None:
-            known = self._kinds[key] = self._verbs(Endpoint(path, record, unwrap), record)
+            endpoint: Endpoint[T] | None = self._endpoints.get(key)
+            if endpoint is None:
+                endpoint = self._endpoints[key] = Endpoint(path, record, unwrap)
+            known = self._kinds[key] = self._verbs(endpoint, record)
         return known
 
     def _verbs(self, endpoint: Endpoint[T], record: type[T]) -> Executions[T]:
-        url = self._settings.base_url.join(endpoint.url)
-        default = self._settings.retry
-        current: Lookups[T] | None = None
+        return Executions(
+            partial(self._lookups_of, endpoint), partial(self._polls_of, endpoint, record), self._settings.deadline
+        )
 
-        def lookups(retry: RetryPolicy | None) -> Lookups[T]:
-            nonlocal current
-            engine = self._engine_here()
-            if retry is not None and retry != default:
-                return make(engine, retry)
-            if current is None or current.engine is not engine:
-                current = make(engine, default)
-            return current
-
-        def make(engine: Engine, policy: RetryPolicy) -> Lookups[T]:
-            return Lookups(
+    def _lookups_of(self, endpoint: Endpoint[T], retry: RetryPolicy | None) -> Lookups[T]:
+        """Return the look-ups of a kind under a policy in the running loop: equal ones are one, so that they share."""
+        engine = self._engine_here()
+        policy = self._settings.retry if retry is None else retry
+        lookups: Lookups[T] | None = self._lookups.get((endpoint, policy))
+        if lookups is None:
+            lookups = self._lookups[endpoint, policy] = Lookups(
                 engine,
                 endpoint,
-                url,
+                self._settings.base_url.join(endpoint.url),
                 policy,
                 budget=self._budget,
                 counters=self._counters,
                 random=self._random,
             )
+            forget_oldest(self._lookups)
+        return lookups
 
-        def polls(lookups: Lookups[T], poll: PollPolicy | None) -> tuple[Scheduler, Group]:
-            require_end(record)
-            policy = self._settings.poll if poll is None else poll
-            cadence = self._cadences.get((endpoint, policy))
-            if cadence is None:
-                cadence = self._cadences[endpoint, policy] = Cadence(policy, self._random)
-            scheduler = self._scheduler_of(lookups.engine)
-            return scheduler, scheduler.group(lookups, policy, cadence)
-
-        return Executions(lookups, polls, self._settings.deadline)
+    def _polls_of(
+        self, endpoint: Endpoint[T], record: type[T], lookups: Lookups[T], poll: PollPolicy | None
+    ) -> tuple[Scheduler, Group]:
+        require_end(record)
+        policy = self._settings.poll if poll is None else poll
+        cadence = self._cadences.get((endpoint, policy))
+        if cadence is None:
+            cadence = self._cadences[endpoint, policy] = Cadence(policy, self._random)
+            forget_oldest(self._cadences)
+        scheduler = self._scheduler_of(lookups.engine)
+        return scheduler, scheduler.group(lookups, policy, cadence)
 
     def stats(self) -> ClientStats:
         """Return a snapshot of what the client has done and is doing. Cheap; no history is kept."""
@@ -200,8 +224,13 @@ class KaizenClient:
         Whoever is waiting for a result gets one or a ClientClosedError; nobody is cancelled. Safe to call again.
 
         Args:
-            drain: Seconds that requests under way are given to finish.
+            drain: Seconds that requests under way are given to finish; math.inf for as long as they take.
+
+        Raises:
+            TypeError, ValueError: `drain` is no number of seconds. Nothing was closed.
         """
+        if drain != math.inf:
+            require_duration("drain", drain, zero_allowed=True)
         self._closed = True
         engine = self._engine
         if engine is None or engine.loop.is_closed() or engine.process_id != os.getpid():
@@ -237,10 +266,10 @@ class KaizenClient:
             )
 
     def _engine_here(self) -> Engine:
-        loop = asyncio.get_running_loop()
-        if self._engine is None or self._engine.loop is not loop:
-            self._engine = self._bind()
-        return self._engine
+        engine = self._engine
+        if engine is None or engine.loop is not asyncio.get_running_loop() or engine.process_id != os.getpid():
+            engine = self._engine = self._bind()
+        return engine
 
     def _scheduler_of(self, engine: Engine) -> Scheduler:
         if self._scheduler is None or self._scheduler.engine is not engine:
@@ -252,6 +281,11 @@ class KaizenClient:
         before = self._engine
         if before is not None:
             if before.process_id != os.getpid():
+                if before.loop is asyncio.get_running_loop():
+                    raise RuntimeError(
+                        "this event loop was made before the process forked and shares its sockets with the parent; "
+                        "run a new one, as asyncio.run does"
+                    )
                 _inherited.append(before)
             elif not before.loop.is_closed():
                 raise RuntimeError(
@@ -264,6 +298,7 @@ class KaizenClient:
                     "leave session out, and the client opens one for each"
                 )
         settings = self._settings
+        self._lookups.clear()
         transport = Transport(
             headers=self._headers,
             max_response_bytes=settings.max_response_bytes,

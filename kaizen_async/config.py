@@ -21,7 +21,7 @@ _LOOPBACK_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _KEY_PATTERN: Final = re.compile(r"[\x21-\x7e]+")
 
 
-class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
+class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
     """When and how often a failed attempt is followed by another.
 
     The wait before attempt n+1 is drawn evenly from 0 to min(max_backoff, initial_backoff * 2**(n-1)) seconds ("full
@@ -42,13 +42,15 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         _require_int("max_attempts", self.max_attempts, at_least=1)
-        _require_seconds("initial_backoff", self.initial_backoff, zero_allowed=True)
-        _require_seconds("max_backoff", self.max_backoff, zero_allowed=True)
+        require_duration("initial_backoff", self.initial_backoff, zero_allowed=True)
+        require_duration("max_backoff", self.max_backoff, zero_allowed=True)
+        if not isinstance(self.statuses, frozenset):
+            raise TypeError(f"statuses must be a frozenset, such as frozenset({{503}}), not {self.statuses!r:.80}")
         for status in self.statuses:
             _require_int("statuses", status, at_least=300)
 
 
-class PollPolicy(msgspec.Struct, frozen=True, kw_only=True):
+class PollPolicy(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
     """How soon the end of an execution that is waited for is noticed, and so how often it is looked up.
 
     The aim is the mean time between an end and its being noticed. `lag_share=0.05`: on average an end is noticed within
@@ -83,7 +85,7 @@ class PollPolicy(msgspec.Struct, frozen=True, kw_only=True):
         _require_share("spread", self.spread, zero_allowed=True)
         if self.max_rate is not None:
             require_duration("max_rate", self.max_rate)
-        _require_seconds("not_found_grace", self.not_found_grace, zero_allowed=True)
+        require_duration("not_found_grace", self.not_found_grace, zero_allowed=True)
         if self.min_interval > self.max_interval:
             raise ValueError(f"min_interval {self.min_interval} is longer than max_interval {self.max_interval}")
 
@@ -134,13 +136,17 @@ def resolve_api_key(api_key: str | None, environment: Mapping[str, str] = os.env
 
 
 def resolve_base_url(
-    base_url: str | None, *, allow_insecure_http: bool, environment: Mapping[str, str] = os.environ
+    base_url: str | None,
+    *,
+    allow_insecure_http: bool,
+    trust_env: bool = False,
+    environment: Mapping[str, str] = os.environ,
 ) -> URL:
     """Return the URL given, else KAIZEN_BASE_URL, else the public API, with a closing slash.
 
     Raises:
-        ValueError: Not an absolute http(s) URL; with user, query or fragment; or plain http to another machine
-            without `allow_insecure_http`.
+        ValueError: Not an absolute http(s) URL; with user, query or fragment; or plain http to another machine (which
+            a proxy from the environment may be) without `allow_insecure_http`.
     """
     text = base_url if base_url is not None else environment.get("KAIZEN_BASE_URL") or DEFAULT_BASE_URL
     if not isinstance(text, str):
@@ -151,10 +157,11 @@ def resolve_base_url(
             "base_url must hold no user, password, query or fragment; "
             "pass the key as api_key, it travels as a bearer token"
         )
-    if url.scheme == "http" and url.host not in _LOOPBACK_HOSTS and not allow_insecure_http:
+    stays_here = url.host in _LOOPBACK_HOSTS and not trust_env
+    if url.scheme == "http" and not stays_here and not allow_insecure_http:
         raise ValueError(
-            f"base_url {str(url)!r} would send the API key and every record unencrypted to another machine; "
-            "use https://, or pass allow_insecure_http=True if that network is yours"
+            f"base_url {str(url)!r} {'with trust_env ' * trust_env}would send the API key and every record "
+            "unencrypted to another machine; use https://, or pass allow_insecure_http=True if that network is yours"
         )
     path = url.raw_path
     return url.with_path(path if path.endswith("/") else f"{path}/", encoded=True)
@@ -172,12 +179,8 @@ def _parse_url(text: str) -> URL:
     return url
 
 
-def require_duration(name: str, seconds: float) -> None:
-    """Refuse anything but a finite number of seconds above 0."""
-    _require_seconds(name, seconds, zero_allowed=False)
-
-
-def _require_seconds(name: str, seconds: float, *, zero_allowed: bool) -> None:
+def require_duration(name: str, seconds: float, *, zero_allowed: bool = False) -> None:
+    """Refuse anything but a finite number of seconds above 0, or of at least 0."""
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
         raise TypeError(f"{name} must be a number of seconds, not {type(seconds).__name__}")
     if not math.isfinite(seconds) or seconds < 0 or (seconds == 0 and not zero_allowed):

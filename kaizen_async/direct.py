@@ -12,8 +12,10 @@ the versions that the tests run it on, `TESTED_VERSIONS`; on others, `session.po
 
 import asyncio
 from typing import Final, cast
+from weakref import WeakSet
 
 import aiohttp
+from aiohttp.http_exceptions import BadHttpMessage
 from aiohttp.streams import StreamReader
 from multidict import CIMultiDictProxy
 from yarl import URL
@@ -22,6 +24,8 @@ TESTED_VERSIONS: Final = frozenset({"3.14"})
 
 _NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=None)
 _INTERIM_STATUSES: Final = frozenset(range(100, 200)) - {101}
+_MOST_INTERIM: Final = 20
+"""Interim answers (RFC 9110 section 15.2) before the one that counts. More of them say nothing, and keep us busy."""
 
 
 def is_supported(version: str = aiohttp.__version__) -> bool:
@@ -47,17 +51,19 @@ class DirectSender:
         lines = [f"POST {url.raw_path_qs} HTTP/1.1"]
         lines += [f"{name}: {value}" for name, value in self._request.headers.items() if name != "Content-Length"]
         self._head = "\r\n".join([*lines, "Content-Length: "]).encode()
+        self._used: WeakSet[asyncio.BaseProtocol] = WeakSet()
 
     async def connect(self) -> aiohttp.connector.Connection:
         """Return a connection from the pool, or a new one. Release it when the answer is read, else close it.
 
         A pooled connection on which something came that nobody asked for is closed: it would be read as the answer to
-        this request, and the answer to this one as the next.
+        this request, and the answer to this one as the next. What comes on a new one is for this request: a server
+        that is overloaded may answer before it has read anything.
         """
         while True:
             connection = await self._connector.connect(self._request, [], _NO_TIMEOUT)
             protocol = connection.protocol
-            if protocol is None or not protocol.should_close:
+            if protocol is None or not protocol.should_close or protocol not in self._used:
                 return connection
             connection.close()
 
@@ -68,9 +74,11 @@ class DirectSender:
         protocol = connection.protocol
         if protocol is None or protocol.transport is None:
             raise aiohttp.ClientConnectionResetError("the connection was closed before the request was sent")
+        self._used.add(protocol)
         protocol.set_response_params(read_until_eof=True)
         protocol.transport.write(b"%b%d\r\n\r\n%b" % (self._head, len(body), body))
-        while True:
+        for _ in range(_MOST_INTERIM):
             message, content = await protocol.read()
             if message.code not in _INTERIM_STATUSES:
                 return message.code, message.headers, content
+        raise BadHttpMessage(f"{_MOST_INTERIM} interim answers and no final one")

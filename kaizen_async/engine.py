@@ -8,6 +8,7 @@ import asyncio
 import math
 import os
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import TypeAlias, TypeVar
 
 from yarl import URL
@@ -133,39 +134,73 @@ class Engine:
         gate = self.gate
         while gate.engaged:
             pause = gate.seconds_left()
-            if pause > deadline_at - self.loop.time():
-                refusal = RateLimitError(
-                    f"not sent: the server asked this client to pause for another {seconds(pause)}, "
-                    "which is longer than this look-up may take",
-                    status=gate.status,
-                    retry_after=pause,
-                    retryable=True,
-                )
-                refusal.next_attempt_in = pause
-                return refusal
+            wait = pause or gate.next_in()
+            if wait > deadline_at - self.loop.time():
+                return self._too_long(wait, "pause" if pause else "send less")
             if pause:
                 await sleep(self.clock, pause)
-                continue
-            epoch = gate.epoch
-            await sleep(self.clock, gate.reserve())
-            if gate.epoch == epoch:
+            elif await self._wait_for_moment():
                 self._tell_resumed()
                 break
         return None
+
+    async def _wait_for_moment(self) -> bool:
+        """Wait for a moment to send that the gate keeps free; return whether it is still open then."""
+        epoch = self.gate.epoch
+        delay = self.gate.reserve()
+        moment = self.clock.time() + delay
+        try:
+            await sleep(self.clock, delay)
+        except BaseException:
+            self.gate.give_back(epoch, moment)
+            raise
+        return self.gate.epoch == epoch
+
+    def _too_long(self, wait: float, asked: str) -> KaizenError:
+        refusal = RateLimitError(
+            f"not sent: the server asked this client to {asked}, and it would be the turn of this look-up "
+            f"in {seconds(wait)} only, which is longer than it may take",
+            status=self.gate.status,
+            retry_after=wait,
+            retryable=True,
+        )
+        refusal.next_attempt_in = wait
+        return refusal
 
     def _tell_resumed(self) -> None:
         if self.on_event is not None and (pause := self.gate.resumed()) is not None:
             self.on_event(Ungated(pause))
 
     async def send(self, url: URL, body: bytes, deadline_at: float) -> Answer | KaizenError:
-        """Send one request within the attempt's timeout and the deadline, whichever ends first."""
+        """Send one request within the attempt's timeout and the deadline, whichever ends first.
+
+        If the gate closes while a connection is being made, the request waits for it, and has a whole attempt's time
+        after that.
+        """
+        while True:
+            answer = await self._send(url, body, deadline_at, partial(self._is_held, self.gate.epoch))
+            if answer is not None:
+                return answer
+            try:
+                refusal = await self.wait(self._permission(deadline_at), deadline_at)
+            except TimeoutError:
+                return self.interruption("while it waited for its turn to send")
+            if refusal is not None:
+                return refusal
+
+    def _is_held(self, epoch: int) -> bool:
+        return self.gate.epoch != epoch
+
+    async def _send(
+        self, url: URL, body: bytes, deadline_at: float, is_held: Callable[[], bool]
+    ) -> Answer | KaizenError | None:
         expires_at = self.loop.time() + self._attempt_timeout
         timeout = asyncio.timeout_at(min(expires_at, deadline_at))
         self._sending.add(timeout)
         self.clock.hold()
         try:
             async with timeout:
-                return await self.transport.send(url, body)
+                return await self.transport.send(url, body, is_held)
         except TimeoutError:
             if self._cut_off or deadline_at <= expires_at:
                 return self.interruption("during an attempt")

@@ -69,7 +69,7 @@ class Executions(Generic[T]):
         """
         require_id(execution_id)
         seconds = self._deadline if deadline is UNSET else _checked(deadline)
-        lookups = self._lookups(retry)
+        lookups = self._lookups(_checked_retry(retry))
         return (await lookups.look_up(execution_id, _after(seconds))).unwrap()
 
     async def get_many(
@@ -95,7 +95,7 @@ class Executions(Generic[T]):
             TypeError, ValueError: An id or an argument is invalid. Nothing was sent.
         """
         require_ids(ids)
-        lookups = self._lookups(retry)
+        lookups = self._lookups(_checked_retry(retry))
         ends_at = _after(_checked(deadline))
         collected = await collect_ids(_source(ids, lookups.engine, ends_at))
         return await look_up_all(collected, self._bounded(lookups, ends_at), lookups.engine.concurrency)
@@ -119,7 +119,7 @@ class Executions(Generic[T]):
             TypeError, ValueError: An argument is invalid. (An invalid id comes out of the loop.)
         """
         require_ids(ids)
-        lookups = self._lookups(retry)
+        lookups = self._lookups(_checked_retry(retry))
         ends_at = _after(_checked(deadline))
         source = _source(ids, lookups.engine, ends_at)
         return OutcomeStream(source, self._bounded(lookups, ends_at), lookups.engine.concurrency)
@@ -261,6 +261,12 @@ def _checked(deadline: float | None) -> float | None:
     if deadline is not None:
         require_duration("deadline", deadline)
     return deadline
+
+
+def _checked_retry(retry: RetryPolicy | None) -> RetryPolicy | None:
+    if retry is not None and not isinstance(retry, RetryPolicy):
+        raise TypeError(f"retry must be a RetryPolicy, not {type(retry).__name__}")
+    return retry
 
 
 def _checked_policy(poll: PollPolicy | None) -> PollPolicy | None:

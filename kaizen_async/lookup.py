@@ -82,7 +82,7 @@ class Lookups(Generic[T]):
         self._policy = policy
         self._budget = budget
         self._counters = counters
-        self._retrier = Retrier(budget, random)
+        self._retrier = Retrier(budget, engine.gate, random)
         self._now = engine.loop.time
         self._on_event = engine.on_event
         self._followers: dict[str, list[asyncio.Future[Outcome[T] | None]]] = {}
@@ -164,15 +164,16 @@ class Lookups(Generic[T]):
         queued_at = 0.0 if self._on_event is None else self._now()
         refusal = self._refusal(call) or await self.engine.take_turn(call.deadline_at)
         if refusal is not None:
+            refusal.__cause__ = refusal.__cause__ or call.last_error
             return self._noted(call, refusal)
         epoch = self.engine.gate.epoch
         result = await self._exchange(call, queued_at)
         if isinstance(result, KaizenError):
-            self._throttle(result, epoch)
+            self._judge(call, result, epoch)
             return self._noted(call, result)
         self.engine.gate.accepted()
         self._budget.earn(retried=call.attempts > 1)
-        _note(call.execution_id, "attempt %d answered", call.attempts)
+        _note(call.execution_id, "attempt %d answered with the record", call.attempts)
         return result
 
     async def _exchange(self, call: Call, queued_at: float) -> T | KaizenError:
@@ -229,15 +230,27 @@ class Lookups(Generic[T]):
         except DecodeError as error:
             failure = error.with_traceback(None)
         shown = self.engine.transport.withhold_key(answer.body)
-        return failure if shown == answer.body else self._read(call, answer._replace(body=shown))
+        return failure if shown == answer.body else self._read_again(call, shown)
 
-    def _throttle(self, error: KaizenError, epoch: int) -> None:
-        """Tell the gate what an answer asks for. Any answer that does not throttle shows that the server took it."""
+    def _read_again(self, call: Call, shown: bytes) -> T | KaizenError:
+        """Return the error for an answer from which the key was taken out."""
+        try:
+            return self.endpoint.decode(shown, call.execution_id)
+        except DecodeError as error:
+            return error.with_traceback(None)
+
+    def _judge(self, call: Call, error: KaizenError, epoch: int) -> None:
+        """Tell gate and budget what an answer shows. Any that does not throttle shows that the server took it."""
+        if is_throttling(error):
+            self._throttle(error, epoch)
+        elif isinstance(error, StatusError | DecodeError):
+            self.engine.gate.accepted()
+            if not error.retryable:
+                self._budget.earn(retried=call.attempts > 1)
+
+    def _throttle(self, error: StatusError, epoch: int) -> None:
+        """Tell the gate what an answer asks for."""
         gate = self.engine.gate
-        if not is_throttling(error):
-            if isinstance(error, StatusError | DecodeError):
-                gate.accepted()
-            return
         self._counters.throttled += 1
         if gate.throttled(error.status, error.retry_after, epoch):
             self._counters.pauses += 1
@@ -252,7 +265,8 @@ class Lookups(Generic[T]):
     async def _retry(self, call: Call, first: KaizenError) -> T | KaizenError:
         def before_sleep(error: KaizenError, delay: float) -> None:
             self._counters.retries += 1
-            _note(call.execution_id, "next attempt in %s, since %s", seconds(delay), error.reason)
+            when = "once the pause is over" if is_throttling(error) else f"in {seconds(delay)}"
+            _note(call.execution_id, "attempt %d follows %s, since %s", call.attempts + 1, when, error.reason)
             if self._on_event is not None:
                 self._on_event(RetryScheduled(call.execution_id, self.url, call.attempts, delay, error))
 

@@ -18,13 +18,14 @@ collector need not track records (`gc=False`), which makes holding a million of 
 """
 
 import logging
+import re
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Any, Final
 
 import msgspec
 
-from kaizen_async.errors import MESSAGE_LIMIT, printable
+from kaizen_async.errors import MESSAGE_LIMIT
 
 log = logging.getLogger("kaizen_async")
 
@@ -33,6 +34,9 @@ AwareDatetime = Annotated[datetime, msgspec.Meta(tz=True)]
 
 _UNKNOWN_LIMIT: Final = 256
 """Unknown status texts that are kept as shared members; what comes after, or is long, gets a member per record."""
+
+_WORDS: Final = re.compile(r"[A-Za-z][A-Za-z _-]{0,39}")
+"""What a new status may look like. Anything else that a server sends in its place is not repeated in a log."""
 
 
 class StatusEnum(StrEnum):
@@ -56,9 +60,8 @@ class StatusEnum(StrEnum):
             member._name_ = member._value_ = value
             if len(_unknown_members) < _UNKNOWN_LIMIT and len(value) <= MESSAGE_LIMIT:
                 _unknown_members[cls, value] = member
-                log.warning(
-                    "unknown %s: %s; a newer kaizen_async may have a name for it", cls.__name__, printable(value)
-                )
+                shown = value if _WORDS.fullmatch(value) else f"a text of {len(value)} characters"
+                log.warning("unknown %s: %s; a newer kaizen_async may have a name for it", cls.__name__, shown)
         return member
 
 
@@ -95,6 +98,14 @@ class ContextAuthenticationStatus(StatusEnum):
 
 class Record(msgspec.Struct, frozen=True, rename="camel", gc=False):
     """Base of every Struct here: immutable, named in camel case on the wire, untracked by the garbage collector."""
+
+
+_LONGEST: Final = 8e16
+"""Milliseconds that a timedelta can hold: two and a half million years."""
+
+
+def _duration(milliseconds: float) -> timedelta:
+    return timedelta(milliseconds=min(max(milliseconds, -_LONGEST), _LONGEST))
 
 
 class Workflow(Record, frozen=True, gc=False):
@@ -167,7 +178,7 @@ class InstructorExecution(Record, frozen=True, gc=False, kw_only=True, omit_defa
     @property
     def duration(self) -> timedelta | None:
         """How long the execution took; None while it is running."""
-        return None if self.duration_ms is None else timedelta(milliseconds=self.duration_ms)
+        return None if self.duration_ms is None else _duration(self.duration_ms)
 
 
 _ENDED: Final = frozenset({ExecutionStatus.COMPLETED, ExecutionStatus.FAILED})
@@ -219,7 +230,7 @@ class WorkflowExecution(Record, frozen=True, gc=False, kw_only=True, omit_defaul
     def duration(self) -> timedelta | None:
         """How long the execution took; None while it is running, and if the server does not say."""
         if self.duration_ms is not None:
-            return timedelta(milliseconds=self.duration_ms)
+            return _duration(self.duration_ms)
         return None if self.start_time is None or self.end_time is None else self.end_time - self.start_time
 
     def __hash__(self) -> int:

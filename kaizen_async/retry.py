@@ -16,7 +16,7 @@ from tenacity.retry import retry_if_result
 
 from kaizen_async.config import RetryPolicy
 from kaizen_async.errors import DecodeError, KaizenError, StatusError, TransportError, seconds
-from kaizen_async.throttle import RetryBudget, is_throttling
+from kaizen_async.throttle import Gate, RetryBudget, is_throttling
 
 T = TypeVar("T")
 
@@ -37,8 +37,9 @@ def is_garbled(error: KaizenError) -> bool:
 class Retrier:
     """Decides about waits and ends for the look-ups of one client."""
 
-    def __init__(self, budget: RetryBudget, random: Random) -> None:
+    def __init__(self, budget: RetryBudget, gate: Gate, random: Random) -> None:
         self._budget = budget
+        self._gate = gate
         self._random = random
 
     async def run(
@@ -112,7 +113,8 @@ class Retrier:
         if wait >= time_left:
             failure.next_attempt_in = wait
             return f"the next attempt would come in {seconds(wait)}, after the deadline"
-        if policy.budgeted and not is_throttling(failure) and not self._budget.spend():
+        is_paced = is_throttling(failure) and not self._gate.is_barren
+        if policy.budgeted and not is_paced and not self._budget.spend():
             return OVER_BUDGET
         return None
 

@@ -50,6 +50,9 @@ LEAST_SECONDS: Final = 0.1
 """Time over which a burst is counted and a rate computed; over less, the latency of answers blurs them."""
 LEAST_PAUSE: Final = 0.1
 """Seconds of a pause for which the server asked for less: it says 0 when it means less than one."""
+MOST_ASKED: Final = 21_600.0
+"""Seconds of a pause that are believed; urllib3 believes as many. What asks for more is most likely a broken clock, and
+nothing would undo it. The look-up that it answers still gets the whole number."""
 SHORTEST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 8.0
 """Seconds of the first and the longest pause after a 429 that names no time; it doubles in between."""
@@ -69,8 +72,9 @@ def is_throttling(error: KaizenError) -> TypeGuard[StatusError]:
 class Gate:
     """Holds back all sends of one client after a throttling answer, and paces what follows.
 
-    A sender waits until `seconds_left` is 0, calls `reserve`, waits as long as it says, and sends if the `epoch` is
-    still the same; else it begins again. While nobody is throttled `engaged` is false and senders need not ask.
+    A sender waits until `seconds_left` is 0, and no longer if it has less time than `next_in` says. It calls `reserve`,
+    waits as long as that says, and sends if the `epoch` is still the same; else it begins again. One that gives up
+    calls `give_back`. While nobody is throttled `engaged` is false and senders need not ask.
 
     Args:
         clock: Returns monotonic seconds.
@@ -88,6 +92,7 @@ class Gate:
         self._next_send = -math.inf
         self._resumed = clock()
         self._pauses = 0
+        self._is_barren = False
         self._burst = 0
         self._first_pause = 0.0
         self._proven_rate = 0.0
@@ -95,6 +100,11 @@ class Gate:
         self._start_rate = SLOWEST_RATE
         self._accepted = 0
         self._recent: deque[float] = deque(maxlen=RECENT_ANSWERS)
+
+    @property
+    def is_barren(self) -> bool:
+        """Whether pauses follow each other with hardly an answer accepted in between, as in an outage."""
+        return self._is_barren and self._accepted < LEAST_EVIDENCE
 
     def accepted(self) -> None:
         """Count an answer that did not throttle."""
@@ -119,8 +129,9 @@ class Gate:
         self.status = status
         begins = epoch == self.epoch
         if begins:
-            self._pauses = self._pauses + 1 if self._accepted < LEAST_EVIDENCE else 1
-        pause = self._default_pause() if retry_after is None else max(retry_after, LEAST_PAUSE)
+            self._is_barren = self._accepted < LEAST_EVIDENCE
+            self._pauses = self._pauses + 1 if self._is_barren else 1
+        pause = self._default_pause() if retry_after is None else min(max(retry_after, LEAST_PAUSE), MOST_ASKED)
         until = now + pause
         if begins:
             self._learn(now, pause)
@@ -137,6 +148,15 @@ class Gate:
         if at == now and now - self._resumed > CALM_SECONDS:
             self._open(now)
         return at - now
+
+    def next_in(self) -> float:
+        """Return what `reserve` would."""
+        return max(0.0, self._next_send - self._clock())
+
+    def give_back(self, epoch: int, moment: float) -> None:
+        """Take back a `reserve` of that epoch. The moments of others stay theirs, so what gets free is a later one."""
+        if epoch == self.epoch:
+            self._next_send -= self._gap(moment)
 
     def resumed(self) -> float | None:
         """Return the seconds of a pause that is over to the first sender after it, None to all others."""
@@ -226,12 +246,15 @@ class Gate:
 class RetryBudget:
     """A token bucket that lets single failures be retried and refuses to answer an outage with a storm.
 
-    A retry costs `COST` tokens. A look-up that succeeds at once returns one, and one that succeeds after a retry the
-    cost of it: retries that work are free, those that do not may add a fifth to the traffic for ever. A client whose
-    look-ups all fail sends `CAPACITY / COST` retries and then none: under a tenth more than its look-ups once there
-    are a thousand. The numbers are botocore's (500 tokens, 5 a retry, 1 or the last cost back), with a tenth less
-    capacity for that last bound. Like there, a retry that finds no tokens is not delayed but given up, and the error
-    of the attempt is what the caller gets.
+    A retry costs `COST` tokens. An answer that needs no retry (a record, a 404) returns one, and one that came after a
+    retry the cost of it: retries that work are free, those that do not may add a fifth to the traffic for ever. Retries
+    of throttled look-ups are the gate's to pace and cost nothing, unless nothing is accepted between its pauses: then
+    it is an outage by another name.
+
+    A client whose look-ups all fail sends `CAPACITY / COST` retries and then none: under a tenth more than its look-ups
+    once there are a thousand. The numbers are botocore's (500 tokens, 5 a retry, 1 or the last cost back), with a tenth
+    less capacity for that last bound. Like there, a retry that finds no tokens is not delayed but given up, and the
+    error of the attempt is what the caller gets.
     """
 
     CAPACITY: Final = 450
@@ -241,7 +264,7 @@ class RetryBudget:
         self.tokens = self.CAPACITY
 
     def earn(self, *, retried: bool) -> None:
-        """Return tokens for a look-up that succeeded."""
+        """Return tokens for an answer that shows the server at work."""
         if self.tokens < self.CAPACITY:
             self.tokens = min(self.CAPACITY, self.tokens + (self.COST if retried else 1))
 

@@ -10,7 +10,8 @@ aiohttp is used with most of its own policies off, because each of them would de
 
 import asyncio
 import errno
-from collections.abc import AsyncGenerator, Mapping
+import re
+from collections.abc import AsyncGenerator, Callable, Mapping
 from ssl import SSLCertVerificationError, SSLContext
 from typing import Final, NamedTuple
 
@@ -72,6 +73,14 @@ def request_headers(api_key: str | None) -> dict[str, str]:
     return headers
 
 
+def require_session(session: aiohttp.ClientSession | None, headers: Mapping[str, str]) -> None:
+    """Refuse what is no session, and one with auth of its own beside an API key: aiohttp would refuse every request."""
+    if session is not None and not isinstance(session, aiohttp.ClientSession):
+        raise TypeError(f"session must be an aiohttp.ClientSession, not {type(session).__name__}")
+    if session is not None and session.auth is not None and "Authorization" in headers:
+        raise ValueError("session has auth of its own, which excludes an API key; take one of the two")
+
+
 class Transport:
     """Sends requests through one aiohttp session, within one event loop.
 
@@ -90,6 +99,7 @@ class Transport:
     ) -> None:
         self._headers = headers
         self._key = headers.get("Authorization", "").removeprefix("Bearer ")
+        self._key_in_json = _spellings_in_json(self._key)
         self._max_response_bytes = max_response_bytes
         self._session = session
         self._owns_session = session is None
@@ -104,10 +114,16 @@ class Transport:
         """Whether a session of our own is open."""
         return self._owns_session and self._session is not None and not self._session.closed
 
-    async def send(self, url: URL, body: bytes) -> Answer:
+    async def send(self, url: URL, body: bytes, is_held: Callable[[], bool]) -> Answer | None:
         """Send one request and return its answer, whatever its status.
 
         Unbounded in time; the caller bounds it.
+
+        Args:
+            url: Where to.
+            body: What to send.
+            is_held: Whether it must not be sent any more, asked once there is a connection: making one takes time. Then
+                nothing is sent, and None is returned. A session passed in is not asked: it connects and sends in one.
 
         Raises:
             TransportError: No usable answer came back.
@@ -117,7 +133,7 @@ class Transport:
         session = self._session or await self._open()
         try:
             if self._is_direct:
-                return await self._send_directly(session, url, body)
+                return await self._send_directly(session, url, body, is_held)
             async with session.post(
                 url,
                 data=body,
@@ -127,17 +143,29 @@ class Transport:
                 timeout=_NO_TIMEOUT,
             ) as response:
                 return Answer(response.status, response.headers, await self._read(response.status, response.content))
+        except KaizenError:
+            raise
         except (aiohttp.ClientError, HttpProcessingError, OSError) as error:
             failure = self._failure(error)
         except RuntimeError as error:
             if session.closed:
                 raise ClientClosedError("the aiohttp session is closed") from error.with_traceback(None)
-            raise
+            failure = self._crash(error)
+        except Exception as error:  # noqa: BLE001 - of middlewares and hooks of a session passed in; it costs one look-up
+            failure = self._crash(error)
         raise failure
 
+    def _crash(self, error: Exception) -> KaizenError:
+        """Return the error for what none of our own sessions raises."""
+        if self._owns_session:
+            raise error
+        failure = TransportError(f"the session raised {type(error).__name__}: {_one_line(str(error))}", retryable=False)
+        failure.__cause__ = error.with_traceback(None)
+        return failure
+
     def withhold_key(self, said: bytes) -> bytes:
-        """Return what a server said without the key, should it have said that back."""
-        return said.replace(self._key.encode(), WITHHELD.encode()) if self._key else said
+        """Return what a server said without the key, should it have said that back, plainly or escaped as in JSON."""
+        return self._key_in_json.sub(WITHHELD.encode(), said) if self._key else said
 
     def _failure(self, error: Exception) -> KaizenError:
         failure = translate(error)
@@ -148,14 +176,18 @@ class Transport:
             failure.__cause__ = error.with_traceback(None)
         return failure
 
-    async def _send_directly(self, session: aiohttp.ClientSession, url: URL, body: bytes) -> Answer:
+    async def _send_directly(
+        self, session: aiohttp.ClientSession, url: URL, body: bytes, is_held: Callable[[], bool]
+    ) -> Answer | None:
         sender = self._senders.get(url)
         if sender is None:
             sender = self._senders[url] = DirectSender(session, url, self._headers)
         connection = await sender.connect()
+        answer = None
         try:
-            status, headers, content = await sender.exchange(connection, body)
-            answer = Answer(status, headers, await self._read(status, content))
+            if not is_held():
+                status, headers, content = await sender.exchange(connection, body)
+                answer = Answer(status, headers, await self._read(status, content))
             connection.release()
         finally:
             connection.close()
@@ -173,7 +205,7 @@ class Transport:
             if size > limit:
                 if succeeded:
                     reason = f"the answer is larger than max_response_bytes ({limit})"
-                    raise DecodeError(reason, path="$", body=self.withhold_key(chunk))
+                    raise DecodeError(reason, path="$", body=self.withhold_key(chunks[0]))
                 break
         body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         return body if succeeded else self.withhold_key(body)
@@ -214,6 +246,11 @@ class Transport:
         """Close the session if it is our own. Safe to call twice."""
         if self._holder is not None:
             await self._holder.aclose()
+
+
+def _spellings_in_json(key: str) -> re.Pattern[bytes]:
+    """Return a pattern of all the ways to write a key in JSON: a server may escape any character, and some do "/"."""
+    return re.compile(b"".join(rb"(?:\\?%b|\\u00(?i:%02x))" % (re.escape(char.encode()), ord(char)) for char in key))
 
 
 def translate(error: Exception) -> KaizenError:

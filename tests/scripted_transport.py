@@ -86,7 +86,7 @@ class ScriptedTransport:
         """Return what was said: there is no key here."""
         return said
 
-    async def send(self, url: URL, body: bytes) -> Answer:
+    async def send(self, url: URL, body: bytes, is_held: Callable[[], bool]) -> Answer:
         """Take a request, and answer it."""
         assert not self.closed, "a request after the transport was closed"
         execution_id = json.loads(body)["id"]

@@ -592,6 +592,21 @@ async def test_a_fault_below_ends_a_stream_instead_of_hanging_it() -> None:
         assert_idle(client, transport)
 
 
+@virtual_time
+async def test_a_fault_below_comes_out_of_a_list_as_it_is() -> None:
+    """Not in a group, whose members `except` does not catch."""
+
+    class Buggy(ScriptedTransport):
+        async def send(self, *_: Any) -> Answer:
+            raise ZeroDivisionError
+
+    transport = Buggy()
+    async with transport.client(concurrency=2) as client:
+        with pytest.raises(ZeroDivisionError):
+            await client.instructor_executions.get_many(["a", "b", "c"])
+        assert_idle(client, transport)
+
+
 async def three_times(client: KaizenClient, execution_id: str) -> None:
     """Look an id up three times at once."""
     async with asyncio.TaskGroup() as group:
@@ -701,7 +716,7 @@ async def test_memory_does_not_grow_with_the_number_of_ids() -> None:
     """Of two thousand ids streamed, nothing is kept."""
 
     class Forgetful(ScriptedTransport):
-        async def send(self, url: URL, body: bytes) -> Answer:
+        async def send(self, url: URL, body: bytes, is_held: Callable[[], bool]) -> Answer:
             await asyncio.sleep(0)
             return record(json.loads(body)["id"])
 

@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import gc
+import math
 import os
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from kaizen_async import (
     KaizenError,
     NotFoundError,
     RetryPolicy,
+    TransportError,
 )
 from kaizen_async.testing import Fault, KaizenEmulator, Life
 
@@ -455,3 +457,78 @@ async def test_not_found_is_not_retried_on_the_wire(emulator: KaizenEmulator) ->
         with pytest.raises(NotFoundError, match=r"^missing: the server answered 404 Not Found: there is no execution"):
             await client.instructor_executions.get("missing")
     assert emulator.requests_for("missing") == 1
+
+
+async def test_a_client_is_freed_when_it_is_forgotten(emulator: KaizenEmulator) -> None:
+    """At once, not by the garbage collector at some later time, when the loop is closed and nobody would be warned."""
+    emulator.add("a")
+    gc.disable()
+    try:
+        with pytest.warns(ResourceWarning, match="never closed"):
+            await forget(emulator)
+    finally:
+        gc.enable()
+    await emulator.until_quiet()
+
+
+@pytest.mark.parametrize(
+    ("drain", "error"), [("x", TypeError), (-1, ValueError), (math.nan, ValueError), (True, TypeError)]
+)
+async def test_a_drain_that_is_no_time_closes_nothing(emulator: KaizenEmulator, drain: Any, error: type) -> None:
+    """The client goes on as before."""
+    emulator.add("a")
+    async with KaizenClient(base_url=emulator.base_url) as client:
+        with pytest.raises(error, match="drain must be"):
+            await client.aclose(drain=drain)
+        await use(client)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+async def test_a_session_that_cannot_work_is_refused() -> None:
+    """What is none, and one that would log in by itself beside the key."""
+    with pytest.raises(TypeError, match=r"session must be an aiohttp\.ClientSession, not int"):
+        KaizenClient(session=5)  # type: ignore[arg-type]
+    async with aiohttp.ClientSession(auth=aiohttp.BasicAuth("user", "password")) as session:
+        with pytest.raises(ValueError, match="session has auth of its own"):
+            KaizenClient("key", session=session)
+        KaizenClient(session=session)
+
+
+def test_plain_http_through_a_proxy_of_the_environment_is_refused() -> None:
+    """The proxy may be another machine, even if the server is this one."""
+    with pytest.raises(ValueError, match="with trust_env would send the API key"):
+        KaizenClient("key", base_url="http://127.0.0.1:8080", trust_env=True)
+    KaizenClient("key", base_url="http://127.0.0.1:8080", trust_env=True, allow_insecure_http=True)
+    KaizenClient("key", base_url="https://127.0.0.1:8080", trust_env=True)
+
+
+async def test_a_loop_that_was_forked_is_refused(emulator: KaizenEmulator) -> None:
+    """Child and parent would take turns on the same sockets."""
+    emulator.add("a")
+    async with KaizenClient(base_url=emulator.base_url) as client:
+        await use(client)
+        engine = client._engine
+        assert engine is not None
+        engine.process_id -= 1
+        with pytest.raises(RuntimeError, match="made before the process forked"):
+            await use(client)
+        engine.process_id += 1
+
+
+async def test_a_session_whose_hooks_fail_costs_one_look_up(emulator: KaizenEmulator) -> None:
+    """Of many, only the one that it fails for."""
+    emulator.add_many(["a", "b", "c"])
+
+    async def middleware(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        if b'"b"' in request.body._value:
+            raise ValueError("no b today")
+        return await handler(request)
+
+    async with (
+        aiohttp.ClientSession(middlewares=[middleware]) as session,
+        KaizenClient(base_url=emulator.base_url, session=session) as client,
+    ):
+        outcomes = await client.instructor_executions.get_many(["a", "b", "c"])
+    assert [outcome.ok for outcome in outcomes] == [True, False, True]
+    assert isinstance(outcomes[1].error, TransportError)
+    assert str(outcomes[1].error) == "b: the session raised ValueError: no b today (after 1 attempt)"

@@ -159,8 +159,9 @@ def test_a_backoff_may_be_zero() -> None:
         ({"max_attempts": 0}, ValueError, "max_attempts must be at least 1, not 0"),
         ({"max_attempts": 2.0}, TypeError, "max_attempts must be an int, not float"),
         ({"max_attempts": True}, TypeError, "max_attempts must be an int, not bool"),
-        ({"statuses": {200}}, ValueError, "statuses must be at least 300, not 200"),
-        ({"statuses": {"503"}}, TypeError, "statuses must be an int, not str"),
+        ({"statuses": frozenset({200})}, ValueError, "statuses must be at least 300, not 200"),
+        ({"statuses": frozenset({"503"})}, TypeError, "statuses must be an int, not str"),
+        ({"statuses": 503}, TypeError, r"statuses must be a frozenset, such as frozenset\(\{503\}\), not 503"),
     ],
 )
 def test_a_retry_policy_that_cannot_work_is_refused(

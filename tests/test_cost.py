@@ -36,7 +36,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Answer each request at once, so that only the library's own allocations are seen."""
     template = body_for("@")
 
-    async def send(self: Transport, url: URL, body: bytes) -> Answer:
+    async def send(self: Transport, url: URL, body: bytes, is_held: Callable[[], bool]) -> Answer:
         await asyncio.sleep(0)
         return Answer(200, {}, template.replace(b'"@"', body[6:-1]))
 

@@ -2,11 +2,13 @@
 
 import asyncio
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from scripted_transport import NEVER, Reply, ScriptedTransport, record, status
 from virtual_time import virtual_time
+from yarl import URL
 
 from kaizen_async import (
     AttemptTimeoutError,
@@ -16,7 +18,9 @@ from kaizen_async import (
     KaizenError,
     RateLimitError,
     RetryPolicy,
+    StatusError,
 )
+from kaizen_async.transport import Answer
 
 ONCE = RetryPolicy(max_attempts=1)
 
@@ -158,7 +162,9 @@ async def test_a_pause_longer_than_the_deadline_is_told_at_once_and_nothing_is_s
         assert second.attempts == 0
         assert second.status == 429
         assert second.retry_after == pytest.approx(3600, abs=2)
-        assert "not sent: the server asked this client to pause for another 3" in str(second)
+        assert "not sent: the server asked this client to pause, and it would be the turn of this look-up in 3" in str(
+            second
+        )
         assert transport.ids == ["a"]
         assert_idle(client, transport)
 
@@ -185,7 +191,7 @@ async def test_whoever_waits_at_the_gate_when_it_closes_again_waits_on() -> None
 
 @virtual_time
 async def test_a_paced_turn_that_would_come_after_the_deadline_is_not_taken() -> None:
-    """The gate is open again but slow: the look-up ends at its deadline, unsent."""
+    """The gate is open again but slow: the look-up is told at once, and keeps no moment from those with the time."""
     transport = ScriptedTransport(
         lambda execution_id, _: status(429, retry_after="1") if execution_id == "a" else record(execution_id)
     )
@@ -195,8 +201,9 @@ async def test_a_paced_turn_that_would_come_after_the_deadline_is_not_taken() ->
         await asyncio.sleep(0)
         late = [asyncio.create_task(fails(client, f"c{n}", deadline=1.5)) for n in range(5)]
         errors = await asyncio.gather(*late)
-        assert {type(error) for error in errors} == {DeadlineExceededError}
+        assert {type(error) for error in errors} == {RateLimitError}
         assert {error.attempts for error in errors} == {0}
+        assert all("not sent: the server asked this client to send less" in str(error) for error in errors)
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
@@ -369,3 +376,78 @@ def test_closing_at_any_step_leaves_nothing_behind(steps: int, closings: int) ->
         assert {type(failure) for failure in failures} <= {ClientClosedError, DeadlineExceededError}
 
     play()
+
+
+@virtual_time
+async def test_what_gives_up_at_the_gate_gives_its_moment_back() -> None:
+    """However many look-ups are cancelled while they wait for the pace, the next is not kept waiting for them."""
+    transport = ScriptedTransport(
+        lambda execution_id, _: status(429, retry_after="1") if execution_id == "a" else record(execution_id)
+    )
+    async with transport.client(retry=ONCE, deadline=None) as client:
+        await fails(client, "a")
+        waiting = [asyncio.create_task(client.instructor_executions.get(f"b{n}")) for n in range(20)]
+        await asyncio.sleep(1.2)
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+        before = now()
+        await client.instructor_executions.get("c")
+        assert now() - before < 3
+        assert_idle(client, transport)
+
+
+@virtual_time
+async def test_the_error_before_is_the_cause_of_not_being_sent_again() -> None:
+    """A look-up that failed, and may not be repeated since others were throttled, tells both."""
+    replies = {"a": status(500), "b": status(429, retry_after="3600")}
+    transport = ScriptedTransport(lambda execution_id, _: replies[execution_id])
+    async with transport.client(retry=RetryPolicy(initial_backoff=1), deadline=60) as client:
+        first = asyncio.create_task(fails(client, "a"))
+        await asyncio.sleep(0.15)
+        await fails(client, "b")
+        error = await first
+        assert isinstance(error, RateLimitError)
+        assert error.attempts == 1
+        assert isinstance(error.__cause__, StatusError)
+        assert error.__cause__.status == 500
+
+
+@virtual_time
+async def test_what_connects_while_the_gate_closes_is_sent_after_the_pause() -> None:
+    """It is asked once more when there is a connection, then waits its turn anew, with the attempt's whole time."""
+
+    class Connecting(ScriptedTransport):
+        async def send(self, url: URL, body: bytes, is_held: Callable[[], bool]) -> Answer | None:
+            await asyncio.sleep(0.5)
+            return None if is_held() else await super().send(url, body, is_held)
+
+    transport = Connecting()
+    async with transport.client(attempt_timeout=1) as client:
+        task = asyncio.create_task(client.instructor_executions.get("a"))
+        await asyncio.sleep(0.2)
+        client._gate.throttled(429, 2, client._gate.epoch)
+        assert (await task).id == "a"
+        assert now() > 2.2
+        assert transport.ids == ["a"]
+        assert_idle(client, transport)
+
+
+@virtual_time
+@pytest.mark.parametrize("end", ["the deadline", "closing"])
+async def test_what_is_held_after_connecting_ends_in_time(end: str) -> None:
+    """The deadline and the client's end hold for it as for everything."""
+
+    class Held(ScriptedTransport):
+        async def send(self, *_: object) -> None:
+            await asyncio.sleep(0.1)
+            client._gate.throttled(429, 3600, client._gate.epoch)
+
+    transport = Held()
+    client = transport.client(deadline=5 if end == "the deadline" else None)
+    task = asyncio.create_task(fails(client, "a"))
+    await asyncio.sleep(1)
+    await client.aclose()
+    error = await task
+    assert type(error) is (RateLimitError if end == "the deadline" else ClientClosedError)
+    assert_idle(client, transport)

@@ -5,6 +5,7 @@ import contextlib
 import gc
 import logging
 import traceback
+from random import Random
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from kaizen_async import (
     StatusError,
     TransportError,
 )
+from kaizen_async.client import MOST_POLICIES
 from kaizen_async.transport import Answer
 
 
@@ -342,14 +344,16 @@ async def test_look_ups_of_other_kinds_or_policies_are_not_shared() -> None:
 
 
 @virtual_time
-async def test_every_success_returns_a_token_and_no_failure_does() -> None:
-    """The budget follows how the client as a whole is doing."""
-    transport = ScriptedTransport(lambda i, _: record(i) if i == "good" else status(404))
-    async with transport.client() as client:
+async def test_every_answer_returns_a_token_and_no_failure_does() -> None:
+    """The budget follows how the server is doing: a 404 is an answer like any other."""
+    replies = {"missing": status(404), "broken": status(500)}
+    transport = ScriptedTransport(lambda i, _: replies.get(i) or record(i))
+    async with transport.client(retry=RetryPolicy(max_attempts=1)) as client:
         client._budget.tokens = 100
         await client.instructor_executions.get("good")
         await fails(client, "missing")
-        assert client.stats().retry_tokens == 101
+        await fails(client, "broken")
+        assert client.stats().retry_tokens == 102
 
 
 @virtual_time
@@ -460,10 +464,68 @@ async def test_what_happens_can_be_followed_in_the_log(caplog: pytest.LogCapture
         await client.instructor_executions.get("a")
     assert [(entry.levelname, entry.getMessage()) for entry in caplog.records if entry.name == "kaizen_async"] == [
         ("DEBUG", "a: attempt 1 failed: the server answered 500 Internal Server Error"),
-        ("DEBUG", "a: next attempt in 0 s, since the server answered 500 Internal Server Error"),
+        ("DEBUG", "a: attempt 2 follows in 0 s, since the server answered 500 Internal Server Error"),
         ("WARNING", caplog.records[2].getMessage()),
         ("DEBUG", "a: attempt 2 failed: the server answered 429 Too Many Requests"),
-        ("DEBUG", "a: next attempt in 0 s, since the server answered 429 Too Many Requests"),
-        ("DEBUG", "a: attempt 3 answered"),
+        ("DEBUG", "a: attempt 3 follows once the pause is over, since the server answered 429 Too Many Requests"),
+        ("DEBUG", "a: attempt 3 answered with the record"),
     ]
     assert caplog.records[2].getMessage().startswith("the server answered 429: all look-ups of this client pause for 2")
+
+
+@virtual_time
+@pytest.mark.parametrize(
+    ("reply", "at_once"),
+    [(status(429), 1), (status(429, retry_after="0.1"), 1), (status(503, retry_after="0.1"), 50)],
+    ids=["429", "429 with a time", "503 with a time, many at once"],
+)
+async def test_an_outage_that_looks_like_throttling_is_one(reply: Reply, at_once: int) -> None:
+    """A thousand look-ups, all told to come later: hardly more requests, and the server's own error for each."""
+    transport = ScriptedTransport(lambda *_: reply, latency=0.01)
+    async with transport.client(deadline=None, concurrency=at_once) as client:
+        outcomes = await client.instructor_executions.get_many([f"e{n}" for n in range(1000)])
+        assert {type(outcome.error) for outcome in outcomes} <= {RateLimitError, StatusError}
+        assert len(transport.ids) <= 1100
+
+
+@virtual_time
+async def test_a_storm_of_404s_does_not_use_the_budget_up() -> None:
+    """Two in a hundred look-ups must be repeated, and what they find is that there is nothing."""
+    failing = Random(1)
+    transport = ScriptedTransport(
+        lambda _, number: status(503) if number == 1 and failing.random() < 0.02 else status(404)
+    )
+    async with transport.client(deadline=None) as client:
+        outcomes = await client.instructor_executions.get_many([f"e{n}" for n in range(8000)])
+        assert {type(outcome.error) for outcome in outcomes} == {NotFoundError}
+        assert client.stats().retries > 100
+
+
+@virtual_time
+async def test_look_ups_under_the_same_policy_of_a_call_are_shared() -> None:
+    """Equal policies are one."""
+    transport = ScriptedTransport()
+    async with transport.client() as client:
+        gets = (client.instructor_executions.get("a", retry=RetryPolicy(max_attempts=n % 2 + 1)) for n in range(10))
+        await asyncio.gather(*gets)
+        assert transport.ids == ["a", "a"]
+
+
+@virtual_time
+async def test_the_policies_that_are_remembered_are_bounded() -> None:
+    """Whoever makes a new one for each call costs no memory."""
+    async with ScriptedTransport().client() as client:
+        for number in range(3 * MOST_POLICIES):
+            await client.instructor_executions.get("a", retry=RetryPolicy(initial_backoff=number))
+        assert len(client._lookups) == MOST_POLICIES
+
+
+@virtual_time
+@pytest.mark.parametrize("verb", ["get", "get_many", "stream"])
+async def test_a_retry_policy_of_a_call_is_checked(verb: str) -> None:
+    """Before anything is sent."""
+    transport = ScriptedTransport()
+    async with transport.client() as client:
+        with pytest.raises(TypeError, match="retry must be a RetryPolicy, not int"):
+            await getattr(client.instructor_executions, verb)("a" if verb == "get" else ["a"], retry=5)
+        assert transport.ids == []

@@ -22,7 +22,7 @@ from kaizen_async.config import RETRIED_STATUSES
 from kaizen_async.errors import BODY_LIMIT, MESSAGE_LIMIT, printable
 from kaizen_async.models import AuthenticationStatus, ContextAuthenticationStatus, ExecutionStatus
 from kaizen_async.retry import Retrier
-from kaizen_async.throttle import RetryBudget
+from kaizen_async.throttle import Gate, RetryBudget
 from kaizen_async.wire import Endpoint, parse_retry_after, request_body, status_error
 
 T = TypeVar("T")
@@ -233,7 +233,7 @@ def test_any_error_survives_pickling_and_copying(
 def test_no_policy_makes_a_wait_without_end(attempts: int, initial: float, longest: float) -> None:
     """The wait before any attempt is a number of seconds, and no more than allowed."""
     policy = RetryPolicy(initial_backoff=initial, max_backoff=longest)
-    wait = Retrier(RetryBudget(), Random(attempts))._wait(TransportError("x"), attempts, policy)
+    wait = Retrier(RetryBudget(), Gate(), Random(attempts))._wait(TransportError("x"), attempts, policy)
     assert 0 <= wait <= longest
 
 

@@ -20,7 +20,7 @@ from kaizen_async import (
     TransportError,
 )
 from kaizen_async.retry import Retrier, is_garbled, is_retryable
-from kaizen_async.throttle import RetryBudget
+from kaizen_async.throttle import Gate, RetryBudget
 
 
 class Longest(Random):
@@ -57,6 +57,7 @@ class Run:
         *,
         time_left: float = 1e9,
         budget: RetryBudget | None = None,
+        gate: Gate | None = None,
         random: Random | None = None,
     ) -> None:
         self.waits: list[float] = []
@@ -65,7 +66,7 @@ class Run:
         self.time_left = time_left
         self._results = list(results)
         self._policy = policy or RetryPolicy()
-        self._retrier = Retrier(budget or RetryBudget(), random or Longest())
+        self._retrier = Retrier(budget or RetryBudget(), gate or Gate(), random or Longest())
 
     async def result(self) -> str | KaizenError:
         """Return what the retrier returns."""
@@ -292,7 +293,7 @@ async def test_cancellation_passes_through(where: str) -> None:
 @virtual_time
 async def test_two_hundred_calls_at_once_do_not_mix() -> None:
     """Each call has retry state of its own: its own number of attempts and its own result."""
-    retrier = Retrier(RetryBudget(), Random(1))
+    retrier = Retrier(RetryBudget(), Gate(), Random(1))
 
     async def call(number: int) -> None:
         results: list[str | KaizenError] = [broken() for _ in range(number % 5)]

@@ -69,6 +69,11 @@ def emitted() -> Iterator[list[str]]:
     assert not [text for text in handler.texts if KEY in text]
 
 
+def escaped(text: str) -> bytes:
+    """Return a text as a wordy JSON encoder would write it."""
+    return "".join(f"\\u{ord(char):04X}" if index % 2 else char for index, char in enumerate(text)).encode()
+
+
 def said_back(text: bytes) -> dict[str, Play]:
     """Return answers in which a server says a text back to whoever sent it."""
     spelled = text.decode()
@@ -91,6 +96,10 @@ def said_back(text: bytes) -> dict[str, Play]:
         "half of the headers": lambda _: [b"HTTP/1.1 200 OK\r\nX-Echo: " + text + b"\r\nX-", CLOSE],
         "a bad chunk": lambda _: [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + text + b"\r\n"],
         "too much": lambda _: [response(b" " + text * 5000)],
+        "an escaped message": lambda _: [response(b'{"message": "invalid key %b"}' % escaped(spelled), 401)],
+        "an escaped id": lambda _: [response(dump(record("@")).replace(b"@", escaped(spelled)))],
+        "an escaped misfit": lambda _: [response(dump(record("bad", startTime="@")).replace(b"@", escaped(spelled)))],
+        "a status": lambda _: [response(record("bad", status=spelled, startTime=1))],
     }
 
 
@@ -118,6 +127,7 @@ def test_a_key_that_a_server_says_back_is_withheld(case: str, verb: Verb, loop: 
         assert KEY not in traces_of(one)
     if isinstance(error, (StatusError, DecodeError)):
         assert KEY.encode() not in error.body
+        assert escaped(KEY) not in error.body
 
 
 @everywhere
@@ -136,12 +146,13 @@ def test_what_a_server_says_else_is_kept(loop: str) -> None:
 
 @everywhere
 def test_a_record_that_holds_the_key_is_not_changed(loop: str) -> None:
-    """A record is the server's word, and the caller's to keep."""
+    """A record is the server's word, and the caller's to keep; the log of an unknown status does not repeat it."""
 
     async def main() -> None:
-        play = lambda request: [response(record(request.id, browserSessionId=KEY))]  # noqa: E731 - it is an answer
+        play = lambda request: [response(record(request.id, browserSessionId=KEY, status=KEY))]  # noqa: E731 - an answer
         async with ScriptedServer(play) as server, client_for(server, api_key=KEY) as client:
-            assert (await client.instructor_executions.get("a")).browser_session_id == KEY
+            execution = await client.instructor_executions.get("a")
+            assert (execution.browser_session_id, execution.status) == (KEY, KEY)
 
     run_on(loop, main())
 

@@ -13,6 +13,7 @@ from kaizen_async.throttle import (
     LEAST_EVIDENCE,
     LEAST_PAUSE,
     LONGEST_PAUSE,
+    MOST_ASKED,
     PROBE_DOUBLING,
     PROBE_SECONDS,
     RAMP_SECONDS,
@@ -450,3 +451,39 @@ def test_a_retry_that_worked_gives_its_cost_back() -> None:
     assert budget.tokens == budget.CAPACITY - budget.COST + 1
     budget.earn(retried=True)
     assert budget.tokens == budget.CAPACITY
+
+
+@pytest.mark.parametrize("asked", [1e5, 9_999_999_999, 2.5e11, math.inf])
+def test_a_pause_beyond_reason_is_cut(gate: Gate, asked: float) -> None:
+    """One answer with a broken clock does not stop a client for ever."""
+    gate.throttled(503, asked, gate.epoch)
+    assert gate.seconds_left() == MOST_ASKED
+
+
+def test_a_moment_given_back_is_free_again(gate: Gate, clock: HandClock) -> None:
+    """Booking and giving back leaves the next moment where it was; one of another epoch is not there to give."""
+    close(gate, 2)
+    clock.now += 2
+    gate.reserve()
+    after_one = gate.next_in()
+    epoch = gate.epoch
+    for _ in range(1000):
+        gate.give_back(epoch, clock.now + gate.reserve())
+    assert gate.next_in() == pytest.approx(after_one)
+    gate.give_back(epoch - 1, clock.now)
+    assert gate.next_in() == pytest.approx(after_one)
+
+
+def test_pauses_without_an_answer_between_them_are_barren(gate: Gate, clock: HandClock) -> None:
+    """As long as hardly anything is accepted; then throttling is what it seems."""
+    assert not gate.is_barren
+    gate.throttled(429, 1, gate.epoch)
+    assert gate.is_barren
+    clock.now += 1
+    gate.throttled(429, 1, gate.epoch)
+    assert gate.is_barren
+    clock.now += 1
+    accept(gate, LEAST_EVIDENCE)
+    assert not gate.is_barren
+    gate.throttled(429, 1, gate.epoch)
+    assert not gate.is_barren

@@ -19,10 +19,31 @@ import aiohttp
 import brotli
 import pytest
 from aiohttp import http_exceptions
-from scripted_server import CLOSE, SILENCE, Request, Script, ScriptedServer, ok, record, response
+from scripted_server import (
+    CLOSE,
+    LOOPS,
+    SILENCE,
+    Request,
+    Script,
+    ScriptedServer,
+    client_for,
+    ok,
+    record,
+    response,
+    run_on,
+)
 from yarl import URL
 
-from kaizen_async import ClientClosedError, DecodeError, KaizenError, TransportError, __version__, direct, transport
+from kaizen_async import (
+    ClientClosedError,
+    DecodeError,
+    KaizenError,
+    StatusError,
+    TransportError,
+    __version__,
+    direct,
+    transport,
+)
 from kaizen_async.transport import Answer, Secret, Transport, request_headers, translate
 from kaizen_async.wire import request_body
 
@@ -60,7 +81,9 @@ EVERY_WAY = pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 
 async def send(sender: Transport, server: ScriptedServer, path: str = "get", execution_id: str = "a") -> Answer:
     """Send one request."""
-    return await sender.send(URL(server.url) / path, request_body(execution_id))
+    answer = await sender.send(URL(server.url) / path, request_body(execution_id), lambda: False)
+    assert answer is not None
+    return answer
 
 
 async def refusal(sender: Transport, server: ScriptedServer) -> KaizenError:
@@ -334,8 +357,8 @@ async def test_a_closed_session_that_was_passed_in_is_said_to_be_closed() -> Non
         assert isinstance(error.__cause__, RuntimeError)
 
 
-async def test_a_fault_of_the_callers_tracing_comes_out_as_it_is() -> None:
-    """What is no failure of the request is not dressed up as one."""
+async def test_a_fault_of_the_callers_tracing_fails_one_look_up() -> None:
+    """It comes as the cause, and no further attempt would mend it."""
 
     async def buggy(*_: Any) -> None:
         raise RuntimeError("my bug")
@@ -344,8 +367,36 @@ async def test_a_fault_of_the_callers_tracing_comes_out_as_it_is() -> None:
     tracing.on_request_start.append(buggy)
     session = aiohttp.ClientSession(trace_configs=[tracing])
     async with ScriptedServer() as server, session, own_session(session=session) as sender:
-        with pytest.raises(RuntimeError, match="my bug"):
+        with pytest.raises(TransportError, match="the session raised RuntimeError: my bug") as caught:
             await send(sender, server)
+        assert isinstance(caught.value.__cause__, RuntimeError)
+        assert not caught.value.retryable
+
+
+async def test_a_fault_of_our_own_is_not_dressed_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes out as it is."""
+    monkeypatch.setattr(direct.DirectSender, "connect", mock.Mock(side_effect=ZeroDivisionError))
+    async with ScriptedServer() as server, own_session() as sender:
+        with pytest.raises(ZeroDivisionError):
+            await send(sender, server)
+
+
+async def test_what_is_held_is_not_sent() -> None:
+    """The connection made for it is kept for the next."""
+    async with ScriptedServer() as server, own_session() as sender:
+        assert await sender.send(URL(server.url) / "get", request_body("a"), lambda: True) is None
+        assert server.requests == []
+        await send(sender, server)
+        assert (len(server.requests), server.requests[0].connection) == (1, 1)
+
+
+async def test_a_large_answer_is_refused_with_its_beginning() -> None:
+    """Not with the piece that was one too many."""
+    answer = response(b'{"head":' + b"x" * 300_000)
+    async with ScriptedServer(lambda _: [answer]) as server, own_session() as sender:
+        error = await refusal(sender, server)
+        assert isinstance(error, DecodeError)
+        assert error.body.startswith(b'{"head":xxx')
 
 
 async def test_a_proxy_of_the_environment_is_used_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,7 +428,7 @@ async def test_a_proxy_that_refuses_is_told_from_a_server_that_does(
         monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}")
         async with own_session(trust_env=True) as sender:
             with pytest.raises(TransportError) as caught:
-                await sender.send(URL("https://api.test/get"), request_body("a"))
+                await sender.send(URL("https://api.test/get"), request_body("a"), lambda: False)
     assert caught.value.reason == f"the proxy answered {status} Go away"
     assert caught.value.retryable is retryable
     assert not caught.value.garbled
@@ -521,3 +572,40 @@ def test_what_a_missing_codec_would_read_is_not_tried_again() -> None:
     error = translate(foreign)
     assert error.reason == "the answer does not unpack: Can not decode br. Please install `Brotli`"
     assert not error.retryable
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_server_that_answers_before_it_is_asked_is_heard(loop: str) -> None:
+    """An overloaded one says so as soon as it is connected to, which is no reason to connect again and again."""
+
+    async def main() -> None:
+        refusal = response({"message": "overloaded"}, 503)
+        server = ScriptedServer(lambda _: [CLOSE], accept=lambda _: [refusal])
+        async with server, client_for(server) as client:
+            with pytest.raises(StatusError, match="503 Service Unavailable: overloaded") as caught:
+                await client.instructor_executions.get("a")
+            assert caught.value.attempts == server.connections == 3
+
+    run_on(loop, main())
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_flood_of_interim_answers_is_cut_short(loop: str) -> None:
+    """It is no answer, and worth one more attempt only."""
+
+    async def main() -> None:
+        flood = b"HTTP/1.1 100 Continue\r\n\r\n" * 10_000
+        async with ScriptedServer(lambda _: [flood, SILENCE]) as server, client_for(server) as client:
+            with pytest.raises(TransportError, match="20 interim answers and no final one"):
+                await client.instructor_executions.get("a")
+            assert len(server.requests) == 2
+
+    run_on(loop, main())
+
+
+async def test_a_key_of_one_common_character_is_withheld_all_the_same() -> None:
+    """What stands in its place holds it again, and is not searched once more."""
+    answer = response(b'{"id": "*", "logins": "*"}')
+    async with ScriptedServer(lambda _: [answer]) as server, client_for(server, api_key="*") as client:
+        with pytest.raises(DecodeError):
+            await client.instructor_executions.get("a")
