@@ -159,17 +159,17 @@ class Cadence:
         }
 
     def restore(self, state: object) -> None:
-        """Replace what was learned by a `state()`, which may stem from another policy.
+        """Add what a `state()`, which may stem from another policy, tells of workflows that are not known here.
 
         Raises:
             ValueError: That is not such a state. What was learned before stays.
         """
         restored = msgspec.convert(state, _State)
-        same_kind = restored.aim == self._kind
-        self._unit_lag = restored.unit_lag if same_kind else 0.0
-        self._ends = restored.ends if same_kind else 0
-        self._histories = {}
+        if restored.aim == self._kind and not self._ends:
+            self._unit_lag, self._ends = restored.unit_lag, restored.ends
         for workflow_id, bins in restored.workflows.items():
+            if workflow_id in self._histories:
+                continue
             history = _History(self._unknown.schedule)
             for index, weight in bins:
                 history.ended[index] = weight

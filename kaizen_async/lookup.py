@@ -8,7 +8,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from random import Random
 from typing import Any, Generic, TypeVar
 
@@ -49,13 +49,14 @@ log = logging.getLogger("kaizen_async")
 
 
 class Call:
-    """One look-up under way."""
+    """One look-up under way; `on_turn` is called when its first request is about to be sent."""
 
-    __slots__ = ("attempts", "deadline_at", "execution_id", "last_error", "sent_at")
+    __slots__ = ("attempts", "deadline_at", "execution_id", "last_error", "on_turn", "sent_at")
 
-    def __init__(self, execution_id: str, deadline_at: float) -> None:
+    def __init__(self, execution_id: str, deadline_at: float, on_turn: Callable[[], None] | None) -> None:
         self.execution_id = execution_id
         self.deadline_at = deadline_at
+        self.on_turn = on_turn
         self.attempts = 0
         self.last_error: KaizenError | None = None
         self.sent_at = 0.0
@@ -87,7 +88,9 @@ class Lookups(Generic[T]):
         self._on_event = engine.on_event
         self._followers: dict[str, list[asyncio.Future[Outcome[T] | None]]] = {}
 
-    def look_up(self, execution_id: str, deadline_at: float = math.inf) -> Coroutine[Any, Any, Outcome[T]]:
+    def look_up(
+        self, execution_id: str, deadline_at: float = math.inf, on_turn: Callable[[], None] | None = None
+    ) -> Coroutine[Any, Any, Outcome[T]]:
         """Look one id up, or share the look-up of the same id that is already under way.
 
         The first caller's task does the work. Whoever joins waits for its outcome; should the first be cancelled, or
@@ -96,21 +99,24 @@ class Lookups(Generic[T]):
         Args:
             execution_id: A valid id.
             deadline_at: The loop's time at which the look-up ends.
+            on_turn: Called when the first request is about to be sent; not if the look-up of another is shared.
         """
         if self._on_event is None:
-            return self._look_up(execution_id, deadline_at)
-        return self._look_up_and_tell(execution_id, deadline_at, self._on_event)
+            return self._look_up(execution_id, deadline_at, on_turn)
+        return self._look_up_and_tell(execution_id, deadline_at, on_turn, self._on_event)
 
-    async def _look_up_and_tell(self, execution_id: str, deadline_at: float, hook: Hook) -> Outcome[T]:
+    async def _look_up_and_tell(
+        self, execution_id: str, deadline_at: float, on_turn: Callable[[], None] | None, hook: Hook
+    ) -> Outcome[T]:
         outcome = None
         try:
             hook(LookUpStarted(execution_id, self.url))
-            outcome = await self._look_up(execution_id, deadline_at)
+            outcome = await self._look_up(execution_id, deadline_at, on_turn)
             return outcome
         finally:
             hook(LookUpEnded(execution_id, self.url, outcome))
 
-    async def _look_up(self, execution_id: str, deadline_at: float) -> Outcome[T]:
+    async def _look_up(self, execution_id: str, deadline_at: float, on_turn: Callable[[], None] | None) -> Outcome[T]:
         while (followers := self._followers.get(execution_id)) is not None:
             shared = await self._follow(followers, execution_id, deadline_at)
             if shared is not None:
@@ -118,7 +124,7 @@ class Lookups(Generic[T]):
         followers = self._followers[execution_id] = []
         outcome = None
         try:
-            outcome = await self._lead(execution_id, deadline_at)
+            outcome = await self._lead(Call(execution_id, deadline_at, on_turn))
             return outcome
         finally:
             del self._followers[execution_id]
@@ -144,20 +150,19 @@ class Lookups(Generic[T]):
         self._counters.shared += 1
         return separate(outcome)
 
-    async def _lead(self, execution_id: str, deadline_at: float) -> Outcome[T]:
+    async def _lead(self, call: Call) -> Outcome[T]:
         started = self._now()
         self._counters.lookups += 1
-        call = Call(execution_id, deadline_at)
         result = await self._attempt(call)
         if call.attempts and is_retryable(result):
             result = await self._retry(call, result)
         elapsed = self._now() - started
         if not isinstance(result, KaizenError):
             self._counters.succeeded += 1
-            return Outcome(execution_id, result, None, call.attempts, elapsed)
+            return Outcome(call.execution_id, result, None, call.attempts, elapsed)
         self._counters.failed += 1
         result.attempts = call.attempts
-        return Outcome(execution_id, None, result, call.attempts, elapsed)
+        return Outcome(call.execution_id, None, result, call.attempts, elapsed)
 
     async def _attempt(self, call: Call) -> T | KaizenError:
         """Make one attempt: wait for a turn, send, read the answer."""
@@ -178,6 +183,8 @@ class Lookups(Generic[T]):
 
     async def _exchange(self, call: Call, queued_at: float) -> T | KaizenError:
         """Send, and read the answer; then give the turn back."""
+        if call.on_turn is not None and not call.attempts:
+            call.on_turn()
         call.attempts += 1
         self._counters.attempts += 1
         answer: Answer | KaizenError | None = None

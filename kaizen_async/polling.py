@@ -12,6 +12,7 @@ spacing the polls evenly.
 """
 
 import asyncio
+import copy
 import functools
 import heapq
 import logging
@@ -23,7 +24,7 @@ from typing import Any, Final, Protocol
 
 from kaizen_async.cadence import Cadence
 from kaizen_async.clock import Timer
-from kaizen_async.config import PollPolicy
+from kaizen_async.config import RETRIED_STATUSES, PollPolicy
 from kaizen_async.engine import Engine
 from kaizen_async.errors import (
     ClientClosedError,
@@ -41,6 +42,8 @@ from kaizen_async.stats import Counters
 
 log = logging.getLogger("kaizen_async")
 
+MOST_GROUPS: Final = 100
+"""Kinds and policies from which on those that nobody waits under are forgotten."""
 AT_ONCE: Final = 200
 """Entries dealt with in one step of the event loop, so that 100,000 due or given up at once do not block it."""
 LAST_POLL_MARGIN: Final = 1.0
@@ -48,6 +51,13 @@ LAST_POLL_MARGIN: Final = 1.0
 CATCH_UP: Final = 0.05
 """Seconds by which polls at a `max_rate` may lag behind their even spacing and still be made up for. The timers of an
 event loop are late by about a millisecond, which would make a high rate a good deal lower."""
+SERVER_ERRORS: Final = 500
+"""From this status on it is the server that failed, which a wait rides out, whatever a look-up would retry: gateways
+answer 52x, and others 507 or 529."""
+_UNSUPPORTED: Final = frozenset({501, 505})
+"""Of those, the ones that it would give to every poll (RFC 9110 section 15.6)."""
+LAST_POLLS_RATE: Final = 1000.0
+"""Polls per second to which the last ones before a common deadline are spread out, each at random."""
 DELAY_WEIGHT: Final = 0.05
 """Weight of the newest poll in the running mean of the delay."""
 
@@ -80,16 +90,28 @@ class Subscriber(Protocol):
         ...
 
 
-class Group:
-    """What all waits of one kind under one policy share."""
+class Pace:
+    """When the next poll under a policy with a `max_rate` may be made."""
 
-    def __init__(self, lookups: Lookups[Any], policy: PollPolicy, cadence: Cadence) -> None:
+    def __init__(self) -> None:
+        self.next_poll = -math.inf
+
+
+class Group:
+    """What all waits of one kind under one policy share.
+
+    Attributes:
+        turns_left: Polls that it may make before it is the turn of another: one for each of its calls with some due.
+    """
+
+    def __init__(self, lookups: Lookups[Any], policy: PollPolicy, cadence: Cadence, pace: Pace) -> None:
         self.lookups = lookups
         self.policy = policy
         self.cadence = cadence
+        self.pace = pace
         self.entries: dict[str, Entry] = {}
         self.flows: deque[Flow] = deque()
-        self.next_poll = -math.inf
+        self.turns_left = 0
 
 
 class Flow:
@@ -247,8 +269,15 @@ class Scheduler:
         key = (lookups.endpoint, policy)
         group = self._groups.get(key)
         if group is None:
-            group = self._groups[key] = Group(lookups, policy, cadence)
+            self._forget_idle()
+            pace = next((other.pace for other in self._groups.values() if other.policy == policy), None) or Pace()
+            group = self._groups[key] = Group(lookups, policy, cadence, pace)
         return group
+
+    def _forget_idle(self) -> None:
+        """Bound what is kept for policies that nobody waits under any more."""
+        if len(self._groups) >= MOST_GROUPS:
+            self._groups = {key: group for key, group in self._groups.items() if group.entries}
 
     def subscribe(self, execution_id: str, subscriber: Subscriber, *, age: float = 0.0, delay: float = 0.0) -> None:
         """Have an execution polled until it has ended.
@@ -358,11 +387,15 @@ class Scheduler:
         self._arm(now)
 
     def _in_time(self, entry: Entry, subscribers: tuple[Subscriber, ...], due: float) -> float:
-        """Return when to poll: then, or sooner if that were too late for a last poll before a subscriber's deadline."""
+        """Return when to poll: then, or sooner if that were too late for a last poll before a subscriber's deadline.
+
+        Of many that end with one deadline, each has its own last moment, lest all be polled in the same.
+        """
         for subscriber in subscribers:
-            margin = subscriber.deadline_at - LAST_POLL_MARGIN
-            if entry.polled < margin:
-                last_chance = max(margin, entry.earliest)
+            ends = subscriber.deadline_at - LAST_POLL_MARGIN
+            begins = ends - len(entry.group.entries) // AT_ONCE * AT_ONCE / LAST_POLLS_RATE
+            if due > ends and entry.polled < begins:
+                last_chance = max(self.clock.random.uniform(begins, ends), entry.earliest)
                 if last_chance < min(due, subscriber.deadline_at):
                     due = last_chance
         return due
@@ -453,13 +486,14 @@ class Scheduler:
             if self.engine.closed or not self._turns or self._polls >= self.engine.concurrency:
                 break
             group = self._turns.popleft()
-            if group.next_poll > now:
-                resumes = min(resumes, group.next_poll)
+            if group.pace.next_poll > now:
+                resumes = min(resumes, group.pace.next_poll)
                 held.append(group)
                 continue
+            group.turns_left = (group.turns_left or len(group.flows)) - 1
             entry = self._next(group)
             if group.flows:
-                self._turns.append(group)
+                (self._turns.appendleft if group.turns_left else self._turns.append)(group)
             if entry is not None:
                 self._start(entry, now)
         else:
@@ -483,9 +517,8 @@ class Scheduler:
             return
         group = entry.group
         if group.policy.max_rate is not None:
-            on_time = now - group.next_poll <= CATCH_UP
-            group.next_poll = (group.next_poll if on_time else now) + 1.0 / group.policy.max_rate
-        self.delay += DELAY_WEIGHT * (now - entry.due - self.delay)
+            on_time = now - group.pace.next_poll <= CATCH_UP
+            group.pace.next_poll = (group.pace.next_poll if on_time else now) + 1.0 / group.policy.max_rate
         self._polls += 1
         entry.task = asyncio.create_task(self._poll(entry), context=entry.subscribers[0].flow.context.copy())
         entry.task.add_done_callback(functools.partial(self._on_poll_done, entry))
@@ -517,7 +550,12 @@ class Scheduler:
         record = self._ended.get(lookups.endpoint, entry.id)
         if record is not None:
             return Outcome(entry.id, record, None, 0, 0.0)
-        return await lookups.look_up(entry.id, self.engine.loop.time() + self._deadline)
+        deadline_at = self.engine.loop.time() + self._deadline
+        return await lookups.look_up(entry.id, deadline_at, functools.partial(self._note_delay, entry.due))
+
+    def _note_delay(self, due: float) -> None:
+        """Note when a poll is sent: slots, gate and limiter have let it pass."""
+        self.delay += DELAY_WEIGHT * (self.clock.time() - due - self.delay)
 
     def _judge(self, entry: Entry, outcome: Outcome[Any]) -> None:
         entry.attempts += outcome.attempts
@@ -564,6 +602,8 @@ class Scheduler:
             entry.not_found_at = min(entry.not_found_at, now)
             return now - entry.not_found_at >= entry.group.policy.not_found_grace
         entry.not_found_at = math.inf
+        if isinstance(error, StatusError) and (error.status in RETRIED_STATUSES or error.status >= SERVER_ERRORS):
+            return error.status in _UNSUPPORTED
         return not error.retryable and not isinstance(error, DeadlineExceededError)
 
     def _unfinished(self, entry: Entry) -> KaizenError:
@@ -622,7 +662,7 @@ class Scheduler:
 
 def _slimmed(error: KaizenError) -> KaizenError:
     """Return an error without what it is about in full: in an outage, one is kept for each of 100,000 ids."""
-    error.__cause__ = None
+    error = copy.copy(error)  # others may share it: who looks the same id up, and asked for all of it
     if isinstance(error, StatusError | DecodeError):
         error.body = b""
     return error

@@ -279,6 +279,9 @@ def assert_idle(client: KaizenClient) -> None:
     assert not engine._slots._waiters
     assert not engine._sending
     assert not engine._waiting
+    session = getattr(engine.transport, "_session", None)
+    if session is not None and not session.closed:
+        assert not session.connector._acquired, "a connection is held for a request that is over"
 
 
 @asynccontextmanager

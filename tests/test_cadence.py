@@ -213,16 +213,29 @@ def test_the_guarantee_binds(true_duration: float) -> None:
 
 @pytest.mark.parametrize("policy", [WIDE, WIDE_BY_SECONDS])
 def test_state_restores(policy: PollPolicy) -> None:
-    """A cadence restored from the JSON of another's state goes on with the same intervals."""
+    """A cadence that begins with the JSON of another's state goes on with the same intervals."""
     random = Random(9)
     first = cadence_of(policy, *(random.lognormvariate(5, 1) for _ in range(150)))
-    second = cadence_of(policy, 3.0, workflow_id="gone")
+    second = cadence_of(policy)
     second.restore(json.loads(json.dumps(first.state())))
     assert second.state() == first.state()
     first.learn("a", 100.0)
     second.learn("a", 100.0)
     for age in (0.0, 10.0, 100.0, 1000.0, 10_000.0):
         assert second.next_delay(age, "a") == pytest.approx(first.next_delay(age, "a"), rel=0.05)
+
+
+def test_what_was_learned_here_is_kept() -> None:
+    """A state adds the workflows that are not known, and changes nothing about those that are."""
+    here = cadence_of(WIDE, *[600.0] * 60)
+    before = here.state()
+    there = cadence_of(WIDE, 1.0)
+    there.learn("b", 30.0)
+    here.restore(there.state())
+    after = here.state()
+    assert after["workflows"]["a"] == before["workflows"]["a"]
+    assert after["workflows"]["b"] == there.state()["workflows"]["b"]
+    assert (after["ends"], after["unit_lag"]) == (before["ends"], before["unit_lag"])
 
 
 def test_state_of_another_policy() -> None:

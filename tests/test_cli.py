@@ -271,7 +271,7 @@ class TestWait:
     """`wait`: one line for each end."""
 
     def test_ends_are_written_as_they_happen(self, run: Run, emulator: KaizenEmulator) -> None:
-        """In the order of ending. How an execution ended is for its status to say."""
+        """In the order of ending. That one ended as failed shows in the exit status, too."""
         emulator.add("late", Life.lasting(1))
         emulator.add("early", Life.lasting(0.1, status="Failed"))
         result = run("wait", "late", "early")
@@ -279,7 +279,7 @@ class TestWait:
             ("early", "Failed"),
             ("late", "Completed"),
         ]
-        assert result.exit_code == 0
+        assert result.exit_code == 1
         assert result.stderr == ""
 
     def test_an_id_that_fails_has_its_line(self, run: Run, emulator: KaizenEmulator) -> None:

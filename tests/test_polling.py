@@ -35,6 +35,7 @@ from yarl import URL
 
 from kaizen_async import (
     DeadlineExceededError,
+    InstructorExecution,
     KaizenClient,
     NotFoundError,
     PollPolicy,
@@ -43,7 +44,7 @@ from kaizen_async import (
     streams,
     waiting,
 )
-from kaizen_async.polling import AT_ONCE, Entry, duration_of, workflow_of
+from kaizen_async.polling import AT_ONCE, MOST_GROUPS, Entry, duration_of, workflow_of
 
 ONE_ATTEMPT = RetryPolicy(max_attempts=1)
 OURS = {polling.__file__, waiting.__file__, streams.__file__}
@@ -76,7 +77,7 @@ async def test_a_wait_for_one_is_served_beside_many_that_are_overdue() -> None:
 
 @virtual_time
 async def test_calls_share_the_polls_evenly_whatever_their_size() -> None:
-    """Also those under different policies."""
+    """Also those under different policies, however many calls there are under each."""
     transport = ScriptedTransport(never_ending, latency=1)
     async with transport.client(concurrency=3) as client:
         executions = client.instructor_executions
@@ -87,9 +88,9 @@ async def test_calls_share_the_polls_evenly_whatever_their_size() -> None:
         ):
             await asyncio.sleep(100)
         shares = Counter(i.split()[0] for i in transport.ids[50:250])
-        assert shares["other"] == pytest.approx(100, abs=5)
-        assert shares["big"] == pytest.approx(50, abs=5)
-        assert shares["small"] == pytest.approx(50, abs=5)
+        assert shares["other"] == pytest.approx(67, abs=5)
+        assert shares["big"] == pytest.approx(67, abs=5)
+        assert shares["small"] == pytest.approx(67, abs=5)
 
 
 @virtual_time
@@ -254,6 +255,46 @@ async def test_a_rate_holds_for_its_policy_alone() -> None:
             await asyncio.sleep(9.5)
         counts = Counter(i.split()[0] for i in transport.ids)
         assert counts == {"slow": 5, "also": 5, "fast": 100}
+
+
+@virtual_time
+async def test_a_rate_holds_over_kinds() -> None:
+    """It is that of the policy, whatever is polled under it."""
+    transport = at_once(never_ending)
+    slow = every(1, max_rate=1)
+    async with transport.client() as client:
+        other = client.lookups("other", InstructorExecution)
+        async with (
+            client.instructor_executions.wait_many(ids(10), poll=slow),
+            other.wait_many(ids(10), poll=slow),
+        ):
+            await asyncio.sleep(9.5)
+        assert len(transport.ids) == 10
+
+
+@virtual_time
+async def test_what_is_kept_for_policies_is_bounded() -> None:
+    """Whoever waits under a new one each time leaves nothing behind."""
+    transport = at_once(lambda execution_id, _: ended(execution_id))
+    async with transport.client(ended_records=0) as client:
+        for number in range(3 * MOST_GROUPS):
+            await client.instructor_executions.wait("a", poll=every(number + 1))
+        assert len(scheduler_of(client)._groups) <= MOST_GROUPS
+        assert len(client._cadences) <= MOST_GROUPS
+
+
+@virtual_time
+async def test_a_limiter_that_cannot_keep_up_shows_in_the_delay() -> None:
+    """Polls that wait for it are late, although they have a slot."""
+
+    async def slow() -> None:
+        await asyncio.sleep(1)
+
+    transport = at_once(never_ending)
+    async with transport.client(concurrency=5, limiter=slow, poll=EVERY_SECOND) as client:
+        async with client.instructor_executions.wait_many(ids(5)):
+            await asyncio.sleep(30)
+            assert client.stats().poll_delay > 0.5
 
 
 @virtual_time

@@ -82,6 +82,7 @@ TRANSIENT: dict[str, Reply] = {
     "a reset": TransportError("the connection failed: reset", disconnected=True),
     "an answer cut off": Answer(200, {}, b'{"id": "a", "work'),
     "no answer": (NEVER, status(500)),
+    **{f"{code}": status(code) for code in (507, 520, 522, 524, 529, 530)},
 }
 
 
@@ -118,6 +119,7 @@ PERMANENT: dict[str, tuple[Reply, type[KaizenError]]] = {
     "401": (status(401), AuthenticationError),
     "403": (status(403), AuthenticationError),
     "400": (status(400), StatusError),
+    "501": (status(501), StatusError),
     "a misfit": (Answer(200, {}, b'{"id": "a"}'), DecodeError),
     "a bad certificate": (TransportError("does not verify", retryable=False), TransportError),
 }
@@ -434,6 +436,34 @@ async def test_errors_are_not_shared_between_callers() -> None:
         assert len({id(error) for error in errors}) == 3
         assert {str(error) for error in errors} == {"a: does not verify (after 1 attempt)"}
         assert [error.__cause__ for error in errors if isinstance(error, TransportError)] == [cause] * 3
+
+
+@virtual_time
+async def test_a_look_up_that_shares_a_poll_gets_the_whole_error() -> None:
+    """What the wait keeps of it is less, since it may keep 100,000."""
+    transport = at_once(lambda *_: (0.5, Answer(503, {}, b"<html>down</html>")))
+    async with transport.client(poll=EVERY_SECOND, retry=RetryPolicy(max_attempts=1)) as client:
+        wait = asyncio.create_task(client.instructor_executions.wait("a", deadline=5))
+        await asyncio.sleep(0.1)
+        with pytest.raises(StatusError) as caught:
+            await client.instructor_executions.get("a")
+        assert caught.value.body == b"<html>down</html>"
+        assert client.stats().shared == 1
+        with pytest.raises(DeadlineExceededError):
+            await wait
+
+
+@virtual_time
+async def test_the_last_polls_of_many_are_spread() -> None:
+    """A thousand waits that end at one moment are not all polled in the same."""
+    transport = at_once(never_ending)
+    async with transport.client(concurrency=1000, poll=every(1000)) as client:
+        outcomes = await outcomes_of(client, [f"e{n}" for n in range(3000)], deadline=300)
+        assert len(outcomes) == 3000
+        last = [at for at in transport.times if at > 290]
+        assert len(last) == 3000
+        assert max(Counter(int(at * 10) for at in last).values()) < 200
+        assert max(last) <= 299
 
 
 @virtual_time

@@ -20,6 +20,7 @@ from kaizen_async.cli.stopping import FAILED, MISUSE, OUT_OF_TIME, Stop, run
 from kaizen_async.cli.wording import by_status
 from kaizen_async.client import KaizenClient
 from kaizen_async.executions import Executions
+from kaizen_async.models import ExecutionStatus
 from kaizen_async.waiting import WaitStream
 
 
@@ -52,8 +53,8 @@ def wait(ids: tuple[str, ...], client_options: ClientOptions, deadline: float | 
     The ids are arguments, or lines of standard input with a dash or when something is piped in.
 
     Each end is shown as it happens: as a row of a table on a terminal, elsewhere as a line of JSON: the record as the
-    API names its fields, or {"id": ..., "error": {"type": ..., "message": ...}}. An execution that ends as failed has
-    ended: look at its status. Exit status 1 says that some ids have no end to show.
+    API names its fields, or {"id": ..., "error": {"type": ..., "message": ...}}. Exit status 1 says that
+    some executions ended as failed, or that some ids have no end to show.
 
     With a checkpoint, what has not ended is saved every few seconds, on Ctrl-C and when time runs out. Run the same
     command again to go on: all runs together print one end for each id (after a crash, those of the last seconds
@@ -95,15 +96,15 @@ class Wait:
     async def work(self) -> int:
         """Print the ends, and return the exit status."""
         plan, stop = self._plan, self._stop
-        if plan.saved is not None:
-            self._taken = await skip_taken(plan.ids, plan.saved, stop)
-            self._taken_before = plan.saved.taken.count
-            self._skipped = self._taken_before if isinstance(plan.ids, Lines) else 0
         deadline = plan.deadline
         if plan.file is not None and deadline is not None:
             # What runs out of time is to be saved, which it is not once the library has told its end.
             asyncio.get_running_loop().call_later(deadline, stop.ask, OUT_OF_TIME, FAILED)
             deadline = None
+        if plan.saved is not None:
+            self._taken = await skip_taken(plan.ids, plan.saved, stop)
+            self._taken_before = plan.saved.taken.count
+            self._skipped = self._taken_before if isinstance(plan.ids, Lines) else 0
         async with plan.client as kaizen:
             await self._print_ends(executions_of(kaizen, plan.kind), deadline)
         return self._finish()
@@ -184,7 +185,8 @@ class Wait:
             stop.ask(OUT_OF_TIME, FAILED)
         if stop.reason or tally.failed or plan.file is not None or self._bar.shown:
             click.echo("; ".join(self._words()), err=True)
-        return stop.status or (MISUSE if plan.ids.problem else FAILED if tally.failed else 0)
+        some_failed = tally.failed or tally.statuses[ExecutionStatus.FAILED]
+        return stop.status or (MISUSE if plan.ids.problem else FAILED if some_failed else 0)
 
     def _words(self) -> Iterator[str]:
         plan, stop, tally = self._plan, self._stop, self._tally
