@@ -171,29 +171,12 @@ class Engine:
         if self.on_event is not None and (pause := self.gate.resumed()) is not None:
             self.on_event(Ungated(pause))
 
-    async def send(self, url: URL, body: bytes, deadline_at: float) -> Answer | KaizenError:
+    async def send(self, url: URL, body: bytes, deadline_at: float) -> Answer | KaizenError | None:
         """Send one request within the attempt's timeout and the deadline, whichever ends first.
 
-        If the gate closes while a connection is being made, the request waits for it, and has a whole attempt's time
-        after that.
+        Nothing was sent, and None is returned, if the gate closed while a connection was being made: `send_later`.
         """
-        while True:
-            answer = await self._send(url, body, deadline_at, partial(self._is_held, self.gate.epoch))
-            if answer is not None:
-                return answer
-            try:
-                refusal = await self.wait(self._permission(deadline_at), deadline_at)
-            except TimeoutError:
-                return self.interruption("while it waited for its turn to send")
-            if refusal is not None:
-                return refusal
-
-    def _is_held(self, epoch: int) -> bool:
-        return self.gate.epoch != epoch
-
-    async def _send(
-        self, url: URL, body: bytes, deadline_at: float, is_held: Callable[[], bool]
-    ) -> Answer | KaizenError | None:
+        is_held = partial(self._is_held, self.gate.epoch)
         expires_at = self.loop.time() + self._attempt_timeout
         timeout = asyncio.timeout_at(min(expires_at, deadline_at))
         self._sending.add(timeout)
@@ -212,6 +195,20 @@ class Engine:
             self._sending.discard(timeout)
             if self.closed and not self._sending:
                 self._all_sent.set()
+
+    def _is_held(self, epoch: int) -> bool:
+        return self.gate.epoch != epoch
+
+    async def send_later(self, url: URL, body: bytes, deadline_at: float) -> Answer | KaizenError:
+        """Send one request that was held: wait for the gate again, then take a whole attempt's time."""
+        answer: Answer | KaizenError | None = None
+        while answer is None:
+            try:
+                answer = await self.wait(self._permission(deadline_at), deadline_at)
+            except TimeoutError:
+                answer = self.interruption("while it waited for its turn to send")
+            answer = answer or await self.send(url, body, deadline_at)
+        return answer
 
     async def pause(self, delay: float) -> None:
         """Sleep, unless the client is closed.

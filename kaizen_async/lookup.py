@@ -192,7 +192,8 @@ class Lookups(Generic[T]):
         try:
             if self._on_event is not None:
                 self._tell_of_start(call, queued_at, self._on_event)
-            answer = await self.engine.send(self._url, request_body(call.execution_id), call.deadline_at)
+            request = self._url, request_body(call.execution_id), call.deadline_at
+            answer = await self.engine.send(*request) or await self.engine.send_later(*request)
             result = self._read(call, answer) if isinstance(answer, Answer) else answer
             return result
         finally:

@@ -73,7 +73,7 @@ class Endpoint(Generic[T]):
             DecodeError: No JSON, JSON that does not fit, or the record of another id.
         """
         try:
-            record = self._decode(body)
+            record: Any = self._decode(body)
             if self._decode_raw is not None:
                 msgspec.structs.force_setattr(record, "raw", self._decode_raw(body))
         except Exception as error:  # noqa: BLE001 - the hooks of a user's Struct may raise anything; it costs one record
@@ -81,7 +81,8 @@ class Endpoint(Generic[T]):
         if record.id != execution_id:
             reason = f"the server answered with the record of another id, {printable(str(record.id))!r}"
             raise DecodeError(reason, path=self._id_path, body=body, retryable=True)
-        return cast("T", record)
+        found: T = record
+        return found
 
 
 def _decoder(record: Any, unwrap: str | None) -> Callable[[bytes], Any]:
