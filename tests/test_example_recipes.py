@@ -1,0 +1,68 @@
+"""The recipes, run as they stand: a Celery worker with its own event loop per task, and a plain script."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from running_examples import EXAMPLES, RedisServer, Running, python, require
+
+from kaizen_async.testing import KaizenEmulator, Life
+
+require("celery", "redis")
+
+pytestmark = [pytest.mark.example, pytest.mark.timeout(120)]
+
+FOLDER = EXAMPLES / "recipes"
+
+
+@pytest.fixture
+def emulator() -> Iterator[KaizenEmulator]:
+    """Return an emulator in which all executions have ended, but for `no_1`, which does not exist."""
+    with KaizenEmulator(default_life=lambda id: None if id == "no_1" else Life.ended()) as running:
+        yield running
+
+
+def test_one_client_serves_all_tasks_of_a_celery_process(emulator: KaizenEmulator, tmp_path: Path) -> None:
+    """One event loop after another, of which none leaves a connection open or says a word about one."""
+    ids = [f"exec_{number}" for number in range(5)]
+    with RedisServer(tmp_path) as redis:
+        settings = {
+            "REDIS_URL": redis.url,
+            "KAIZEN_BASE_URL": emulator.base_url,
+            "PYTHONWARNINGS": "always::ResourceWarning",
+        }
+        command = python(
+            "-m",
+            "celery",
+            "-A",
+            "celery_tasks",
+            "worker",
+            "--loglevel",
+            "INFO",
+            "--pool",
+            "prefork",
+            "--concurrency",
+            "1",
+        )
+        with Running(*command, folder=FOLDER, log=tmp_path / "worker.log", settings=settings) as worker:
+            worker.says("ready.")
+            asking = python("celery_tasks.py", *ids)
+            with Running(*asking, folder=FOLDER, log=tmp_path / "asking.log", settings=settings) as asker:
+                assert asker.end().splitlines() == ["Completed"] * 5
+            assert emulator.open_connections == 0
+            said = worker.stop()
+    assert re.findall(r"/(\w+-\d+)\] Task \S+ succeeded", said) == ["ForkPoolWorker-1"] * 5
+    assert "ResourceWarning" not in said
+    assert "Traceback" not in said
+    assert [emulator.requests_for(id) for id in ids] == [1] * 5
+
+
+def test_the_plain_script_prints_a_line_for_each_id(emulator: KaizenEmulator, tmp_path: Path) -> None:
+    """The status, or why there is none."""
+    command = python("plain_script.py", "exec_1", "no_1", "exec_2")
+    settings = {"KAIZEN_BASE_URL": emulator.base_url, "PYTHONWARNINGS": "error"}
+    with Running(*command, folder=FOLDER, log=tmp_path / "script.log", settings=settings) as script:
+        lines = sorted(script.end().splitlines())
+    assert lines[:2] == ["exec_1 Completed", "exec_2 Completed"]
+    assert lines[2].startswith("no_1 no_1: ")
