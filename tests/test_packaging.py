@@ -54,15 +54,15 @@ def modules() -> set[str]:
 
 
 def test_the_source_package_holds_what_it_takes_to_build_and_test(sdist: Path) -> None:
-    """The package, its tests with their samples, licence and texts; nothing of the working copy besides."""
+    """The package, examples, tests with their samples, licence and texts; nothing of the working copy besides."""
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert names >= modules() | {"LICENSE", "README.md", "pyproject.toml", "tests/conftest.py"}
-    assert "tests/samples/documented.json" in names
+    assert {"tests/samples/documented.json", "examples/taskiq_workers/tasks.py"} <= names
     tops = {name.partition("/")[0] for name in names}
     assert tops <= {
-        *("kaizen_async", "_kaizen_async_pytest_plugin.py", "tests", "README.md", "CHANGELOG.md", "LICENSE"),
-        *("pyproject.toml", "PKG-INFO", ".gitignore"),
+        *("kaizen_async", "_kaizen_async_pytest_plugin.py", "examples", "tests"),
+        *("README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", "PKG-INFO", ".gitignore"),
     }
 
 
