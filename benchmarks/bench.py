@@ -26,6 +26,7 @@ BENCHES: Final = (
     "contract",
     "waiting",
     "polling",
+    "workers",
 )
 
 
