@@ -13,11 +13,16 @@ class Table:
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        """Return the table as Markdown."""
+        """Return the table as Markdown, with its title and notes."""
+        return (
+            "\n".join([f"### {self.title}", "", self.grid(), "", *(f"{note}  " for note in self.notes)]).rstrip() + "\n"
+        )
+
+    def grid(self) -> str:
+        """Return the lines of the table alone."""
         widths = [max(len(cell) for cell in column) for column in zip(self.columns, *self.rows, strict=True)]
         rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-        lines = [_line(cells, widths) for cells in (self.columns, rule, *self.rows)]
-        return "\n".join([f"### {self.title}", "", *lines, "", *(f"{note}  " for note in self.notes)]).rstrip() + "\n"
+        return "\n".join(_line(cells, widths) for cells in (self.columns, rule, *self.rows))
 
 
 def _line(cells: list[str], widths: list[int]) -> str:

@@ -1,6 +1,8 @@
 """The cost contract: what one look-up costs beside the bare loop, in ratios and counts rather than in seconds."""
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import server
@@ -12,6 +14,9 @@ from worker import Job
 ABOUT = "the cost contract: ratios and counts per look-up"
 _BARE, _FLOOR, _RECORDS = "bare", "raw_sockets", "records_alone"
 _LOOK_UPS = 5000
+_README = Path(__file__).parents[2] / "README.md"
+_PLACE = re.compile(r"(<!-- cost contract -->\n).*?(\n<!-- end -->)", re.DOTALL)
+"""Where the project's README shows the table."""
 
 
 def run(plan: Plan) -> Report:
@@ -27,7 +32,10 @@ def run(plan: Plan) -> Report:
     progress("")
     beyond = held[REFERENCE]["held_bytes"] - held[_RECORDS]["held_bytes"]
     figures = {"speed": speed.as_json(), "counted": counted, "bytes_beyond_the_record": beyond}
-    return Report([_table(speed, counted, beyond, running.name)], figures)
+    table = _table(speed, counted, beyond, running.name)
+    if plan.effort != "quick":
+        _README.write_text(_PLACE.sub(lambda place: place[1] + table.grid() + place[2], _README.read_text()))
+    return Report([table], figures)
 
 
 def _count(name: str, plan: Plan) -> dict[str, Any]:
