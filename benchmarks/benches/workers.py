@@ -31,7 +31,7 @@ _WITH_UVLOOP = "from taskiq.__main__ import main; main()"
 
 def run(plan: Plan) -> Report:
     """Let the plain process, one worker and two take turns, against the same server."""
-    look_ups = plan.choose(quick=5_000, default=20_000, full=40_000)
+    look_ups = plan.choose(quick=5_000, default=10_000, full=40_000)
     table = Table(f"{look_ups:,} ids, 1 KB records", ["", "ids/s", "vs. plain"])
     if shutil.which("redis-server") is None:
         table.notes.append("Not run: redis-server is not installed (Debian: apt-get install redis-server).")

@@ -31,10 +31,10 @@ broker = RedisStreamBroker(
     queue_name="kaizen:shards",
     consumer_group_name="kaizen",
     consumer_id="0",  # by "$", what was sent before there was a group would be nobody's
-    xread_count=1,  # what one worker has read ahead, no other does; and if it is killed, all of it has to wait
-    idle_timeout=round(SHARD_SECONDS * 1250),
-    unacknowledged_batch_size=2,  # the same holds for what is taken over from a worker that was killed
-    unacknowledged_lock_timeout=SHARD_SECONDS,  # without one, whoever is killed with the lock would keep it
+    xread_count=1,  # what a worker has read ahead no other can do, and all of it has to wait if this one is killed
+    idle_timeout=round(SHARD_SECONDS * 1250),  # milliseconds: longer than a worker that lives may take
+    unacknowledged_batch_size=2,  # the same holds for what is taken over from one that was killed
+    unacknowledged_lock_timeout=SHARD_SECONDS,  # of the lock for taking over; without one it might stay locked
 )
 
 
