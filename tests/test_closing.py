@@ -80,7 +80,7 @@ STATES = {
         lambda client, _: client.stats().gate_pace == 0 and client.stats().in_flight == 0,
     ),
     "the gate's pace": State(
-        lambda request: [response(b"", 429, {"Retry-After-Ms": "1"})] if request.number <= 4 else [SILENCE],
+        lambda request: [response(b"", 429, {"Retry-After-Ms": "1"})] if request.number_for_id == 1 else [SILENCE],
         lambda client, server: len(server.requests) > 4,
     ),
     "back-off": State(
