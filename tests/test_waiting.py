@@ -458,10 +458,10 @@ async def test_the_last_polls_of_many_are_spread() -> None:
     """A thousand waits that end at one moment are not all polled in the same."""
     transport = at_once(never_ending)
     async with transport.client(concurrency=1000, poll=every(1000)) as client:
-        outcomes = await outcomes_of(client, [f"e{n}" for n in range(3000)], deadline=300)
-        assert len(outcomes) == 3000
+        outcomes = await outcomes_of(client, [f"e{n}" for n in range(1000)], deadline=300)
+        assert len(outcomes) == 1000
         last = [at for at in transport.times if at > 290]
-        assert len(last) == 3000
+        assert len(last) == 1000
         assert max(Counter(int(at * 10) for at in last).values()) < 200
         assert max(last) <= 299
 
