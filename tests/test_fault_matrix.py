@@ -117,7 +117,7 @@ def final(name: str, play: Play, error: type[KaizenError] | None, **more: Any) -
 
 def timed_out(name: str, play: Play) -> Row:
     """Return a row that ends each attempt by its timeout."""
-    return retried(name, play, AttemptTimeoutError, settings={"attempt_timeout": 0.3})
+    return retried(name, play, AttemptTimeoutError, settings={"attempt_timeout": 0.6})
 
 
 def status(code: int, error: type[KaizenError], **headers: str) -> Row:
