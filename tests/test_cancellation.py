@@ -25,6 +25,9 @@ from kaizen_async import KaizenClient, RetryPolicy
 from kaizen_async.testing import VirtualClock
 from kaizen_async.testing import clock as virtual
 
+pytestmark = pytest.mark.no_cover
+"""What it runs is covered elsewhere, and measuring that would take most of its time."""
+
 IDS = ["a", "b"]
 
 MOST_STEPS = 300

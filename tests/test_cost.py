@@ -101,6 +101,7 @@ async def test_get_many_creates_as_many_tasks_as_its_concurrency(no_network: Non
         assert await tasks_created(kaizen.instructor_executions.get_many(ids)) == 20
 
 
+@pytest.mark.no_cover
 async def test_an_outcome_takes_few_bytes_beside_its_record(no_network: None) -> None:
     """What get_many keeps for each id, beyond id and record, stays small."""
     ids = [f"exec_{number}" for number in range(2000)]
@@ -121,6 +122,7 @@ async def test_an_outcome_takes_few_bytes_beside_its_record(no_network: None) ->
     assert (taken - records) / len(ids) < BYTES_PER_OUTCOME
 
 
+@pytest.mark.no_cover
 async def test_a_stream_keeps_nothing(no_network: None) -> None:
     """The memory of a stream does not grow with the number of ids that have passed through it."""
 

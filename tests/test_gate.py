@@ -278,6 +278,7 @@ def in_line(rate: float, burst: int) -> Callable[[Request], Script]:
     return play
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_storm_on_a_real_server_ends_well(loop: str) -> None:
     """300 look-ups at once against 100 a second: all succeed, few requests are in vain, the gate's work shows."""

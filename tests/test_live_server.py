@@ -45,6 +45,7 @@ async def seconds_of(awaitable: Any) -> tuple[KaizenError, float]:
     return caught.value, time.perf_counter() - started
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 async def test_ten_thousand_ids_with_faults_all_come_out_in_order() -> None:

@@ -474,6 +474,7 @@ async def test_what_happens_can_be_followed_in_the_log(caplog: pytest.LogCapture
     assert caplog.records[2].getMessage().startswith("the server answered 429: all look-ups of this client pause for 2")
 
 
+@pytest.mark.no_cover
 @virtual_time
 @pytest.mark.parametrize(
     ("reply", "at_once"),
@@ -489,6 +490,7 @@ async def test_an_outage_that_looks_like_throttling_is_one(reply: Reply, at_once
         assert len(transport.ids) <= 1100
 
 
+@pytest.mark.no_cover
 @virtual_time
 async def test_a_storm_of_404s_does_not_use_the_budget_up() -> None:
     """One in ten look-ups must be repeated, and what it finds is that there is nothing."""

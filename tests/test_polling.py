@@ -141,6 +141,7 @@ async def test_polls_are_as_many_at_a_time_as_the_concurrency_allows() -> None:
             assert len(asyncio.all_tasks()) < 7 + 5
 
 
+@pytest.mark.no_cover
 @virtual_time
 async def test_polls_that_cannot_keep_up_stretch_alike() -> None:
     """Every execution gets its poll before any gets the next but one, and `stats` says how late they are."""
@@ -329,6 +330,7 @@ async def test_polls_wait_at_the_gate() -> None:
         assert client.stats().throttled <= 30
 
 
+@pytest.mark.no_cover
 @virtual_time
 async def test_polls_draw_on_the_retry_budget() -> None:
     """In an outage a poll is one request soon, not five."""
@@ -605,6 +607,7 @@ async def test_records_without_times_are_waited_for() -> None:
         assert len(transport.sent) < 60
 
 
+@pytest.mark.no_cover
 @virtual_time
 async def test_what_ended_teaches_the_cadence() -> None:
     """After some ends of a workflow its executions are polled around their likely end."""

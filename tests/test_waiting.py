@@ -453,6 +453,7 @@ async def test_a_look_up_that_shares_a_poll_gets_the_whole_error() -> None:
             await wait
 
 
+@pytest.mark.no_cover
 @virtual_time
 async def test_the_last_polls_of_many_are_spread() -> None:
     """A thousand waits that end at one moment are not all polled in the same."""
