@@ -577,14 +577,17 @@ async def test_closing_ends_the_wait_for_an_asynchronous_source() -> None:
         await consumer
 
 
+class Buggy(ScriptedTransport):
+    """Raises what no transport should."""
+
+    async def send(self, *_: Any) -> Answer:
+        """Raise it."""
+        raise ZeroDivisionError
+
+
 @virtual_time
 async def test_a_fault_below_ends_a_stream_instead_of_hanging_it() -> None:
     """A bug, here in a transport, comes out of the loop when the workers have ended."""
-
-    class Buggy(ScriptedTransport):
-        async def send(self, *_: Any) -> Answer:
-            raise ZeroDivisionError
-
     transport = Buggy()
     async with transport.client(concurrency=2) as client:
         with pytest.raises(ZeroDivisionError):
@@ -595,11 +598,6 @@ async def test_a_fault_below_ends_a_stream_instead_of_hanging_it() -> None:
 @virtual_time
 async def test_a_fault_below_comes_out_of_a_list_as_it_is() -> None:
     """Not in a group, whose members `except` does not catch."""
-
-    class Buggy(ScriptedTransport):
-        async def send(self, *_: Any) -> Answer:
-            raise ZeroDivisionError
-
     transport = Buggy()
     async with transport.client(concurrency=2) as client:
         with pytest.raises(ZeroDivisionError):
