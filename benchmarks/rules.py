@@ -1,4 +1,4 @@
-"""Other rules of when to poll again, in the place of `kaizen_async.cadence.Cadence`: the same scheduler serves them."""
+"""Other rules of when to poll again, in the place of `Cadence`: the same scheduler serves them."""
 
 import math
 from abc import ABC, abstractmethod

@@ -18,11 +18,11 @@ from yarl import URL
 
 import kaizen_async.client
 from kaizen_async import InstructorExecution, KaizenClient, PollPolicy, Workflow
+from kaizen_async._transport.transport import Answer, Transport
 from kaizen_async.clock import sleep
 from kaizen_async.models import ExecutionStatus
 from kaizen_async.testing import VirtualClock
 from kaizen_async.testing import clock as virtual_time
-from kaizen_async.transport import Answer, Transport
 
 IDLE_STEPS: Final = 5
 """Steps of the event loop after which the clock jumps: fewer than it takes for tests, since an answer takes none."""

@@ -14,7 +14,13 @@ from weakref import WeakValueDictionary
 import aiohttp
 import msgspec
 
-from kaizen_async.cadence import Cadence
+from kaizen_async._lookup.engine import Engine, Limiter, require_limiter
+from kaizen_async._lookup.lookup import Lookups
+from kaizen_async._lookup.throttle import Gate, RetryBudget
+from kaizen_async._transport.transport import Transport, request_headers, require_session
+from kaizen_async._transport.wire import Endpoint
+from kaizen_async._waiting.cadence import Cadence
+from kaizen_async._waiting.polling import EndedRecords, Group, Scheduler, require_end
 from kaizen_async.clock import Clock, SystemClock
 from kaizen_async.config import (
     PollPolicy,
@@ -24,16 +30,10 @@ from kaizen_async.config import (
     resolve_api_key,
     resolve_base_url,
 )
-from kaizen_async.engine import Engine, Limiter, require_limiter
 from kaizen_async.events import Hook, shielded
 from kaizen_async.executions import Executions
-from kaizen_async.lookup import Lookups
 from kaizen_async.models import InstructorExecution, WorkflowExecution
-from kaizen_async.polling import EndedRecords, Group, Scheduler, require_end
 from kaizen_async.stats import ClientStats, Counters
-from kaizen_async.throttle import Gate, RetryBudget
-from kaizen_async.transport import Transport, request_headers, require_session
-from kaizen_async.wire import Endpoint
 
 T = TypeVar("T")
 

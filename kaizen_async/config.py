@@ -55,7 +55,7 @@ class PollPolicy(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
 
     The aim is the mean time between an end and its being noticed. `lag_share=0.05`: on average an end is noticed within
     5 % of the execution's duration, half a minute after ten minutes. `lag_seconds=5`: on average within 5 seconds.
-    `kaizen_async.cadence` tells how the intervals follow from it. Where the bounds bite, they win over the aim.
+    `docs/waiting.md` explains how the intervals follow from the aim. Where the bounds bite, they win over the aim.
     """
 
     lag_share: float = 0.05

@@ -7,13 +7,13 @@ from typing import Generic, TypeVar
 
 from msgspec import UNSET, UnsetType
 
-from kaizen_async.bulk import Ids, IdSource, OutcomeStream, collect_ids, look_up_all, require_id, require_ids
+from kaizen_async._bulk import Ids, IdSource, OutcomeStream, collect_ids, look_up_all, require_id, require_ids
+from kaizen_async._lookup.engine import Engine
+from kaizen_async._lookup.lookup import Lookups
+from kaizen_async._waiting.polling import Group, Scheduler
+from kaizen_async._waiting.waiting import ChangeStream, Checkpoint, Waiter, WaitStream
 from kaizen_async.config import PollPolicy, RetryPolicy, require_duration
-from kaizen_async.engine import Engine
-from kaizen_async.lookup import Lookups
 from kaizen_async.outcomes import Outcome
-from kaizen_async.polling import Group, Scheduler
-from kaizen_async.waiting import ChangeStream, Checkpoint, Waiter, WaitStream
 
 T = TypeVar("T")
 

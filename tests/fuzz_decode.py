@@ -20,8 +20,8 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from json_strategies import mutated, records
 
 from kaizen_async import DecodeError, InstructorExecution
+from kaizen_async._transport.wire import Endpoint
 from kaizen_async.errors import BODY_LIMIT
-from kaizen_async.wire import Endpoint
 
 SAMPLES = sorted((Path(__file__).parent / "samples").glob("*.json"))
 DOCUMENTED = (Path(__file__).parent / "samples" / "documented.json").read_bytes()

@@ -9,8 +9,8 @@ from scripted_transport import Reply, ScriptedTransport, record
 from virtual_time import LoopClock
 
 from kaizen_async import Change, InstructorExecution, KaizenClient, Outcome, PollPolicy
-from kaizen_async.polling import Scheduler
-from kaizen_async.transport import Answer
+from kaizen_async._transport.transport import Answer
+from kaizen_async._waiting.polling import Scheduler
 
 
 def every(seconds: float, **settings: Any) -> PollPolicy:

@@ -12,7 +12,7 @@ from yarl import URL
 
 import kaizen_async.client
 from kaizen_async import KaizenClient, KaizenError, RetryPolicy
-from kaizen_async.transport import Answer
+from kaizen_async._transport.transport import Answer
 
 NEVER = float("inf")
 """Seconds of a request that is never answered."""

@@ -23,8 +23,8 @@ from kaizen_async import (
     NotFoundError,
     Outcome,
 )
-from kaizen_async.bulk import READ_AHEAD, Ids, IdSource, require_id
-from kaizen_async.transport import Answer
+from kaizen_async._bulk import READ_AHEAD, Ids, IdSource, require_id
+from kaizen_async._transport.transport import Answer
 
 
 async def later(ids: Iterable[str], pause: float = 0) -> AsyncIterator[str]:

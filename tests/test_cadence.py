@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kaizen_async.cadence import HIGHEST, LOWEST, MAX_WORKFLOWS, MEMORY, Cadence
+from kaizen_async._waiting.cadence import HIGHEST, LOWEST, MAX_WORKFLOWS, MEMORY, Cadence
 from kaizen_async.config import PollPolicy
 
 WIDE = PollPolicy(max_interval=3600.0, spread=0.0)

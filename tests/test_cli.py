@@ -26,11 +26,11 @@ from kaizen_async import (
     PollPolicy,
     TransportError,
 )
-from kaizen_async.cli import demo, options, saving
-from kaizen_async.cli.app import cli
-from kaizen_async.cli.checkpoints import CheckpointFile, Saved, Taken
-from kaizen_async.cli.ids import Lines
-from kaizen_async.cli.stopping import Stop
+from kaizen_async._cli import demo, options, saving
+from kaizen_async._cli.app import cli
+from kaizen_async._cli.checkpoints import CheckpointFile, Saved, Taken
+from kaizen_async._cli.ids import Lines
+from kaizen_async._cli.stopping import Stop
 from kaizen_async.testing import Fault, KaizenEmulator, Life
 
 Run = Callable[..., Result]

@@ -10,13 +10,13 @@ from click.testing import CliRunner, Result
 from rich.console import Console
 
 from kaizen_async import Change, ExecutionStatus, Outcome, WorkflowExecution
-from kaizen_async.cli.app import cli
-from kaizen_async.cli.board import Board
-from kaizen_async.cli.ids import Arguments
-from kaizen_async.cli.kinds import as_json
-from kaizen_async.cli.rows import Rows
+from kaizen_async._cli.app import cli
+from kaizen_async._cli.board import Board
+from kaizen_async._cli.ids import Arguments
+from kaizen_async._cli.kinds import as_json
+from kaizen_async._cli.rows import Rows
+from kaizen_async._transport.wire import Endpoint
 from kaizen_async.testing import KaizenEmulator, Life
-from kaizen_async.wire import Endpoint
 
 BARE = WorkflowExecution(id="run_1", status=ExecutionStatus.COMPLETED)
 """A record of which the server has told nothing but what it must."""

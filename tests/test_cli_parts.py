@@ -27,16 +27,16 @@ from kaizen_async import (
     __main__,
     __version__,
 )
-from kaizen_async.cli import stopping
-from kaizen_async.cli.board import Board
-from kaizen_async.cli.checkpoints import CheckpointFile, Saved, Taken, skip_taken
-from kaizen_async.cli.get import _look_up
-from kaizen_async.cli.ids import Arguments, Lines
-from kaizen_async.cli.results import InOrder
-from kaizen_async.cli.rows import Rows, age_of
-from kaizen_async.cli.statuses import Statuses
-from kaizen_async.cli.stopping import OutputClosedError, Stop, run
-from kaizen_async.cli.wording import by_status, described, spell
+from kaizen_async._cli import stopping
+from kaizen_async._cli.board import Board
+from kaizen_async._cli.checkpoints import CheckpointFile, Saved, Taken, skip_taken
+from kaizen_async._cli.get import _look_up
+from kaizen_async._cli.ids import Arguments, Lines
+from kaizen_async._cli.results import InOrder
+from kaizen_async._cli.rows import Rows, age_of
+from kaizen_async._cli.statuses import Statuses
+from kaizen_async._cli.stopping import OutputClosedError, Stop, run
+from kaizen_async._cli.wording import by_status, described, spell
 from kaizen_async.outcomes import Change
 from kaizen_async.testing import Fault, KaizenEmulator, Life, VirtualClock
 
@@ -488,9 +488,9 @@ class TestEntryPoint:
 
     def test_another_module_that_is_missing_is_not_taken_for_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A broken installation is not to be hidden behind a hint."""
-        monkeypatch.delitem(sys.modules, "kaizen_async.cli.app", raising=False)
-        monkeypatch.setitem(sys.modules, "kaizen_async.cli.get", None)
-        with pytest.raises(ModuleNotFoundError, match=r"kaizen_async\.cli\.get"):
+        monkeypatch.delitem(sys.modules, "kaizen_async._cli.app", raising=False)
+        monkeypatch.setitem(sys.modules, "kaizen_async._cli.get", None)
+        with pytest.raises(ModuleNotFoundError, match=r"kaizen_async\._cli\.get"):
             __main__.main()
 
     def test_the_module_runs(self) -> None:
@@ -504,6 +504,6 @@ class TestEntryPoint:
         """Whoever imports it pays for neither click nor rich."""
         program = (
             "import sys, kaizen_async, kaizen_async.testing.emulator\n"
-            "assert not {'click', 'rich', 'kaizen_async.cli'} & set(sys.modules), sys.modules"
+            "assert not {'click', 'rich', 'kaizen_async._cli'} & set(sys.modules), sys.modules"
         )
         subprocess.run([sys.executable, "-c", program], check=True)  # noqa: S603 - our own

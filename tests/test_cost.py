@@ -14,10 +14,10 @@ import pytest
 from yarl import URL
 
 from kaizen_async import KaizenClient
+from kaizen_async._transport.transport import Answer, Transport
+from kaizen_async._transport.wire import Endpoint
 from kaizen_async.models import InstructorExecution
 from kaizen_async.testing import KaizenEmulator, Life
-from kaizen_async.transport import Answer, Transport
-from kaizen_async.wire import Endpoint
 
 RECORD = (Path(__file__).parent / "samples" / "documented.json").read_bytes()
 BYTES_PER_OUTCOME = 150
@@ -155,4 +155,4 @@ def test_importing_loads_nothing_beside_the_dependencies() -> None:
     foreign = [name for name in loaded if not name.startswith("kaizen_async")]
     assert len(foreign) <= FOREIGN_MODULES, foreign
     assert len(loaded) <= MODULES_OF_OURS
-    assert not {"kaizen_async.testing", "kaizen_async.cli"} & set(loaded)
+    assert not {"kaizen_async.testing", "kaizen_async._cli"} & set(loaded)

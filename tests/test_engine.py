@@ -20,7 +20,7 @@ from kaizen_async import (
     RetryPolicy,
     StatusError,
 )
-from kaizen_async.transport import Answer
+from kaizen_async._transport.transport import Answer
 
 ONCE = RetryPolicy(max_attempts=1)
 

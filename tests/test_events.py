@@ -10,11 +10,11 @@ from scripted_lives import EVERY_SECOND, EVERY_TEN, ended, ending, never_ending,
 from scripted_transport import NEVER, Reply, ScriptedTransport, record, status
 from virtual_time import virtual_time
 
-import kaizen_async.engine
+import kaizen_async._lookup.engine
+import kaizen_async._lookup.lookup
+import kaizen_async._waiting.polling
+import kaizen_async._waiting.waiting
 import kaizen_async.events
-import kaizen_async.lookup
-import kaizen_async.polling
-import kaizen_async.waiting
 from kaizen_async import (
     ClientClosedError,
     DeadlineExceededError,
@@ -26,6 +26,7 @@ from kaizen_async import (
     StatusError,
     TransportError,
 )
+from kaizen_async._transport.transport import Answer
 from kaizen_async.events import (
     AttemptEnded,
     AttemptStarted,
@@ -41,7 +42,6 @@ from kaizen_async.events import (
     WaitStarted,
 )
 from kaizen_async.testing import Fault, KaizenEmulator
-from kaizen_async.transport import Answer
 
 URL = "https://api.kaizenautomation.com/instructor/executions/get"
 EVENTS = [name for name in kaizen_async.events.__all__ if name != "Event"]
@@ -396,7 +396,12 @@ def test_without_a_hook_no_event_is_made(monkeypatch: pytest.MonkeyPatch) -> Non
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("an event was made")
 
-    modules = [kaizen_async.engine, kaizen_async.lookup, kaizen_async.polling, kaizen_async.waiting]
+    modules = [
+        kaizen_async._lookup.engine,
+        kaizen_async._lookup.lookup,
+        kaizen_async._waiting.polling,
+        kaizen_async._waiting.waiting,
+    ]
     replaced = [(module, name) for module in modules for name in EVENTS if hasattr(module, name)]
     assert {name for _, name in replaced} == set(EVENTS)
     for module, name in replaced:

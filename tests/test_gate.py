@@ -16,8 +16,8 @@ import pytest
 from scripted_server import LOOPS, Request, Script, ScriptedServer, client_for, closing, ok, response, run_on
 
 from kaizen_async import KaizenClient, RetryPolicy
+from kaizen_async._lookup.throttle import Gate
 from kaizen_async.testing import Fault, KaizenEmulator, Life
-from kaizen_async.throttle import Gate
 
 MAX_ATTEMPTS = RetryPolicy().max_attempts
 

@@ -21,9 +21,9 @@ from kaizen_async import (
     Workflow,
     WorkflowExecution,
 )
+from kaizen_async._transport.transport import Answer
+from kaizen_async._transport.wire import Endpoint
 from kaizen_async.testing import KaizenEmulator, Life, VirtualClock
-from kaizen_async.transport import Answer
-from kaizen_async.wire import Endpoint
 
 ENDPOINT = Endpoint("executions/get", WorkflowExecution, "execution")
 FULL = (

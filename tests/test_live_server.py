@@ -22,7 +22,7 @@ from kaizen_async import (
     RateLimitError,
     RetryPolicy,
 )
-from kaizen_async.bulk import READ_AHEAD
+from kaizen_async._bulk import READ_AHEAD
 from kaizen_async.testing import Fault, KaizenEmulator, Life
 
 SOON = RetryPolicy(initial_backoff=0.01, max_backoff=0.1)

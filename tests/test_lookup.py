@@ -26,9 +26,9 @@ from kaizen_async import (
     StatusError,
     TransportError,
 )
+from kaizen_async._lookup.throttle import RetryBudget
+from kaizen_async._transport.transport import Answer
 from kaizen_async.client import MOST_POLICIES
-from kaizen_async.throttle import RetryBudget
-from kaizen_async.transport import Answer
 
 
 async def fails(client: KaizenClient, execution_id: str = "a", **options: Any) -> KaizenError:

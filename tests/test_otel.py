@@ -32,9 +32,9 @@ from kaizen_async import (
     RetryPolicy,
     TransportError,
 )
+from kaizen_async._transport.transport import Answer
 from kaizen_async.otel import REQUEST_SECONDS, Telemetry
 from kaizen_async.testing import Fault, KaizenEmulator, Life
-from kaizen_async.transport import Answer
 
 PATH = "/instructor/executions/get"
 SERVER = {"server.address": "api.kaizenautomation.com", "server.port": 443}

@@ -40,11 +40,10 @@ from kaizen_async import (
     NotFoundError,
     PollPolicy,
     RetryPolicy,
-    polling,
-    streams,
-    waiting,
 )
-from kaizen_async.polling import AT_ONCE, MOST_GROUPS, Entry, duration_of, workflow_of
+from kaizen_async import _streams as streams
+from kaizen_async._waiting import polling, waiting
+from kaizen_async._waiting.polling import AT_ONCE, MOST_GROUPS, Entry, duration_of, workflow_of
 
 ONE_ATTEMPT = RetryPolicy(max_attempts=1)
 OURS = {polling.__file__, waiting.__file__, streams.__file__}

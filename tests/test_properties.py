@@ -18,12 +18,12 @@ from json_strategies import ids, json_values, mutated, records, texts, times
 from multidict import CIMultiDict
 
 from kaizen_async import DecodeError, InstructorExecution, RateLimitError, RetryPolicy, StatusError, TransportError
+from kaizen_async._lookup.retry import Retrier
+from kaizen_async._lookup.throttle import Gate, RetryBudget
+from kaizen_async._transport.wire import Endpoint, parse_retry_after, request_body, status_error
 from kaizen_async.config import RETRIED_STATUSES
 from kaizen_async.errors import BODY_LIMIT, MESSAGE_LIMIT, printable
 from kaizen_async.models import AuthenticationStatus, ContextAuthenticationStatus, ExecutionStatus
-from kaizen_async.retry import Retrier
-from kaizen_async.throttle import Gate, RetryBudget
-from kaizen_async.wire import Endpoint, parse_retry_after, request_body, status_error
 
 T = TypeVar("T")
 

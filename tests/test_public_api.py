@@ -14,7 +14,7 @@ from virtual_time import virtual_time
 
 import kaizen_async
 from kaizen_async import ClientStats, KaizenClient, KaizenError, RetryPolicy
-from kaizen_async.transport import Answer
+from kaizen_async._transport.transport import Answer
 
 PACKAGE = Path(kaizen_async.__file__).parent
 
@@ -180,22 +180,25 @@ LAYERS = [
     ["__init__"],
     ["client"],
     ["executions"],
-    ["waiting"],
-    ["polling"],
-    ["lookup"],
-    ["bulk", "engine", "otel", "retry"],
+    ["_waiting.waiting"],
+    ["_waiting.polling"],
+    ["_lookup.lookup"],
+    ["_bulk", "_lookup.engine", "otel", "_lookup.retry"],
     ["events"],
-    ["cadence", "outcomes", "throttle", "transport", "wire"],
-    ["clock", "config", "direct", "models", "stats", "streams"],
+    ["_waiting.cadence", "outcomes", "_lookup.throttle", "_transport.transport", "_transport.wire"],
+    ["clock", "config", "_transport.direct", "models", "stats", "_streams"],
     ["errors"],
 ]
-"""The modules, each importing only from rows below its own. The way of a look-up runs from top to bottom."""
+"""The modules, each importing only from rows below its own. The way of a lookup runs from top to bottom."""
+
+BESIDE = {"_cli", "testing"}
+"""Folders that stand beside the library: it imports nothing from them."""
 
 
 def imports_of(module: str) -> set[str]:
     """Return the full names of what a module of the package imports, at its top or later."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+    for node in ast.walk(ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text())):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
             found.add(node.module or "")
@@ -206,7 +209,9 @@ def imports_of(module: str) -> set[str]:
 
 def test_every_module_has_its_layer() -> None:
     """The command and the emulator stand beside the library, and it knows nothing of them."""
-    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__main__"}
+    paths = (path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py"))
+    modules = {".".join(path.parts) for path in paths if path.parts[0] not in BESIDE}
+    modules = {module for module in modules if not module.endswith(".__init__")} - {"__main__"}
     assert sorted(itertools.chain(*LAYERS)) == sorted(modules)
 
 
@@ -222,8 +227,8 @@ def test_imports_go_down_only(depth: int) -> None:
 @pytest.mark.parametrize(
     ("library", "modules"),
     [
-        ("tenacity", {"retry"}),
-        ("aiohttp", {"client", "direct", "transport"}),
+        ("tenacity", {"_lookup.retry"}),
+        ("aiohttp", {"client", "_transport.direct", "_transport.transport"}),
         ("opentelemetry", {"otel"}),
         ("uvloop", set()),
         ("click", set()),
@@ -237,7 +242,10 @@ def test_a_foreign_library_is_known_to_few(library: str, modules: set[str]) -> N
     assert users == modules
 
 
-@pytest.mark.parametrize("module", ["wire", "models", "config", "errors", "outcomes", "stats", "cadence"])
+PURE = ["_transport.wire", "models", "config", "errors", "outcomes", "stats", "_waiting.cadence"]
+
+
+@pytest.mark.parametrize("module", PURE)
 def test_what_can_be_decided_without_a_loop_knows_none(module: str) -> None:
     """So it is tested with plain values."""
     assert not {name.split(".")[0] for name in imports_of(module)} & {"asyncio", "aiohttp", "tenacity"}
@@ -249,5 +257,5 @@ def test_importing_the_library_loads_neither_the_command_nor_the_emulator() -> N
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=20, check=True)  # noqa: S603 - our own
     loaded = set(ran.stdout.split())
     assert "kaizen_async.client" in loaded
-    assert not {name for name in loaded if name.split(".")[1:2] in (["testing"], ["cli"])}
+    assert not {name for name in loaded if name.split(".")[1:2] in (["testing"], ["_cli"])}
     assert not loaded & {"click", "rich", "pytest", "uvloop", "aiohttp.web", "aioresponses", "opentelemetry"}

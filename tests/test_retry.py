@@ -19,8 +19,8 @@ from kaizen_async import (
     StatusError,
     TransportError,
 )
-from kaizen_async.retry import Retrier, is_garbled, is_retryable
-from kaizen_async.throttle import Gate, RetryBudget
+from kaizen_async._lookup.retry import Retrier, is_garbled, is_retryable
+from kaizen_async._lookup.throttle import Gate, RetryBudget
 
 
 class Longest(Random):

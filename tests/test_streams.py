@@ -9,7 +9,7 @@ import pytest
 from virtual_time import virtual_time
 
 from kaizen_async import KaizenError
-from kaizen_async.streams import PAUSE_EVERY, ResultStream, all_done
+from kaizen_async._streams import PAUSE_EVERY, ResultStream, all_done
 
 
 class Numbers(ResultStream[int]):

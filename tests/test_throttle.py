@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from kaizen_async import KaizenError, RateLimitError, StatusError, TransportError
-from kaizen_async.throttle import (
+from kaizen_async._lookup.throttle import (
     CALM_SECONDS,
     DECREASE,
     LEAST_EVIDENCE,

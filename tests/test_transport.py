@@ -41,11 +41,10 @@ from kaizen_async import (
     StatusError,
     TransportError,
     __version__,
-    direct,
-    transport,
 )
-from kaizen_async.transport import Answer, Secret, Transport, request_headers, translate
-from kaizen_async.wire import request_body
+from kaizen_async._transport import direct, transport
+from kaizen_async._transport.transport import Answer, Secret, Transport, request_headers, translate
+from kaizen_async._transport.wire import request_body
 
 KEY = "s3cr3t-key"
 

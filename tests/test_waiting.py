@@ -47,11 +47,11 @@ from kaizen_async import (
     StatusError,
     TransportError,
 )
-from kaizen_async.bulk import READ_AHEAD
-from kaizen_async.polling import AT_ONCE as SLICE
-from kaizen_async.streams import PAUSE_EVERY
-from kaizen_async.transport import Answer
-from kaizen_async.waiting import CHECKPOINT_VERSION
+from kaizen_async._bulk import READ_AHEAD
+from kaizen_async._streams import PAUSE_EVERY
+from kaizen_async._transport.transport import Answer
+from kaizen_async._waiting.polling import AT_ONCE as SLICE
+from kaizen_async._waiting.waiting import CHECKPOINT_VERSION
 
 ONE_ATTEMPT = RetryPolicy(max_attempts=1)
 

@@ -18,9 +18,9 @@ from kaizen_async import (
     RateLimitError,
     StatusError,
 )
+from kaizen_async._transport.wire import Endpoint, parse_retry_after, request_body, status_error
 from kaizen_async.config import RETRIED_STATUSES
 from kaizen_async.errors import BODY_LIMIT, MESSAGE_LIMIT
-from kaizen_async.wire import Endpoint, parse_retry_after, request_body, status_error
 
 SAMPLES = Path(__file__).parent / "samples"
 DOCUMENTED = (SAMPLES / "documented.json").read_bytes()

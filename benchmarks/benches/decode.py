@@ -16,7 +16,7 @@ from shapes import LeanExecution, pydantic_execution
 from table import Table
 
 from kaizen_async import InstructorExecution
-from kaizen_async.wire import Endpoint
+from kaizen_async._transport.wire import Endpoint
 
 ABOUT = "decoding one record"
 _OURS = "kaizen_async (typed, checked, id compared)"

@@ -22,10 +22,11 @@ from contextvars import copy_context
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
-from kaizen_async.cadence import Cadence
+from kaizen_async._lookup.engine import Engine
+from kaizen_async._lookup.lookup import Lookups, separate
+from kaizen_async._waiting.cadence import Cadence
 from kaizen_async.clock import Timer
 from kaizen_async.config import RETRIED_STATUSES, PollPolicy
-from kaizen_async.engine import Engine
 from kaizen_async.errors import (
     ClientClosedError,
     DeadlineExceededError,
@@ -36,7 +37,6 @@ from kaizen_async.errors import (
     printable,
 )
 from kaizen_async.events import RecordEnded
-from kaizen_async.lookup import Lookups, separate
 from kaizen_async.outcomes import Outcome
 from kaizen_async.stats import Counters
 

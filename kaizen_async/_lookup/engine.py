@@ -13,6 +13,8 @@ from typing import TypeAlias, TypeVar
 
 from yarl import URL
 
+from kaizen_async._lookup.throttle import Gate
+from kaizen_async._transport.transport import Answer, Transport
 from kaizen_async.clock import Clock, sleep
 from kaizen_async.errors import (
     AttemptTimeoutError,
@@ -25,8 +27,6 @@ from kaizen_async.errors import (
     seconds,
 )
 from kaizen_async.events import Hook, Ungated
-from kaizen_async.throttle import Gate
-from kaizen_async.transport import Answer, Transport
 
 T = TypeVar("T")
 Limiter: TypeAlias = Callable[[], Awaitable[object]]

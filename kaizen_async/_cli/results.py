@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from rich.console import Console
 
-from kaizen_async.cli.ids import Arguments, Ids
-from kaizen_async.cli.json_lines import JsonLines
-from kaizen_async.cli.kinds import Execution, as_json
-from kaizen_async.cli.rows import Rows
-from kaizen_async.cli.wording import described
+from kaizen_async._cli.ids import Arguments, Ids
+from kaizen_async._cli.json_lines import JsonLines
+from kaizen_async._cli.kinds import Execution, as_json
+from kaizen_async._cli.rows import Rows
+from kaizen_async._cli.wording import described
 from kaizen_async.outcomes import Outcome
 
 Found = Outcome[Execution]

@@ -4,7 +4,7 @@ import os
 
 import click
 
-from kaizen_async.cli.stopping import MISUSE
+from kaizen_async._cli.stopping import MISUSE
 from kaizen_async.errors import AuthenticationError, KaizenError
 
 UNAUTHORIZED = 401

@@ -15,7 +15,7 @@ from typing import BinaryIO, Final
 import click
 import msgspec
 
-from kaizen_async.cli.stopping import OutputClosedError
+from kaizen_async._cli.stopping import OutputClosedError
 
 _encode: Final = msgspec.json.Encoder().encode
 

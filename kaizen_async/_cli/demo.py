@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.text import Text
 
-from kaizen_async.cli.made_up import misbehave
-from kaizen_async.cli.progress import ProgressBar
-from kaizen_async.cli.rows import STYLES
-from kaizen_async.cli.stopping import FAILED, Stop, run
+from kaizen_async._cli.made_up import misbehave
+from kaizen_async._cli.progress import ProgressBar
+from kaizen_async._cli.rows import STYLES
+from kaizen_async._cli.stopping import FAILED, Stop, run
 from kaizen_async.client import KaizenClient
 from kaizen_async.models import InstructorExecution
 from kaizen_async.outcomes import Outcome

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import click
 
-from kaizen_async.cli.kinds import KINDS
+from kaizen_async._cli.kinds import KINDS
 from kaizen_async.client import KaizenClient
 from kaizen_async.config import DEFAULT_BASE_URL, resolve_api_key, resolve_base_url
 from kaizen_async.executions import Executions

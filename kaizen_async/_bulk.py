@@ -5,9 +5,9 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, I
 from itertools import islice
 from typing import Any, Final, TypeAlias, TypeVar
 
+from kaizen_async._streams import ResultStream
 from kaizen_async.errors import ClientClosedError
 from kaizen_async.outcomes import Outcome
-from kaizen_async.streams import ResultStream
 
 T = TypeVar("T")
 

@@ -15,9 +15,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from kaizen_async.cli.kinds import Execution, workflow_of
-from kaizen_async.cli.rows import age_of, plain, status_text
-from kaizen_async.cli.wording import by_status, message_of, spell
+from kaizen_async._cli.kinds import Execution, workflow_of
+from kaizen_async._cli.rows import age_of, plain, status_text
+from kaizen_async._cli.wording import by_status, message_of, spell
 from kaizen_async.errors import KaizenError
 from kaizen_async.outcomes import Change
 

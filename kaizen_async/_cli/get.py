@@ -2,13 +2,13 @@
 
 import click
 
-from kaizen_async.cli.ids import Ids, ids_of, require_some
-from kaizen_async.cli.key import require_accepted_key
-from kaizen_async.cli.kinds import KINDS, executions_of
-from kaizen_async.cli.options import ClientOptions, client_options, seconds
-from kaizen_async.cli.progress import ProgressBar
-from kaizen_async.cli.results import InOrder, Results, Tally
-from kaizen_async.cli.stopping import FAILED, MISUSE, OUT_OF_TIME, Stop, run
+from kaizen_async._cli.ids import Ids, ids_of, require_some
+from kaizen_async._cli.key import require_accepted_key
+from kaizen_async._cli.kinds import KINDS, executions_of
+from kaizen_async._cli.options import ClientOptions, client_options, seconds
+from kaizen_async._cli.progress import ProgressBar
+from kaizen_async._cli.results import InOrder, Results, Tally
+from kaizen_async._cli.stopping import FAILED, MISUSE, OUT_OF_TIME, Stop, run
 from kaizen_async.client import KaizenClient
 
 

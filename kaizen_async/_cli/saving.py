@@ -9,7 +9,7 @@ from typing import Final, Self
 
 import click
 
-from kaizen_async.cli.checkpoints import CheckpointError, CheckpointFile, Saved
+from kaizen_async._cli.checkpoints import CheckpointError, CheckpointFile, Saved
 
 SAVE_EVERY: Final = 3.0
 """Seconds between two checkpoints."""

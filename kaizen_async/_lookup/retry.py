@@ -14,9 +14,9 @@ from typing import Any, Final, TypeGuard, TypeVar, cast
 from tenacity import AsyncRetrying, Future, RetryCallState
 from tenacity.retry import retry_if_result
 
+from kaizen_async._lookup.throttle import Gate, RetryBudget, is_throttling
 from kaizen_async.config import RetryPolicy
 from kaizen_async.errors import DecodeError, KaizenError, StatusError, TransportError, seconds
-from kaizen_async.throttle import Gate, RetryBudget, is_throttling
 
 T = TypeVar("T")
 

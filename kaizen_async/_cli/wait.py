@@ -7,21 +7,21 @@ from pathlib import Path
 
 import click
 
-from kaizen_async.cli.checkpoints import CheckpointFile, Saved, Taken, skip_taken
-from kaizen_async.cli.ids import Arguments, Ids, Lines, ids_of, require_some
-from kaizen_async.cli.key import require_accepted_key
-from kaizen_async.cli.kinds import Execution, executions_of
-from kaizen_async.cli.options import ClientOptions, client_options, deadline_of_wait
-from kaizen_async.cli.progress import ProgressBar
-from kaizen_async.cli.results import Results, Tally
-from kaizen_async.cli.saving import Saving
-from kaizen_async.cli.statuses import Statuses
-from kaizen_async.cli.stopping import FAILED, MISUSE, OUT_OF_TIME, Stop, run
-from kaizen_async.cli.wording import by_status
+from kaizen_async._cli.checkpoints import CheckpointFile, Saved, Taken, skip_taken
+from kaizen_async._cli.ids import Arguments, Ids, Lines, ids_of, require_some
+from kaizen_async._cli.key import require_accepted_key
+from kaizen_async._cli.kinds import Execution, executions_of
+from kaizen_async._cli.options import ClientOptions, client_options, deadline_of_wait
+from kaizen_async._cli.progress import ProgressBar
+from kaizen_async._cli.results import Results, Tally
+from kaizen_async._cli.saving import Saving
+from kaizen_async._cli.statuses import Statuses
+from kaizen_async._cli.stopping import FAILED, MISUSE, OUT_OF_TIME, Stop, run
+from kaizen_async._cli.wording import by_status
+from kaizen_async._waiting.waiting import WaitStream
 from kaizen_async.client import KaizenClient
 from kaizen_async.executions import Executions
 from kaizen_async.models import ExecutionStatus
-from kaizen_async.waiting import WaitStream
 
 
 @dataclass(frozen=True, kw_only=True)

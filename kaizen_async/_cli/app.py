@@ -2,11 +2,11 @@
 
 import click
 
-from kaizen_async.cli.demo import demo
-from kaizen_async.cli.emulator import emulator
-from kaizen_async.cli.get import get
-from kaizen_async.cli.wait import wait
-from kaizen_async.cli.watch import watch
+from kaizen_async._cli.demo import demo
+from kaizen_async._cli.emulator import emulator
+from kaizen_async._cli.get import get
+from kaizen_async._cli.wait import wait
+from kaizen_async._cli.watch import watch
 from kaizen_async.config import __version__
 
 

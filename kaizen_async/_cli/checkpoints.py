@@ -19,9 +19,9 @@ from typing import Any
 import click
 import msgspec
 
-from kaizen_async.cli.ids import Arguments, Ids
-from kaizen_async.cli.stopping import Stop
-from kaizen_async.waiting import Checkpoint
+from kaizen_async._cli.ids import Arguments, Ids
+from kaizen_async._cli.stopping import Stop
+from kaizen_async._waiting.waiting import Checkpoint
 
 _DIGEST_BYTES = 16
 

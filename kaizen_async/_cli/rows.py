@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kaizen_async.cli.ids import Arguments, Ids
-from kaizen_async.cli.kinds import Execution, workflow_of
-from kaizen_async.cli.wording import message_of, spell
+from kaizen_async._cli.ids import Arguments, Ids
+from kaizen_async._cli.kinds import Execution, workflow_of
+from kaizen_async._cli.wording import message_of, spell
 from kaizen_async.errors import printable
 from kaizen_async.outcomes import Outcome
 

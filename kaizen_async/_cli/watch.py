@@ -6,14 +6,14 @@ from contextlib import AsyncExitStack
 import click
 from rich.console import Console
 
-from kaizen_async.cli.board import Board
-from kaizen_async.cli.ids import Arguments, Ids, ids_of, require_some
-from kaizen_async.cli.json_lines import JsonLines
-from kaizen_async.cli.key import require_accepted_key
-from kaizen_async.cli.kinds import Execution, as_json, executions_of
-from kaizen_async.cli.options import ClientOptions, client_options, deadline_of_wait
-from kaizen_async.cli.stopping import FAILED, MISUSE, OUT_OF_TIME, Stop, run
-from kaizen_async.cli.wording import described
+from kaizen_async._cli.board import Board
+from kaizen_async._cli.ids import Arguments, Ids, ids_of, require_some
+from kaizen_async._cli.json_lines import JsonLines
+from kaizen_async._cli.key import require_accepted_key
+from kaizen_async._cli.kinds import Execution, as_json, executions_of
+from kaizen_async._cli.options import ClientOptions, client_options, deadline_of_wait
+from kaizen_async._cli.stopping import FAILED, MISUSE, OUT_OF_TIME, Stop, run
+from kaizen_async._cli.wording import described
 from kaizen_async.client import KaizenClient
 from kaizen_async.outcomes import Change
 

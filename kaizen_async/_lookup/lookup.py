@@ -15,8 +15,12 @@ from typing import Any, Generic, TypeVar
 import msgspec
 from yarl import URL
 
+from kaizen_async._lookup.engine import Engine
+from kaizen_async._lookup.retry import OVER_BUDGET, Retrier, is_retryable
+from kaizen_async._lookup.throttle import RetryBudget, is_throttling
+from kaizen_async._transport.transport import Answer
+from kaizen_async._transport.wire import Endpoint, request_body, status_error
 from kaizen_async.config import RetryPolicy
-from kaizen_async.engine import Engine
 from kaizen_async.errors import (
     ClientClosedError,
     DeadlineExceededError,
@@ -37,11 +41,7 @@ from kaizen_async.events import (
     RetryScheduled,
 )
 from kaizen_async.outcomes import Outcome
-from kaizen_async.retry import OVER_BUDGET, Retrier, is_retryable
 from kaizen_async.stats import Counters
-from kaizen_async.throttle import RetryBudget, is_throttling
-from kaizen_async.transport import Answer
-from kaizen_async.wire import Endpoint, request_body, status_error
 
 T = TypeVar("T")
 

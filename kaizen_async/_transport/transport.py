@@ -19,8 +19,8 @@ import aiohttp
 from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError
 from yarl import URL
 
+from kaizen_async._transport.direct import DirectSender, is_supported
 from kaizen_async.config import __version__
-from kaizen_async.direct import DirectSender, is_supported
 from kaizen_async.errors import ClientClosedError, DecodeError, KaizenError, TransportError, printable
 
 USER_AGENT: Final = f"kaizen_async/{__version__} aiohttp/{aiohttp.__version__}"

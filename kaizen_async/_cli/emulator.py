@@ -4,8 +4,8 @@ from contextlib import AsyncExitStack
 
 import click
 
-from kaizen_async.cli.made_up import lives, misbehave
-from kaizen_async.cli.stopping import Stop, run
+from kaizen_async._cli.made_up import lives, misbehave
+from kaizen_async._cli.stopping import Stop, run
 from kaizen_async.testing.emulator import KaizenEmulator
 from kaizen_async.testing.lives import Life
 

@@ -9,13 +9,13 @@ from typing import Annotated, Any, ClassVar, Final, Generic, TypeVar
 
 import msgspec
 
-from kaizen_async.bulk import READ_AHEAD, IdSource, require_id
+from kaizen_async._bulk import READ_AHEAD, IdSource, require_id
+from kaizen_async._streams import ResultStream, all_done
+from kaizen_async._waiting.polling import AT_ONCE, Flow, Group, Scheduler
 from kaizen_async.clock import Timer
 from kaizen_async.errors import KaizenError
 from kaizen_async.events import Verb, WaitEnded, WaitStarted
 from kaizen_async.outcomes import Change, Outcome
-from kaizen_async.polling import AT_ONCE, Flow, Group, Scheduler
-from kaizen_async.streams import ResultStream, all_done
 
 T = TypeVar("T")
 R = TypeVar("R")

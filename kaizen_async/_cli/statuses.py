@@ -7,7 +7,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from kaizen_async.cli.kinds import Execution
+from kaizen_async._cli.kinds import Execution
 from kaizen_async.executions import Executions
 from kaizen_async.outcomes import Change
 

@@ -1,0 +1,1 @@
+"""One HTTP attempt: bytes out, bytes in, and what the bytes mean."""
