@@ -61,7 +61,7 @@ def test_the_source_package_holds_what_it_takes_to_build_and_test(sdist: Path) -
     assert {"tests/samples/documented.json", "examples/taskiq_workers/tasks.py"} <= names
     tops = {name.partition("/")[0] for name in names}
     assert tops <= {
-        *("kaizen_async", "_kaizen_async_pytest_plugin.py", "examples", "tests"),
+        *("kaizen_async", "_kaizen_async_pytest_plugin.py", "docs", "examples", "tests"),
         *("README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", "PKG-INFO", ".gitignore"),
     }
 
@@ -90,9 +90,21 @@ def test_the_wheel_says_what_the_project_says(wheel: Path) -> None:
     assert all(">=" in text for text in required), "a lower bound that is tested"
 
 
+def test_the_description_on_pypi_links_only_to_what_exists_there(wheel: Path) -> None:
+    """Relative links and pictures of the README lead nowhere on PyPI, so the description has none."""
+    with zipfile.ZipFile(wheel) as archive:
+        (path,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
+        description = email.message_from_bytes(archive.read(path)).get_payload()
+    targets = re.findall(r"\]\(([^)]*)\)", description)
+    assert targets
+    assert all(target.startswith("https://") for target in targets), targets
+    assert "# kaizen_async" in description
+    assert "README" not in description
+
+
 def test_the_version_stands_in_one_place() -> None:
     """All that carries it reads it from there."""
-    assert PROJECT["dynamic"] == ["version"]
+    assert PROJECT["dynamic"] == ["version", "readme"]
     holders = [
         path.relative_to(ROOT).as_posix()
         for path in [*(ROOT / "kaizen_async").rglob("*.py"), ROOT / "pyproject.toml"]

@@ -14,9 +14,9 @@ from worker import Job
 ABOUT = "the cost contract: ratios and counts per look-up"
 _BARE, _FLOOR, _RECORDS = "bare", "raw_sockets", "records_alone"
 _LOOK_UPS = 5000
-_README = Path(__file__).parents[2] / "README.md"
+_PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
 _PLACE = re.compile(r"(<!-- cost contract -->\n).*?(\n<!-- end -->)", re.DOTALL)
-"""Where the project's README shows the table."""
+"""Where the page shows the table."""
 
 
 def run(plan: Plan) -> Report:
@@ -34,7 +34,7 @@ def run(plan: Plan) -> Report:
     figures = {"speed": speed.as_json(), "counted": counted, "bytes_beyond_the_record": beyond}
     table = _table(speed, counted, beyond, running.name)
     if plan.effort != "quick":
-        _README.write_text(_PLACE.sub(lambda place: place[1] + table.grid() + place[2], _README.read_text()))
+        _PAGE.write_text(_PLACE.sub(lambda place: place[1] + table.grid() + place[2], _PAGE.read_text()))
     return Report([table], figures)
 
 
