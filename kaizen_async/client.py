@@ -79,7 +79,8 @@ class KaizenClient:
             awaited with a slot held and within the deadline of the look-up, and cancelled with it. What it returns is
             ignored; if it raises, nothing is sent, and the look-up fails with a TransportError from that.
         on_event: A function that is told what happens: see `kaizen_async.events`.
-        clock: Replaces the time that waits and back-off live in: `kaizen_async.testing.VirtualClock`.
+        clock: Replaces the time that deadlines, timeouts, waits and back-off count in:
+            `kaizen_async.testing.VirtualClock`.
 
     Raises:
         TypeError, ValueError: A setting cannot work; the message says which and why.

@@ -1,9 +1,11 @@
-"""The time that waits live in, so that a test can make three hours pass in a moment."""
+"""The time that a client lives in, so that a test can make three hours pass in a moment."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from random import Random, SystemRandom
+from types import TracebackType
 from typing import Final, Protocol
 
 ROUNDING: Final = 0.0005
@@ -19,7 +21,7 @@ class Timer(Protocol):
 
 
 class Clock(Protocol):
-    """What the client asks of time when it waits between requests. The requests themselves take real time.
+    """What a client asks of time. Its deadlines, timeouts, pauses and polls all count in it.
 
     Attributes:
         random: Spreads in time what would otherwise come all at once.
@@ -73,6 +75,40 @@ class SystemClock:
 
     def release(self) -> None:
         """Do nothing."""
+
+
+class Timeout:
+    """An `asyncio.timeout` that ends at a time of a clock, or when `expire` is called.
+
+    Args:
+        clock: The clock that `when` counts in.
+        when: The time at which it ends; math.inf for no time.
+    """
+
+    __slots__ = ("_clock", "_timeout", "_timer", "_when")
+
+    def __init__(self, clock: Clock, when: float) -> None:
+        self._clock = clock
+        self._when = when
+        self._timeout = asyncio.timeout(None)
+        self._timer: Timer | None = None
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+        if self._when != math.inf:
+            self._timer = self._clock.call_at(self._when, self.expire)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._timeout.__aexit__(kind, error, traceback)
+
+    def expire(self) -> None:
+        """End what is inside the block now, with a TimeoutError."""
+        if not self._timeout.expired():
+            self._timeout.reschedule(asyncio.get_running_loop().time())
 
 
 async def sleep(clock: Clock, delay: float) -> None:

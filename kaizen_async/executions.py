@@ -70,7 +70,7 @@ class Executions(Generic[T]):
         require_id(execution_id)
         seconds = self._deadline if deadline is UNSET else _checked(deadline)
         lookups = self._lookups(_checked_retry(retry))
-        return (await lookups.look_up(execution_id, _after(seconds))).unwrap()
+        return (await lookups.look_up(execution_id, _after(lookups.engine, seconds))).unwrap()
 
     async def get_many(
         self, ids: Ids, *, deadline: float | None = None, retry: RetryPolicy | None = None
@@ -96,7 +96,7 @@ class Executions(Generic[T]):
         """
         require_ids(ids)
         lookups = self._lookups(_checked_retry(retry))
-        ends_at = _after(_checked(deadline))
+        ends_at = _after(lookups.engine, _checked(deadline))
         collected = await collect_ids(_source(ids, lookups.engine, ends_at))
         return await look_up_all(collected, self._bounded(lookups, ends_at), lookups.engine.concurrency)
 
@@ -120,7 +120,7 @@ class Executions(Generic[T]):
         """
         require_ids(ids)
         lookups = self._lookups(_checked_retry(retry))
-        ends_at = _after(_checked(deadline))
+        ends_at = _after(lookups.engine, _checked(deadline))
         source = _source(ids, lookups.engine, ends_at)
         return OutcomeStream(source, self._bounded(lookups, ends_at), lookups.engine.concurrency)
 
@@ -149,7 +149,7 @@ class Executions(Generic[T]):
         require_id(execution_id)
         _checked(deadline)
         scheduler, group = self._polls(self._lookups(None), _checked_policy(poll))
-        deadline_at = _clock_after(scheduler, deadline)
+        deadline_at = _after(scheduler.engine, deadline)
         # Nothing here may refer to the outcome: an error that it raises refers to this frame.
         return (await Waiter[T](scheduler, group, execution_id, deadline_at).wait()).unwrap()
 
@@ -216,7 +216,7 @@ class Executions(Generic[T]):
         _checked(deadline)
         scheduler, group = self._polls(self._lookups(None), _checked_policy(poll))
         engine, clock = scheduler.engine, scheduler.clock
-        deadline_at = _clock_after(scheduler, deadline)
+        deadline_at = _after(scheduler.engine, deadline)
         source = IdSource(
             ids,
             closed=lambda: engine.closed,
@@ -227,7 +227,7 @@ class Executions(Generic[T]):
 
     def _bounded(self, lookups: Lookups[T], ends_at: float) -> Callable[[str], Awaitable[Outcome[T]]]:
         """Return a look-up that ends with the client's deadline for it, or with the whole call."""
-        now = lookups.engine.loop.time
+        now = lookups.engine.clock.time
         allowed = math.inf if self._deadline is None else self._deadline
 
         async def look_up(execution_id: str) -> Outcome[T]:
@@ -243,18 +243,14 @@ def _source(ids: Ids, engine: Engine, ends_at: float) -> IdSource:
     return IdSource(
         ids,
         closed=lambda: engine.closed,
-        late=lambda: engine.loop.time() >= ends_at,
+        late=lambda: engine.clock.time() >= ends_at,
         wait=lambda awaitable: engine.wait(awaitable, ends_at),
     )
 
 
-def _clock_after(scheduler: Scheduler, seconds: float | None) -> float:
-    return math.inf if seconds is None else scheduler.clock.time() + seconds
-
-
-def _after(seconds: float | None) -> float:
-    """Return the loop's time that many seconds from now."""
-    return math.inf if seconds is None else asyncio.get_running_loop().time() + seconds
+def _after(engine: Engine, seconds: float | None) -> float:
+    """Return the clock's time that many seconds from now."""
+    return math.inf if seconds is None else engine.clock.time() + seconds
 
 
 def _checked(deadline: float | None) -> float | None:

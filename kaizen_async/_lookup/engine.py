@@ -1,6 +1,6 @@
 """What a client has within one event loop: connections, slots, and every wait that closing it must end.
 
-A wait of a look-up always happens inside an `asyncio.Timeout` that the engine knows. So a deadline ends it,
+A wait of a lookup always happens inside a `Timeout` that the engine knows. So a deadline ends it,
 cancellation passes through it, and closing the client ends it by moving the deadline to now: nobody is cancelled.
 """
 
@@ -15,7 +15,7 @@ from yarl import URL
 
 from kaizen_async._lookup.throttle import Gate
 from kaizen_async._transport.transport import Answer, Transport
-from kaizen_async.clock import Clock, sleep
+from kaizen_async.clock import Clock, Timeout, sleep
 from kaizen_async.errors import (
     AttemptTimeoutError,
     ClientClosedError,
@@ -40,7 +40,7 @@ class Engine:
     Args:
         transport: Sends one request; closed with the engine.
         gate: Says when to send; shared by all engines of a client.
-        clock: The time that waits between requests live in.
+        clock: The time that deadlines, timeouts and waits count in.
         concurrency: Requests under way at the same time, at most.
         attempt_timeout: Seconds for one request.
         limiter: Awaited before each request, as the last thing of its turn.
@@ -69,8 +69,8 @@ class Engine:
         self._attempt_timeout = attempt_timeout
         self._limiter = limiter
         self._slots = asyncio.Semaphore(concurrency)
-        self._sending: set[asyncio.Timeout] = set()
-        self._waiting: set[asyncio.Timeout] = set()
+        self._sending: set[Timeout] = set()
+        self._waiting: set[Timeout] = set()
         self._cut_off = False
         self._all_sent = asyncio.Event()
         self._close_lock = asyncio.Lock()
@@ -135,7 +135,7 @@ class Engine:
         while gate.engaged:
             pause = gate.seconds_left()
             wait = pause or gate.next_in()
-            if wait > deadline_at - self.loop.time():
+            if wait > deadline_at - self.clock.time():
                 return self._too_long(wait, "pause" if pause else "send less")
             if pause:
                 await sleep(self.clock, pause)
@@ -177,8 +177,8 @@ class Engine:
         Nothing was sent, and None is returned, if the gate closed while a connection was being made: `send_later`.
         """
         is_held = partial(self._is_held, self.gate.epoch)
-        expires_at = self.loop.time() + self._attempt_timeout
-        timeout = asyncio.timeout_at(min(expires_at, deadline_at))
+        expires_at = self.clock.time() + self._attempt_timeout
+        timeout = Timeout(self.clock, min(expires_at, deadline_at))
         self._sending.add(timeout)
         self.clock.hold()
         try:
@@ -227,7 +227,7 @@ class Engine:
         Raises:
             TimeoutError: The deadline passed or the client was closed; `interruption` tells which.
         """
-        timeout = asyncio.timeout_at(self.loop.time() if self.closed else _finite(deadline_at))
+        timeout = Timeout(self.clock, self.clock.time() if self.closed else deadline_at)
         self._waiting.add(timeout)
         try:
             async with timeout:
@@ -261,11 +261,9 @@ class Engine:
         self._cut_off = True
         self._interrupt(self._sending)
 
-    def _interrupt(self, timeouts: Iterable[asyncio.Timeout]) -> None:
-        now = self.loop.time()
+    def _interrupt(self, timeouts: Iterable[Timeout]) -> None:
         for timeout in timeouts:
-            if not timeout.expired():
-                timeout.reschedule(now)
+            timeout.expire()
 
 
 def require_limiter(limiter: object) -> None:
@@ -273,8 +271,3 @@ def require_limiter(limiter: object) -> None:
     if limiter is not None and not callable(limiter):
         name = type(limiter).__name__
         raise TypeError(f"limiter must be a function to await before each request: the method {name}.acquire, perhaps")
-
-
-def _finite(deadline_at: float) -> float | None:
-    """Return a deadline as asyncio.timeout_at takes it: None for one that never comes."""
-    return None if deadline_at == math.inf else deadline_at

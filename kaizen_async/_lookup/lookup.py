@@ -84,7 +84,7 @@ class Lookups(Generic[T]):
         self._budget = budget
         self._counters = counters
         self._retrier = Retrier(budget, engine.gate, random)
-        self._now = engine.loop.time
+        self._now = engine.clock.time
         self._on_event = engine.on_event
         self._followers: dict[str, list[asyncio.Future[Outcome[T] | None]]] = {}
 
@@ -98,7 +98,7 @@ class Lookups(Generic[T]):
 
         Args:
             execution_id: A valid id.
-            deadline_at: The loop's time at which the look-up ends.
+            deadline_at: The clock's time at which the lookup ends.
             on_turn: Called when the first request is about to be sent; not if the look-up of another is shared.
         """
         if self._on_event is None:

@@ -550,7 +550,7 @@ class Scheduler:
         record = self._ended.get(lookups.endpoint, entry.id)
         if record is not None:
             return Outcome(entry.id, record, None, 0, 0.0)
-        deadline_at = self.engine.loop.time() + self._deadline
+        deadline_at = self.clock.time() + self._deadline
         return await lookups.look_up(entry.id, deadline_at, functools.partial(self._note_delay, entry.due))
 
     def _note_delay(self, due: float) -> None:

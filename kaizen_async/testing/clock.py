@@ -15,10 +15,11 @@ result to travel through a few tasks and lead to the next request."""
 class VirtualTimer:
     """A call to come in virtual time."""
 
-    __slots__ = ("_callback",)
+    __slots__ = ("_callback", "_on_cancel")
 
-    def __init__(self, callback: Callable[[], None]) -> None:
+    def __init__(self, callback: Callable[[], None], on_cancel: Callable[[], None]) -> None:
         self._callback: Callable[[], None] | None = callback
+        self._on_cancel = on_cancel
 
     @property
     def is_cancelled(self) -> bool:
@@ -26,8 +27,9 @@ class VirtualTimer:
         return self._callback is None
 
     def cancel(self) -> None:
-        """Make it not come."""
+        """Make it not come. Something has happened then, which may lead to more before time jumps."""
         self._callback = None
+        self._on_cancel()
 
     def fire(self) -> None:
         """Call back, unless cancelled."""
@@ -85,7 +87,7 @@ class VirtualClock:
 
     def call_at(self, when: float, callback: Callable[[], None]) -> VirtualTimer:
         """Call back when `time()` reaches `when`."""
-        timer = VirtualTimer(callback)
+        timer = VirtualTimer(callback, self._restart_countdown)
         loop = self._settle_in()
         if when <= self._now:
             loop.call_soon(timer.fire)
@@ -94,6 +96,9 @@ class VirtualClock:
             heapq.heappush(self._timers, (when, self._serial, timer))
         self._watch(loop)
         return timer
+
+    def _restart_countdown(self) -> None:
+        self._steps_left = IDLE_STEPS
 
     def hold(self) -> None:
         """Stand still until `release`."""
@@ -116,7 +121,7 @@ class VirtualClock:
         return loop
 
     def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._steps_left = IDLE_STEPS
+        self._restart_countdown()
         if not self._watching and self._timers:
             self._watching = True
             loop.call_soon(self._step, loop)
