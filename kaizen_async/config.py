@@ -14,8 +14,10 @@ __version__ = "0.1.0"
 DEFAULT_BASE_URL: Final = "https://api.kaizenautomation.com/"
 """The public API. KAIZEN_BASE_URL or `base_url=` name another."""
 
-RETRIED_STATUSES: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""Statuses that say "not now" rather than "not this" (RFC 9110 section 15, RFC 8470 for 425, RFC 6585 for 429)."""
+RETRIED_STATUSES: Final = frozenset({408, 425, 429, 500, 502, 503, 504, 507, 509, *range(520, 528), 529, 530})
+"""Statuses that say "not now" rather than "not this" (RFC 9110 section 15, RFC 8470 for 425, RFC 6585 for 429, RFC 4918
+for 507). The rest is not registered but common: 509 and 529 of hosts that are out of bandwidth or overloaded, 520 to
+527 and 530 of Cloudflare when the server behind it does not work."""
 
 _LOOPBACK_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _KEY_PATTERN: Final = re.compile(r"[\x21-\x7e]+")

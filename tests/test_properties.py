@@ -2,7 +2,6 @@
 
 import copy
 import json
-import math
 import pickle
 from datetime import UTC, datetime, timedelta, timezone
 from email.utils import format_datetime
@@ -20,7 +19,8 @@ from multidict import CIMultiDict
 from kaizen_async import DecodeError, InstructorExecution, RateLimitError, RetryPolicy, StatusError, TransportError
 from kaizen_async._lookup.retry import Retrier
 from kaizen_async._lookup.throttle import Gate, RetryBudget
-from kaizen_async._transport.wire import Endpoint, parse_retry_after, request_body, status_error
+from kaizen_async._transport.statuses import LONGEST_INSTRUCTION, is_throttling, parse_retry_after, status_error
+from kaizen_async._transport.wire import Endpoint, request_body
 from kaizen_async.config import RETRIED_STATUSES
 from kaizen_async.errors import BODY_LIMIT, MESSAGE_LIMIT, printable
 from kaizen_async.models import AuthenticationStatus, ContextAuthenticationStatus, ExecutionStatus
@@ -151,15 +151,16 @@ headers = st.dictionaries(
 def test_a_retry_after_is_a_time_or_nothing(found: dict[str, str], now: float) -> None:
     """No header makes the client wait a time that is not one, or fail."""
     wait = parse_retry_after(CIMultiDict(found), now)
-    assert wait is None or (math.isfinite(wait) and wait >= 0)
+    assert wait is None or 0 <= wait <= LONGEST_INSTRUCTION
 
 
 @searched
 @given(st.integers(0, 10**10 - 1), st.floats(-1e12, 1e12))
-def test_a_retry_after_in_seconds_is_that_many(wait: int, now: float) -> None:
+def test_a_retry_after_in_seconds_is_that_many_up_to_a_day(wait: int, now: float) -> None:
     """Whatever time it is."""
-    assert parse_retry_after(CIMultiDict({"Retry-After": str(wait)}), now) == wait
-    assert parse_retry_after(CIMultiDict({"retry-after-ms": str(wait)}), now) == wait / 1000
+    for header, seconds in (("Retry-After", wait), ("retry-after-ms", wait / 1000)):
+        believed = seconds if seconds <= LONGEST_INSTRUCTION else None
+        assert parse_retry_after(CIMultiDict({header: str(wait)}), now) == believed
 
 
 @searched
@@ -173,7 +174,7 @@ def test_a_retry_after_date_counts_from_the_date_of_the_answer(sent: datetime, w
     sent = sent.replace(microsecond=0)
     found = {"Date": sent, "Retry-After": sent + timedelta(seconds=wait)}
     spoken = CIMultiDict({name: format_datetime(moment, usegmt=True) for name, moment in found.items()})
-    assert parse_retry_after(spoken, now) == max(0, wait)
+    assert parse_retry_after(spoken, now) == (max(0, wait) if wait <= LONGEST_INSTRUCTION else None)
 
 
 @searched
@@ -189,7 +190,7 @@ def test_any_refusal_is_a_status_error(status: int, found: dict[str, str], body:
     error = status_error(status, CIMultiDict(found), body, retried=RETRIED_STATUSES, now=1.7e9)
     assert isinstance(error, StatusError)
     assert isinstance(error, RateLimitError) is (status == 429)
-    assert error.retryable is (status in RETRIED_STATUSES)
+    assert error.retryable is (status in RETRIED_STATUSES or is_throttling(error))
     assert str(error).isprintable()
     assert len(str(error)) <= 3 * MESSAGE_LIMIT
     assert error.body == body[:BODY_LIMIT]

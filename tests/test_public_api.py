@@ -184,9 +184,15 @@ LAYERS = [
     ["_waiting.polling"],
     ["_lookup.lookup"],
     ["_bulk", "_lookup.engine", "otel", "_lookup.retry"],
-    ["events"],
-    ["_waiting.cadence", "outcomes", "_lookup.throttle", "_transport.transport", "_transport.wire"],
-    ["clock", "config", "_transport.direct", "models", "stats", "_streams"],
+    ["events", "_lookup.verdicts"],
+    [
+        "_waiting.cadence",
+        "outcomes",
+        "_lookup.throttle",
+        "_transport.transport",
+        "_transport.wire",
+    ],
+    ["clock", "config", "_transport.direct", "_transport.statuses", "models", "stats", "_streams"],
     ["errors"],
 ]
 """The modules, each importing only from rows below its own. The way of a lookup runs from top to bottom."""
@@ -242,7 +248,17 @@ def test_a_foreign_library_is_known_to_few(library: str, modules: set[str]) -> N
     assert users == modules
 
 
-PURE = ["_transport.wire", "models", "config", "errors", "outcomes", "stats", "_waiting.cadence"]
+PURE = [
+    "_transport.wire",
+    "_transport.statuses",
+    "_lookup.verdicts",
+    "models",
+    "config",
+    "errors",
+    "outcomes",
+    "stats",
+    "_waiting.cadence",
+]
 
 
 @pytest.mark.parametrize("module", PURE)

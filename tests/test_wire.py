@@ -1,25 +1,17 @@
 """What an answer means, decided from bytes and headers alone."""
 
 import json
-from datetime import UTC, datetime
-from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from multidict import CIMultiDict
 
 from kaizen_async import (
-    AuthenticationError,
     DecodeError,
     InstructorExecution,
-    NotFoundError,
-    RateLimitError,
-    StatusError,
 )
-from kaizen_async._transport.wire import Endpoint, parse_retry_after, request_body, status_error
-from kaizen_async.config import RETRIED_STATUSES
+from kaizen_async._transport.wire import Endpoint, request_body
 from kaizen_async.errors import BODY_LIMIT, MESSAGE_LIMIT
 
 SAMPLES = Path(__file__).parent / "samples"
@@ -177,154 +169,6 @@ def test_an_error_does_not_hold_on_to_the_whole_body() -> None:
     """A million refused megabytes must not stay in memory by way of a traceback."""
     error = misfit(b"[" + b" " * 1_000_000)
     assert error.__context__ is None or error.__context__.__traceback__ is None
-
-
-def answered(
-    status: int, body: bytes = b"", headers: dict[str, str] | None = None, retried: frozenset[int] = RETRIED_STATUSES
-) -> StatusError:
-    """Return the error for an answer."""
-    return status_error(status, CIMultiDict(headers or {}), body, retried=retried, now=0.0)
-
-
-@pytest.mark.parametrize(
-    ("status", "error"),
-    [
-        (400, StatusError),
-        (401, AuthenticationError),
-        (403, AuthenticationError),
-        (404, NotFoundError),
-        (408, StatusError),
-        (409, StatusError),
-        (429, RateLimitError),
-        (500, StatusError),
-        (503, StatusError),
-        (301, StatusError),
-        (799, StatusError),
-    ],
-)
-def test_a_status_has_its_class(status: int, error: type[StatusError]) -> None:
-    """There are classes where a caller would branch, and one for the rest."""
-    made = answered(status)
-    assert type(made) is error
-    assert made.status == status
-
-
-def test_the_policys_statuses_are_retried_and_no_others() -> None:
-    """400 Bad Request will be bad again; 503 may pass."""
-    retried = {status for status in range(300, 600) if answered(status).retryable}
-    assert retried == {408, 425, 429, 500, 502, 503, 504}
-    assert answered(404, retried=frozenset({404})).retryable
-    assert not answered(503, retried=frozenset({404})).retryable
-
-
-@pytest.mark.parametrize(
-    ("status", "body", "reason"),
-    [
-        (404, b"", "the server answered 404 Not Found"),
-        (599, b"", "the server answered 599"),
-        (500, b'{"message": "it broke"}', "the server answered 500 Internal Server Error: it broke"),
-        (500, b'{"error": "it broke"}', "the server answered 500 Internal Server Error: it broke"),
-        (500, b'{"message": "", "error": "it broke"}', "the server answered 500 Internal Server Error: it broke"),
-        (500, b'{"message": {"text": "x"}, "error": 5}', "the server answered 500 Internal Server Error"),
-        (500, b'{"message": "a\\nb"}', "the server answered 500 Internal Server Error: a�b"),
-        (502, b"<html>no</html>", "the server answered 502 Bad Gateway"),
-        (502, b'{"message": "\xff"}', "the server answered 502 Bad Gateway"),
-        (502, b"[" * 100_000, "the server answered 502 Bad Gateway"),
-        (502, b'["message"]', "the server answered 502 Bad Gateway"),
-        (401, b"", "the server answered 401 Unauthorized; check api_key or KAIZEN_API_KEY"),
-        (403, b'{"error":"no"}', "the server answered 403 Forbidden: no; check api_key or KAIZEN_API_KEY"),
-    ],
-)
-def test_the_reason_says_what_the_server_said_if_it_can_be_read(status: int, body: bytes, reason: str) -> None:
-    """Error bodies are not documented: JSON with a message, HTML of a gateway and nothing at all are all fine."""
-    error = answered(status, body)
-    assert error.reason == reason
-    assert error.body == body[:BODY_LIMIT]
-
-
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_redirect_is_an_error_that_says_why(status: int) -> None:
-    """Following it would carry the key elsewhere."""
-    assert "redirects are not followed" in answered(status, headers={"Location": "https://x.example"}).reason
-
-
-SENT = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
-LATER = "Mon, 23 Nov 2026 12:00:30 GMT"
-
-
-@pytest.mark.parametrize(
-    ("headers", "wait"),
-    [
-        ({}, None),
-        ({"Retry-After": "0"}, 0),
-        ({"Retry-After": "2"}, 2),
-        ({"retry-after": " 2 "}, 2),
-        ({"Retry-After": "2.5"}, 2.5),
-        ({"Retry-After": "3600"}, 3600),
-        ({"Retry-After": "9999999999"}, 9_999_999_999),
-        ({"Retry-After-Ms": "1500"}, 1.5),
-        ({"retry-after-ms": "0.5"}, 0.0005),
-        ({"Retry-After-Ms": "1500", "Retry-After": "9"}, 1.5),
-        ({"Retry-After-Ms": "soon", "Retry-After": "9"}, 9),
-        ({"Retry-After": LATER}, 30),
-        ({"Retry-After": "Mon, 23 Nov 2026 12:00:30 -0000"}, 30),
-        ({"Retry-After": "Mon, 23 Nov 2026 13:00:30 +0100"}, 30),
-        ({"Retry-After": LATER, "Date": "Mon, 23 Nov 2026 12:00:10 GMT"}, 20),
-        ({"Retry-After": LATER, "Date": "Fri, 23 Nov 2029 12:00:10 GMT"}, 0),
-        ({"Retry-After": LATER, "Date": "nonsense"}, 30),
-        ({"Retry-After": "Mon, 23 Nov 2026 11:00:00 GMT"}, 0),
-    ],
-)
-def test_retry_after_is_read_in_every_form(headers: dict[str, str], wait: float | None) -> None:
-    """Seconds, milliseconds, HTTP dates counted from the server's own clock; in the past means now."""
-    assert parse_retry_after(CIMultiDict(headers), SENT.timestamp()) == wait
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *(
-            "",
-            " ",
-            "-1",
-            "-0",
-            "+5",
-            "nan",
-            "inf",
-            "1e9",
-            "0x10",
-            "1_0",
-            "1,5",
-            ".5",
-            "5.",
-            "5 s",
-            "soon",
-            "²",
-            "٣",
-            "\uff11",
-        ),
-        *("99999999999", "9" * 5000, "1." + "9" * 5000),
-        *("Mon, 99 Nov 2026 12:00:30 GMT", "Mon, 23 Nov 99999999999999999999 12:00:30 GMT", "2026-11-23T12:00:30Z"),
-        *("Mon, 23 Nov 2026 99:00:30 GMT", "23 Nov", ",", "Mon,", "0 0 0 0 0 0", "\x00"),
-    ],
-)
-@pytest.mark.parametrize("header", ["Retry-After", "Retry-After-Ms"])
-def test_a_malformed_retry_after_is_as_if_not_there(header: str, text: str) -> None:
-    """It never raises, and never makes anybody wait for ever."""
-    assert parse_retry_after(CIMultiDict({header: text}), SENT.timestamp()) is None
-
-
-def test_any_date_that_parses_gives_a_wait_from_now() -> None:
-    """Round trip through the standard library's own formatter."""
-    for ahead in (0, 1, 86_400, 10**8):
-        date = format_datetime(datetime.fromtimestamp(SENT.timestamp() + ahead, UTC), usegmt=True)
-        assert parse_retry_after(CIMultiDict({"Retry-After": date}), SENT.timestamp()) == ahead
-
-
-def test_the_error_of_an_answer_carries_its_retry_after() -> None:
-    """Callers read it off `.retry_after`."""
-    assert answered(429, headers={"Retry-After": "3600"}).retry_after == 3600
-    assert answered(503).retry_after is None
 
 
 @pytest.mark.parametrize("unwrap", [None, "execution"])

@@ -18,8 +18,9 @@ from yarl import URL
 from kaizen_async._lookup.engine import Engine
 from kaizen_async._lookup.retry import OVER_BUDGET, Retrier, is_retryable
 from kaizen_async._lookup.throttle import RetryBudget, is_throttling
+from kaizen_async._transport.statuses import status_error
 from kaizen_async._transport.transport import Answer
-from kaizen_async._transport.wire import Endpoint, request_body, status_error
+from kaizen_async._transport.wire import Endpoint, request_body
 from kaizen_async.config import RetryPolicy
 from kaizen_async.errors import (
     ClientClosedError,

@@ -4,38 +4,21 @@ Nothing here touches a socket, a clock or a loop, so all of it can be tested wit
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping
-from datetime import UTC
-from email.utils import parsedate_to_datetime
-from http import HTTPStatus
+from collections.abc import Callable
 from typing import Any, Final, Generic, TypeVar, cast
 
 import msgspec
 from yarl import URL
 
 from kaizen_async.errors import (
-    AuthenticationError,
     DecodeError,
-    NotFoundError,
-    RateLimitError,
-    StatusError,
     printable,
 )
 
 T = TypeVar("T")
 
-_NUMBER: Final = re.compile(r"[0-9]{1,10}(\.[0-9]{1,10})?", re.ASCII)
 _MISFIT_PLACE: Final = re.compile(r" - at `([^`]+)`$")
 _MISSING_FIELD: Final = re.compile(r"^Object missing required field `([^`]+)`")
-
-_STATUS_CLASSES: Final[dict[int, type[StatusError]]] = {
-    401: AuthenticationError,
-    403: AuthenticationError,
-    404: NotFoundError,
-    429: RateLimitError,
-}
-_REDIRECT_ADVICE: Final = "; redirects are not followed, they would carry the key elsewhere: check base_url"
-_KEY_ADVICE: Final = "; check api_key or KAIZEN_API_KEY"
 
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -124,86 +107,3 @@ def _misfit_path(message: str) -> str:
     path = place[1] if place else "$"
     field = _MISSING_FIELD.match(message)
     return f"{path}.{field[1]}" if field else path
-
-
-def status_error(
-    status: int,
-    headers: Mapping[str, str],
-    body: bytes,
-    *,
-    retried: Collection[int],
-    now: float,
-) -> StatusError:
-    """Return the error for an answer outside 2xx.
-
-    Args:
-        status: The HTTP status code.
-        headers: The answer's headers, looked up without regard to case.
-        body: The answer's body, or its beginning.
-        retried: The statuses that are worth another attempt.
-        now: Seconds since the epoch, to read a Retry-After date by if the answer carries no date of its own.
-    """
-    error = _STATUS_CLASSES.get(status, StatusError)
-    return error(
-        f"the server answered {status}{_phrase(status)}{_explanation(body)}{_advice(error, status)}",
-        status=status,
-        body=body,
-        retry_after=parse_retry_after(headers, now),
-        retryable=status in retried,
-    )
-
-
-def _phrase(status: int) -> str:
-    try:
-        return f" {HTTPStatus(status).phrase}"
-    except ValueError:
-        return ""
-
-
-def _advice(error: type[StatusError], status: int) -> str:
-    if error is AuthenticationError:
-        return _KEY_ADVICE
-    return _REDIRECT_ADVICE if 300 <= status < 400 else ""  # noqa: PLR2004 - the class of redirects
-
-
-class _Explained(msgspec.Struct):
-    message: Any = None
-    error: Any = None
-
-
-def _explanation(body: bytes) -> str:
-    """Return what a JSON error body says in `message` or `error`; error bodies are not documented, so none is fine."""
-    try:
-        explained = msgspec.json.decode(body, type=_Explained)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        return ""
-    text = next((part for part in (explained.message, explained.error) if part and isinstance(part, str)), "")
-    return f": {printable(text)}" if text else ""
-
-
-def parse_retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """Return the seconds a server asks to wait, or None if it does not say or says it in no known form.
-
-    Understands `retry-after-ms` (milliseconds), and Retry-After as seconds, also with a fraction, or as an HTTP date
-    (RFC 9110 section 10.2.3). A date counts from the answer's own Date header, so that a wrong clock on either side
-    does no harm; a date gone by means 0. Anything else (negative, nan, other digits than ASCII) is as if not there.
-    """
-    milliseconds = headers.get("Retry-After-Ms", "").strip()
-    if _NUMBER.fullmatch(milliseconds):
-        return float(milliseconds) / 1000
-    text = headers.get("Retry-After", "").strip()
-    if _NUMBER.fullmatch(text):
-        return float(text)
-    moment = _parse_http_date(text)
-    if moment is None:
-        return None
-    sent = _parse_http_date(headers.get("Date", ""))
-    return max(0.0, moment - (now if sent is None else sent))
-
-
-def _parse_http_date(text: str) -> float | None:
-    try:
-        moment = parsedate_to_datetime(text)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, TypeError, OverflowError, IndexError):
-        return None
