@@ -17,7 +17,12 @@ import msgspec
 from kaizen_async._lookup.engine import Engine, Limiter, require_limiter
 from kaizen_async._lookup.lookup import Lookups
 from kaizen_async._lookup.throttle import Gate, RetryBudget
-from kaizen_async._transport.transport import Transport, request_headers, require_session
+from kaizen_async._transport.transport import (
+    Transport,
+    may_leave_machine,
+    request_headers,
+    require_session,
+)
 from kaizen_async._transport.wire import Endpoint
 from kaizen_async._waiting.cadence import Cadence
 from kaizen_async._waiting.polling import EndedRecords, Group, Scheduler, require_end
@@ -29,6 +34,7 @@ from kaizen_async.config import (
     require_duration,
     resolve_api_key,
     resolve_base_url,
+    untraced,
 )
 from kaizen_async.events import Hook, shielded
 from kaizen_async.executions import Executions
@@ -70,10 +76,11 @@ class KaizenClient:
         max_response_bytes: Size of an unpacked answer above which it is refused.
         ended_records: Records of ended executions that waits keep to answer from; 0 for none.
         session: An aiohttp session to use. It stays yours: it is not closed, and its proxy, TLS, tracing and
-            connector settings apply. Its timeouts and redirects do not.
+            connector settings apply. Its timeouts and redirects do not. Excludes `ssl_context` and `trust_env`.
         ssl_context: Replaces the default TLS verification, for instance to trust a company's own authority.
         trust_env: Take a proxy from the environment (HTTPS_PROXY, NO_PROXY, ~/.netrc).
-        allow_insecure_http: Allow a plain http base_url to another machine.
+        allow_insecure_http: Allow a plain http base_url to another machine, or to this one through a proxy or a
+            connector of the session's own.
         limiter: A function that every request awaits before it is sent, for a rate that is shared with others:
             `AsyncLimiter(100, 1).acquire` of aiolimiter, or one over Redis that the workers of all machines use. It is
             awaited with a slot held and within the deadline of the look-up, and cancelled with it. What it returns is
@@ -86,6 +93,7 @@ class KaizenClient:
         TypeError, ValueError: A setting cannot work; the message says which and why.
     """
 
+    @untraced
     def __init__(
         self,
         api_key: str | None = None,
@@ -107,8 +115,14 @@ class KaizenClient:
         clock: Clock | None = None,
     ) -> None:
         self._engine: Engine | None = None
+        self._headers = request_headers(resolve_api_key(api_key))
+        require_session(session, self._headers, ssl_context=ssl_context, trust_env=trust_env)
         self._settings = Settings(
-            base_url=resolve_base_url(base_url, allow_insecure_http=allow_insecure_http, trust_env=trust_env),
+            base_url=resolve_base_url(
+                base_url,
+                allow_insecure_http=allow_insecure_http,
+                may_leave_machine=trust_env or may_leave_machine(session),
+            ),
             concurrency=concurrency,
             attempt_timeout=attempt_timeout,
             deadline=deadline,
@@ -117,8 +131,6 @@ class KaizenClient:
             max_response_bytes=max_response_bytes,
             ended_records=ended_records,
         )
-        self._headers = request_headers(resolve_api_key(api_key))
-        require_session(session, self._headers)
         self._session = session
         self._ssl_context = ssl_context
         self._trust_env = trust_env
@@ -138,7 +150,7 @@ class KaizenClient:
         self._kinds: WeakValueDictionary[tuple[str, type, str | None], Executions[Any]] = WeakValueDictionary()
         self._lookups: dict[tuple[object, RetryPolicy], Lookups[Any]] = {}
         self._scheduler: Scheduler | None = None
-        frame = sys._getframe(1)  # noqa: SLF001 - the cheap way to say in a warning where a client was made
+        frame = sys._getframe(2)  # noqa: SLF001 - the cheap way to say in a warning where a client was made
         self._created_at = f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
     @property
@@ -168,7 +180,9 @@ class KaizenClient:
         if known is None:
             endpoint: Endpoint[T] | None = self._endpoints.get(key)
             if endpoint is None:
-                endpoint = self._endpoints[key] = Endpoint(path, record, unwrap)
+                endpoint = Endpoint(path, record, unwrap)
+                endpoint.url_below(self._settings.base_url)
+                self._endpoints[key] = endpoint
             known = self._kinds[key] = self._verbs(endpoint, record)
         return known
 
@@ -186,7 +200,7 @@ class KaizenClient:
             lookups = self._lookups[endpoint, policy] = Lookups(
                 engine,
                 endpoint,
-                self._settings.base_url.join(endpoint.url),
+                endpoint.url_below(self._settings.base_url),
                 policy,
                 budget=self._budget,
                 counters=self._counters,
@@ -252,6 +266,8 @@ class KaizenClient:
         await self.aclose()
 
     def __repr__(self) -> str:
+        if not hasattr(self, "_created_at"):
+            return "<KaizenClient not constructed: an argument was refused>"
         return f"<KaizenClient {self._settings.base_url} {'closed' if self._closed else 'open'}>"
 
     def __del__(self) -> None:

@@ -1,15 +1,18 @@
 """Policies and settings, checked where they are made, so that a wrong value never reaches a request."""
 
+import functools
 import math
 import os
 import re
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 from yarl import URL
 
 __version__ = "0.1.0"
+
+F = TypeVar("F", bound=Callable[..., None])
 
 DEFAULT_BASE_URL: Final = "https://api.kaizenautomation.com/"
 """The public API. KAIZEN_BASE_URL or `base_url=` name another."""
@@ -117,6 +120,24 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             raise TypeError(f"retry must be a RetryPolicy, not {type(self.retry).__name__}")
 
 
+def untraced(init: F) -> F:
+    """Have a constructor that refuses an argument raise without its frames: error reports print their local variables.
+
+    Those hold the API key and, while a setting is looked up, the whole environment.
+    """
+
+    @functools.wraps(init)
+    def construct(*args: Any, **kwargs: Any) -> None:
+        try:
+            init(*args, **kwargs)
+        except Exception as refusal:  # noqa: BLE001 - it is raised again
+            del args, kwargs
+            refusal.__context__ = None
+            raise refusal.with_traceback(None) from None
+
+    return cast("F", construct)
+
+
 def resolve_api_key(api_key: str | None, environment: Mapping[str, str] = os.environ) -> str | None:
     """Return the key given, else KAIZEN_API_KEY, else None; refuse one that cannot travel in a header.
 
@@ -141,14 +162,14 @@ def resolve_base_url(
     base_url: str | None,
     *,
     allow_insecure_http: bool,
-    trust_env: bool = False,
+    may_leave_machine: bool = False,
     environment: Mapping[str, str] = os.environ,
 ) -> URL:
     """Return the URL given, else KAIZEN_BASE_URL, else the public API, with a closing slash.
 
     Raises:
-        ValueError: Not an absolute http(s) URL; with user, query or fragment; or plain http to another machine (which
-            a proxy from the environment may be) without `allow_insecure_http`.
+        ValueError: Not an absolute http(s) URL; with user, query or fragment; or plain http to another machine, or by
+            a route that may leave this one, without `allow_insecure_http`.
     """
     text = base_url if base_url is not None else environment.get("KAIZEN_BASE_URL") or DEFAULT_BASE_URL
     if not isinstance(text, str):
@@ -159,11 +180,12 @@ def resolve_base_url(
             "base_url must hold no user, password, query or fragment; "
             "pass the key as api_key, it travels as a bearer token"
         )
-    stays_here = url.host in _LOOPBACK_HOSTS and not trust_env
+    stays_here = url.host in _LOOPBACK_HOSTS and not may_leave_machine
     if url.scheme == "http" and not stays_here and not allow_insecure_http:
+        route = " through a proxy (trust_env or the session's own)" if url.host in _LOOPBACK_HOSTS else ""
         raise ValueError(
-            f"base_url {str(url)!r} {'with trust_env ' * trust_env}would send the API key and every record "
-            "unencrypted to another machine; use https://, or pass allow_insecure_http=True if that network is yours"
+            f"base_url {str(url)!r} would send the API key and every record unencrypted to another machine{route}; "
+            "use https://, or pass allow_insecure_http=True if that network is yours"
         )
     path = url.raw_path
     return url.with_path(path if path.endswith("/") else f"{path}/", encoded=True)

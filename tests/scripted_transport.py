@@ -82,9 +82,15 @@ class ScriptedTransport:
         return [round(time, 6) for time, _ in self.sent]
 
     @staticmethod
-    def withhold_key(said: bytes) -> bytes:
-        """Return what was said: there is no key here."""
-        return said
+    def withhold(error: KaizenError) -> KaizenError:
+        """Return the error as it is: there is no key here."""
+        return error
+
+    @staticmethod
+    def failed(failure: KaizenError, cause: Exception) -> KaizenError:
+        """Return an error with its cause."""
+        failure.__cause__ = cause
+        return failure
 
     async def send(self, url: URL, body: bytes, is_held: Callable[[], bool]) -> Answer:
         """Take a request, and answer it."""

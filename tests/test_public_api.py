@@ -193,7 +193,7 @@ LAYERS = [
         "_transport.wire",
     ],
     ["clock", "config", "_transport.direct", "_transport.statuses", "models", "stats", "_streams"],
-    ["errors"],
+    ["errors", "_transport.withhold"],
 ]
 """The modules, each importing only from rows below its own. The way of a lookup runs from top to bottom."""
 

@@ -1,15 +1,29 @@
 """The API key goes to its server, in one header, and nowhere else: no log, error, repr, event or warning holds it."""
 
 import asyncio
+import base64
 import copy
 import gc
+import html
+import io
 import logging
+import ssl
+import sys
+import urllib.parse
 import warnings
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
+import rich.console
+import rich.traceback
+from aiohttp.resolver import ThreadedResolver
 from callers import CALLERS, Caller
+from hypothesis import given
+from hypothesis import strategies as st
 from scripted_server import (
     CLOSE,
     LOOPS,
@@ -27,8 +41,18 @@ from scripted_server import (
     run_on,
     traces_of,
 )
+from sentry_sdk.serializer import serialize
+from sentry_sdk.utils import event_from_exception
 
-from kaizen_async import AuthenticationError, DecodeError, KaizenClient, KaizenError, RetryPolicy, StatusError
+from kaizen_async import (
+    AuthenticationError,
+    DecodeError,
+    InstructorExecution,
+    KaizenClient,
+    KaizenError,
+    RetryPolicy,
+    StatusError,
+)
 
 KEY = "sk-live-4eC39HqLyjWDarjtT1zdp7dc"
 WITHHELD = "***"
@@ -99,6 +123,9 @@ def said_back(text: bytes) -> dict[str, Play]:
         "an escaped message": lambda _: [response(b'{"message": "invalid key %b"}' % escaped(spelled), 401)],
         "an escaped id": lambda _: [response(dump(record("@")).replace(b"@", escaped(spelled)))],
         "an escaped misfit": lambda _: [response(dump(record("bad", startTime="@")).replace(b"@", escaped(spelled)))],
+        "HTML": lambda _: [response(f"<p>{html.escape(spelled)}</p>".encode(), 403)],
+        "base64": lambda _: [response({"message": base64.b64encode(b"Bearer " + text).decode()}, 400)],
+        "a URL": lambda _: [response({"error": urllib.parse.quote(spelled, safe="")}, 400)],
         "a status": lambda _: [response(record("bad", status=spelled, startTime=1))],
     }
 
@@ -219,3 +246,275 @@ def test_a_key_that_cannot_travel_is_not_shown(key: str) -> None:
         KaizenClient(key)
     assert KEY not in traces_of(caught.value)
     logging.getLogger(__name__).debug("refused")
+
+
+@everywhere
+def test_what_a_proxy_says_back_is_withheld(loop: str) -> None:
+    """The refusal of a proxy may quote the request, before and after a colon."""
+
+    async def main() -> None:
+        answer = f"HTTP/1.1 407 {KEY} is not allowed: {KEY}\r\nContent-Length: 0\r\n\r\n".encode()
+
+        async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(answer)
+            writer.close()
+
+        proxy = await asyncio.start_server(refuse, "127.0.0.1", 0)
+        port = proxy.sockets[0].getsockname()[1]
+        async with (
+            proxy,
+            aiohttp.ClientSession(proxy=f"http://127.0.0.1:{port}") as session,
+            KaizenClient(KEY, base_url="https://api.example", session=session) as client,
+        ):
+            with pytest.raises(KaizenError, match=r"the proxy answered 407 \*\*\* is not allowed") as caught:
+                await client.instructor_executions.get("a")
+            assert KEY not in traces_of(caught.value)
+
+    run_on(loop, main())
+    logging.getLogger(__name__).debug("refused")
+
+
+@everywhere
+def test_what_a_middleware_of_a_session_quotes_is_withheld(loop: str) -> None:
+    """It sees the headers of each request, and may put them into what it raises."""
+
+    async def refuse(request: aiohttp.ClientRequest, _: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        raise RuntimeError(f"bad header: {request.headers['Authorization']}")
+
+    async def main() -> None:
+        async with (
+            aiohttp.ClientSession(middlewares=[refuse]) as session,
+            KaizenClient(KEY, base_url="http://127.0.0.1:9", session=session) as client,
+        ):
+            with pytest.raises(KaizenError, match=r"RuntimeError: bad header: Bearer \*\*\*") as caught:
+                await client.instructor_executions.get("a")
+            assert KEY not in traces_of(caught.value)
+
+    run_on(loop, main())
+    logging.getLogger(__name__).debug("refused")
+
+
+@everywhere
+def test_what_a_limiter_quotes_is_withheld(loop: str) -> None:
+    """What it raises is a foreign text too."""
+
+    async def limiter() -> None:
+        raise OSError(f"no connection for {KEY}")
+
+    async def main() -> None:
+        async with KaizenClient(KEY, limiter=limiter, retry=RetryPolicy(max_attempts=1)) as client:
+            with pytest.raises(KaizenError, match=r"OSError: no connection for \*\*\*") as caught:
+                await client.instructor_executions.get("a")
+            assert KEY not in traces_of(caught.value)
+
+    run_on(loop, main())
+    logging.getLogger(__name__).debug("refused")
+
+
+ESCAPES = [
+    " //evil.example/x",
+    "\t//evil.example",
+    "\x00//evil.example",
+    "\x1f\n//user:pw@api.example/v1/x",
+    "../../x",
+    "..",
+    "a/../../x",
+    "%2e%2e/x",
+    "%2E./x",
+    "..%2fx",
+    "..%5c..%5cx",
+    "..\\x",
+    "%252e%252e%252fx",
+    "..;/x",
+    " /x",
+    "\t/v2/x",
+]
+
+
+@pytest.mark.parametrize("path", ESCAPES)
+def test_a_path_stays_below_the_base_url(path: str) -> None:
+    """A path that leads to another host, or out of the prefix, is refused where it is given."""
+    with pytest.raises(ValueError, match="path must"):
+        KaizenClient(KEY, base_url="https://api.example/v1/").lookups(path, InstructorExecution)
+    logging.getLogger(__name__).debug("refused")
+
+
+@given(st.lists(st.sampled_from(["\t", "\x00", " ", "/", "\\", "..", ".", "%2e", "%2F", "@", ":", "evil", "?", "#"])))
+def test_any_path_stays_below_the_base_url_or_is_refused(parts: list[str]) -> None:
+    """Whatever yarl makes of it, the request goes to the base URL's origin and prefix."""
+    client = KaizenClient(KEY, base_url="https://api.example/v1/")
+    try:
+        client.lookups("".join(parts), InstructorExecution)
+    except ValueError:
+        return
+    finally:
+        logging.getLogger(__name__).debug("asked")
+    (endpoint,) = client._endpoints.values()
+    url = endpoint.url_below(client._settings.base_url)
+    assert str(url.origin()) == "https://api.example"
+    assert url.raw_path.startswith("/v1/")
+    assert url.user is None
+
+
+@pytest.mark.parametrize("context", [False, True, 0, 1, "x", ssl, ssl.CERT_NONE], ids=repr)
+def test_verification_cannot_be_switched_off(context: Any) -> None:
+    """What is no SSL context is refused: aiohttp takes False for no verification."""
+    with pytest.raises(TypeError, match=r"ssl_context must be None or an ssl\.SSLContext"):
+        KaizenClient(KEY, ssl_context=context)
+    logging.getLogger(__name__).debug("refused")
+
+
+class Resolver(ThreadedResolver):
+    """A resolver of the caller's own, which may name any address."""
+
+
+class Connector(aiohttp.TCPConnector):
+    """A connector of the caller's own, as that of a SOCKS proxy is."""
+
+
+ROUTES: dict[str, Callable[[], aiohttp.ClientSession]] = {
+    "a proxy": lambda: aiohttp.ClientSession(proxy="http://proxy.example:3128"),
+    "the proxy of the environment": lambda: aiohttp.ClientSession(trust_env=True),
+    "a connector of its own": lambda: aiohttp.ClientSession(connector=Connector()),
+    "a resolver of its own": lambda: aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=Resolver())),
+}
+
+
+@everywhere
+@pytest.mark.parametrize("make_session", ROUTES.values(), ids=ROUTES)
+def test_plain_http_through_a_session_that_leaves_the_machine_is_refused(
+    make_session: Callable[[], aiohttp.ClientSession], loop: str
+) -> None:
+    """The key does not go over a network in the open by any route, even if the base URL names this machine."""
+
+    async def main() -> None:
+        async with make_session() as session:
+            with pytest.raises(ValueError, match="allow_insecure_http"):
+                KaizenClient(KEY, base_url="http://localhost:8080", session=session)
+            KaizenClient(KEY, base_url="http://localhost:8080", session=session, allow_insecure_http=True)
+            KaizenClient(KEY, base_url="https://api.example", session=session)
+
+    run_on(loop, main())
+    logging.getLogger(__name__).debug("refused")
+
+
+@everywhere
+@pytest.mark.parametrize("setting", [{"ssl_context": ssl.create_default_context()}, {"trust_env": True}])
+def test_a_session_and_what_it_overrides_exclude_each_other(setting: dict[str, Any], loop: str) -> None:
+    """A setting that a session would make void is refused."""
+
+    async def main() -> None:
+        async with aiohttp.ClientSession() as session:
+            with pytest.raises(ValueError, match=f"session and {next(iter(setting))} exclude each other"):
+                KaizenClient(KEY, session=session, **setting)
+
+    run_on(loop, main())
+    logging.getLogger(__name__).debug("refused")
+
+
+ENVIRONMENT = "env-secret-7fQ2"
+REFUSED: dict[str, dict[str, Any]] = {
+    "a key with a line break": {"api_key": f"{KEY}\n"},
+    "a key that is no text": {"api_key": KEY.encode()},
+    "a base URL with a password": {"base_url": f"https://me:{KEY}@api.example"},
+    "a base URL that is no text": {"base_url": [KEY]},
+    "a base URL that is no URL": {"base_url": f"//{KEY}"},
+    "a concurrency of 0": {"concurrency": 0},
+    "a limiter that is no function": {"limiter": 5},
+    "a session that is none": {"session": KEY},
+    "an unknown setting": {"password": KEY},
+}
+
+
+@pytest.mark.parametrize("refused", REFUSED.values(), ids=REFUSED)
+def test_a_refused_argument_leaves_no_secret_in_a_traceback(
+    refused: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sentry and rich print the local variables of every frame: ours hold neither the key nor the environment."""
+    monkeypatch.setenv("ANOTHER_SECRET", ENVIRONMENT)
+    half_constructed = KaizenClient.__new__(KaizenClient)
+    try:
+        half_constructed.__init__(**{"api_key": KEY, **refused})  # type: ignore[misc]
+    except (TypeError, ValueError) as error:
+        caught = error
+    shown = shown_by_tools(caught)
+    assert KEY not in shown
+    assert ENVIRONMENT not in shown
+    assert repr(half_constructed) == "<KaizenClient not constructed: an argument was refused>"
+    logging.getLogger(__name__).debug("refused")
+
+
+def shown_by_tools(error: BaseException) -> str:
+    """Return what Sentry sends and rich prints of our frames, with their local variables."""
+    package = str(Path(sys.modules["kaizen_async"].__file__ or "").parent)
+    options = {"include_local_variables": True, "include_source_context": False, "max_value_length": 10**6}
+    event, _ = event_from_exception(error, client_options=options)
+    frames = [
+        frame
+        for value in event["exception"]["values"]
+        for frame in value.get("stacktrace", {}).get("frames", [])
+        if str(frame.get("abs_path", "")).startswith(package)
+    ]
+    assert frames
+    link: BaseException | None = error
+    printed = io.StringIO()
+    console = rich.console.Console(file=printed, width=10_000)
+    while link is not None:
+        ours = link.__traceback__
+        while ours is not None and not ours.tb_frame.f_code.co_filename.startswith(package):
+            ours = ours.tb_next
+        trace = rich.traceback.Traceback.from_exception(
+            type(link), link, ours, show_locals=True, locals_max_string=10**6, locals_max_length=10**6
+        )
+        console.print(trace)
+        link = link.__cause__ or link.__context__
+    return repr(serialize(frames)) + printed.getvalue()
+
+
+@asynccontextmanager
+async def failing(loop_session: bool) -> AsyncIterator[KaizenClient]:
+    """Return a client whose server always fails, with a session of its own or one passed in."""
+    async with ScriptedServer(lambda _: [response({"message": "no"}, 500)]) as server:
+        session = aiohttp.ClientSession() if loop_session else None
+        async with client_for(server, api_key=KEY, session=session) as client:
+            yield client
+        if session is not None:
+            await session.close()
+
+
+@everywhere
+@pytest.mark.parametrize("passed_in", [False, True], ids=["own session", "session passed in"])
+def test_no_frame_of_a_lookup_holds_the_key(passed_in: bool, loop: str) -> None:
+    """Neither the local variables of a failed call nor the attributes of any object behind a client show the key."""
+
+    async def main() -> None:
+        async with failing(passed_in) as client:
+            with pytest.raises(KaizenError) as caught:
+                await client.instructor_executions.get("a")
+            assert KEY not in shown_by_tools(caught.value)
+            for inner in objects_behind(client):
+                assert KEY not in repr(getattr(inner, "__dict__", inner)), type(inner)
+
+    run_on(loop, main())
+
+
+def objects_behind(client: KaizenClient) -> list[object]:
+    """Return every object of the library and of aiohttp that a client refers to, directly or through others."""
+    found: dict[int, object] = {}
+    todo: list[object] = [client]
+    while todo:
+        thing = todo.pop()
+        if id(thing) in found or isinstance(thing, type):
+            continue
+        found[id(thing)] = thing
+        module = type(thing).__module__
+        if module.startswith(("kaizen_async", "aiohttp", "builtins", "multidict")) and not callable(thing):
+            todo += gc.get_referents(thing)
+            todo += [getattr(thing, name, None) for name in getattr(type(thing), "__slots__", ()) if name[:2] != "__"]
+    return [
+        thing
+        for thing in found.values()
+        if type(thing).__module__.startswith(("kaizen_async", "aiohttp", "multidict"))
+        and not isinstance(thing, str | bytes)
+    ]

@@ -124,8 +124,7 @@ class Engine:
             await limiter()
         except Exception as error:  # noqa: BLE001 - it is the caller's code, often with a network behind it
             failure = TransportError(f"not sent: the limiter failed: {type(error).__name__}: {printable(str(error))}")
-            failure.__cause__ = error.with_traceback(None)
-            return failure
+            return self.transport.failed(failure, error)
         finally:
             self.clock.release()
         return None

@@ -232,21 +232,15 @@ class Lookups(Generic[T]):
         return error
 
     def _read(self, call: Call, answer: Answer) -> T | KaizenError:
+        error: KaizenError
         if not 200 <= answer.status < 300:  # noqa: PLR2004 - the class of successes
-            return status_error(*answer, retried=self._policy.statuses, now=time.time())
-        try:
-            return self.endpoint.decode(answer.body, call.execution_id)
-        except DecodeError as error:
-            failure = error.with_traceback(None)
-        shown = self.engine.transport.withhold_key(answer.body)
-        return failure if shown == answer.body else self._read_again(call, shown)
-
-    def _read_again(self, call: Call, shown: bytes) -> T | KaizenError:
-        """Return the error for an answer from which the key was taken out."""
-        try:
-            return self.endpoint.decode(shown, call.execution_id)
-        except DecodeError as error:
-            return error.with_traceback(None)
+            error = status_error(*answer, retried=self._policy.statuses, now=time.time())
+        else:
+            try:
+                return self.endpoint.decode(answer.body, call.execution_id)
+            except DecodeError as misfit:
+                error = misfit.with_traceback(None)
+        return self.engine.transport.withhold(error)
 
     def _judge(self, call: Call, error: KaizenError, epoch: int) -> None:
         """Tell gate and budget what an answer shows. Any that does not throttle shows that the server took it."""

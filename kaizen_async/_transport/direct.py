@@ -20,6 +20,8 @@ from aiohttp.streams import StreamReader
 from multidict import CIMultiDictProxy
 from yarl import URL
 
+from kaizen_async._transport.withhold import SecretBytes
+
 TESTED_VERSIONS: Final = frozenset({"3.14"})
 
 _NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=None)
@@ -50,7 +52,7 @@ class DirectSender:
         self._connector = cast("aiohttp.BaseConnector", session.connector)
         lines = [f"POST {url.raw_path_qs} HTTP/1.1"]
         lines += [f"{name}: {value}" for name, value in self._request.headers.items() if name != "Content-Length"]
-        self._head = "\r\n".join([*lines, "Content-Length: "]).encode()
+        self._head = SecretBytes("\r\n".join([*lines, "Content-Length: "]).encode())
         self._used: WeakSet[asyncio.BaseProtocol] = WeakSet()
 
     async def connect(self) -> aiohttp.connector.Connection:

@@ -10,7 +10,6 @@ aiohttp is used with most of its own policies off, because each of them would de
 
 import asyncio
 import errno
-import re
 from collections.abc import AsyncGenerator, Callable, Mapping
 from ssl import SSLCertVerificationError, SSLContext
 from typing import Final, NamedTuple
@@ -20,6 +19,7 @@ from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError
 from yarl import URL
 
 from kaizen_async._transport.direct import DirectSender, is_supported
+from kaizen_async._transport.withhold import Secret, Withholder
 from kaizen_async.config import __version__
 from kaizen_async.errors import ClientClosedError, DecodeError, KaizenError, TransportError, printable
 
@@ -33,8 +33,6 @@ KEEPALIVE_SECONDS: Final = 15.0
 
 _CHUNK: Final = 65_536
 _NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=None)
-_TELLING: Final = 8
-"""Characters of a key by which it is told, since aiohttp may have cut off the others."""
 _CODEC_ADVICE: Final = "Please install"
 """In the message of aiohttp about an answer packed in a way that this installation does not know."""
 _DISCONNECTED_ERRNOS: Final = frozenset({errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED, None})
@@ -52,19 +50,6 @@ class Answer(NamedTuple):
     body: bytes
 
 
-WITHHELD: Final = "***"
-"""Stands where the API key would."""
-
-
-class Secret(str):
-    """A string that does its work in a header and shows itself in no repr."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return repr(WITHHELD)
-
-
 def request_headers(api_key: str | None) -> dict[str, str]:
     """Return the headers of every request."""
     headers = {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": USER_AGENT}
@@ -73,12 +58,45 @@ def request_headers(api_key: str | None) -> dict[str, str]:
     return headers
 
 
-def require_session(session: aiohttp.ClientSession | None, headers: Mapping[str, str]) -> None:
-    """Refuse what is no session, and one with auth of its own beside an API key: aiohttp would refuse every request."""
-    if session is not None and not isinstance(session, aiohttp.ClientSession):
+def require_session(
+    session: aiohttp.ClientSession | None,
+    headers: Mapping[str, str],
+    *,
+    ssl_context: SSLContext | None = None,
+    trust_env: bool = False,
+) -> None:
+    """Refuse what is no session, and a session whose own settings contradict the others.
+
+    Raises:
+        TypeError: That is no session, or no SSL context: False would switch verification off.
+        ValueError: The session has auth, which excludes an API key, or settings are given that only it decides.
+    """
+    if ssl_context is not None and not isinstance(ssl_context, SSLContext):
+        raise TypeError(f"ssl_context must be None or an ssl.SSLContext, not {type(ssl_context).__name__}")
+    if session is None:
+        return
+    if not isinstance(session, aiohttp.ClientSession):
         raise TypeError(f"session must be an aiohttp.ClientSession, not {type(session).__name__}")
-    if session is not None and session.auth is not None and "Authorization" in headers:
+    if ssl_context is not None or trust_env:
+        name = "trust_env" if ssl_context is None else "ssl_context"
+        raise ValueError(f"session and {name} exclude each other; make the session with the setting that you want")
+    if session.auth is not None and "Authorization" in headers:
         raise ValueError("session has auth of its own, which excludes an API key; take one of the two")
+
+
+def may_leave_machine(session: aiohttp.ClientSession | None) -> bool:
+    """Return whether a session may send a request for this machine through another one.
+
+    It may through a proxy, or a connector or resolver of its own: that of a SOCKS proxy is a subclass of aiohttp's.
+    """
+    if session is None or session.closed:
+        return False
+    connector = session.connector
+    resolver = getattr(connector, "_resolver", None)
+    is_plain = type(connector) in {aiohttp.TCPConnector, aiohttp.UnixConnector}
+    resolves_plainly = resolver is None or type(resolver).__module__ == "aiohttp.resolver"
+    has_proxy = session.trust_env or getattr(session, "_default_proxy", None) is not None
+    return has_proxy or not is_plain or not resolves_plainly
 
 
 class Transport:
@@ -98,8 +116,7 @@ class Transport:
         trust_env: bool = False,
     ) -> None:
         self._headers = headers
-        self._key = headers.get("Authorization", "").removeprefix("Bearer ")
-        self._key_in_json = _spellings_in_json(self._key)
+        self._withholder = Withholder(headers.get("Authorization", "").removeprefix("Bearer "))
         self._max_response_bytes = max_response_bytes
         self._session = session
         self._owns_session = session is None
@@ -146,7 +163,7 @@ class Transport:
         except KaizenError:
             raise
         except (aiohttp.ClientError, HttpProcessingError, OSError) as error:
-            failure = self._failure(error)
+            failure = self.failed(translate(error), error)
         except RuntimeError as error:
             if session.closed:
                 raise ClientClosedError("the aiohttp session is closed") from error.with_traceback(None)
@@ -159,22 +176,25 @@ class Transport:
         """Return the error for what none of our own sessions raises."""
         if self._owns_session:
             raise error
-        failure = TransportError(f"the session raised {type(error).__name__}: {_one_line(str(error))}", retryable=False)
-        failure.__cause__ = error.with_traceback(None)
-        return failure
+        reason = f"the session raised {type(error).__name__}: {_one_line(str(error))}"
+        return self.failed(TransportError(reason, retryable=False), error)
 
-    def withhold_key(self, said: bytes) -> bytes:
-        """Return what a server said without the key, should it have said that back, plainly or escaped as in JSON."""
-        return self._key_in_json.sub(WITHHELD.encode(), said) if self._key else said
+    def failed(self, failure: KaizenError, cause: Exception) -> KaizenError:
+        """Return an error that holds no key, with its cause if that holds none either."""
+        said = _told(cause)
+        if self._withholder.text(said) == said:
+            failure.__cause__ = cause.with_traceback(None)
+        return self.withhold(failure)
 
-    def _failure(self, error: Exception) -> KaizenError:
-        failure = translate(error)
-        if self._key and self._key[:_TELLING] in _told(error):
-            failure.reason = f"{failure.reason.partition(':')[0]}: what came back holds the API key and is not shown"
-            failure.args = (failure.reason,)
-        else:
-            failure.__cause__ = error.with_traceback(None)
-        return failure
+    def withhold(self, error: KaizenError) -> KaizenError:
+        """Take the key out of an error that quotes a foreign text: servers and proxies say back what they were sent."""
+        for name, said in vars(error).items():
+            if name != "execution_id" and isinstance(said, str):
+                setattr(error, name, self._withholder.text(said))
+            elif isinstance(said, bytes):
+                setattr(error, name, self._withholder.body(said))
+        error.args = (error.reason,)
+        return error
 
     async def _send_directly(
         self, session: aiohttp.ClientSession, url: URL, body: bytes, is_held: Callable[[], bool]
@@ -205,10 +225,9 @@ class Transport:
             if size > limit:
                 if succeeded:
                     reason = f"the answer is larger than max_response_bytes ({limit})"
-                    raise DecodeError(reason, path="$", body=self.withhold_key(chunks[0]))
+                    raise self.withhold(DecodeError(reason, path="$", body=chunks[0]))
                 break
-        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        return body if succeeded else self.withhold_key(body)
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     def abandon(self, loop: asyncio.AbstractEventLoop) -> None:
         """Close what nobody closed, as far as a finalizer can: soon, if the loop runs; else let go of it."""
@@ -246,11 +265,6 @@ class Transport:
         """Close the session if it is our own. Safe to call twice."""
         if self._holder is not None:
             await self._holder.aclose()
-
-
-def _spellings_in_json(key: str) -> re.Pattern[bytes]:
-    """Return a pattern of all the ways to write a key in JSON: a server may escape any character, and some do "/"."""
-    return re.compile(b"".join(rb"(?:\\?%b|\\u00(?i:%02x))" % (re.escape(char.encode()), ord(char)) for char in key))
 
 
 def translate(error: Exception) -> KaizenError:

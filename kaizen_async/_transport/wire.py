@@ -6,6 +6,7 @@ Nothing here touches a socket, a clock or a loop, so all of it can be tested wit
 import re
 from collections.abc import Callable
 from typing import Any, Final, Generic, TypeVar, cast
+from urllib.parse import unquote
 
 import msgspec
 from yarl import URL
@@ -38,6 +39,7 @@ class Endpoint(Generic[T]):
     """
 
     def __init__(self, path: str, record: type[T], unwrap: str | None = None) -> None:
+        self.path = path
         self.url = URL(path)
         if self.url.scheme or not path or path.startswith("/"):
             raise ValueError(f"path must be relative to base_url, without a leading slash: {path!r}")
@@ -48,6 +50,21 @@ class Endpoint(Generic[T]):
         self._id_path = "$.id" if unwrap is None else f"$.{unwrap}.id"
         self._decode = _decoder(record, unwrap)
         self._decode_raw = _decoder(msgspec.Raw, unwrap) if keeps_raw else None
+
+    def url_below(self, base_url: URL) -> URL:
+        """Return the URL to ask.
+
+        Raises:
+            ValueError: It is not below the base URL, so the key would go to another place.
+        """
+        url = base_url.join(self.url)
+        # yarl drops control characters and resolves dots. Servers may read dots and slashes that are escaped as well.
+        below = _unquoted(url.raw_path.removeprefix(base_url.raw_path)).replace("\\", "/")
+        climbs = any(segment.partition(";")[0] == ".." for segment in below.split("/"))
+        is_elsewhere = (url.scheme, url.raw_authority) != (base_url.scheme, base_url.raw_authority)
+        if is_elsewhere or climbs or not url.raw_path.startswith(base_url.raw_path):
+            raise ValueError(f"path must lead to a place below base_url, and {self.path!r:.200} does not")
+        return url
 
     def decode(self, body: bytes, execution_id: str) -> T:
         """Return the record in a body.
@@ -66,6 +83,13 @@ class Endpoint(Generic[T]):
             raise DecodeError(reason, path=self._id_path, body=body, retryable=True)
         found: T = record
         return found
+
+
+def _unquoted(path: str) -> str:
+    """Return a path with all that is escaped in it read, also what was escaped more than once."""
+    while (read := unquote(path)) != path:
+        path = read
+    return path
 
 
 def _decoder(record: Any, unwrap: str | None) -> Callable[[bytes], Any]:
