@@ -1,0 +1,181 @@
+"""The reader's side of a run: outcomes as they are recorded, each at least once, in constant memory."""
+
+import asyncio
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Coroutine
+from types import TracebackType
+from typing import Any, Final, Self
+
+import msgspec
+
+from kaizen_async.workers.errors import RunCancelledError, UnknownRunError
+from kaizen_async.workers.options import Execution, decode_options
+from kaizen_async.workers.shards import RunOutcome, lines_of
+from kaizen_async.workers.store import Store
+
+LEASE_MS: Final = 10_000
+"""Milliseconds after which a reader that does not report any more counts as gone."""
+ACK_SECONDS: Final = 0.5
+"""Time between two acknowledgements of what was read."""
+BLOCK_MS: Final = 300
+"""Milliseconds that Redis lets a reader wait for outcomes."""
+AT_ONCE: Final = 4
+"""Batches of outcomes that a reader gets in one reply."""
+OTHER_READER: Final = "another reader follows the run; waiting until it is gone"
+
+
+class _Batch(msgspec.Struct, frozen=True):
+    """Outcomes that were recorded together."""
+
+    entry: str
+    count: int
+    size: int
+    """Bytes in Redis."""
+
+
+class Follower:
+    """Outcomes of a run as workers record them. Use it as `async with … as outcomes: async for outcome in outcomes`.
+
+    Leaving the block acknowledges the outcomes that were handled: those after which another one was asked for.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        name: str,
+        *,
+        keep_ms: int,
+        unknown: str,
+        invite: Callable[[], Coroutine[Any, Any, None]],
+    ) -> None:
+        self._store = store
+        self._name = name
+        self._key = store.run(name)
+        self._keep_ms = keep_ms
+        self._unknown = unknown
+        self._invite = invite
+        self._reader = uuid.uuid4().hex
+        self._state = ""
+        self._has_lease: bool | None = None
+        self._acked = self._last = "0-0"
+        self._handled = [0, 0]
+        self._handled_entry = ""
+        self._unhandled: deque[_Batch] = deque()
+        self._lines: deque[bytes] = deque()
+        self._left_in_batch = 0
+        self._acked_at = -ACK_SECONDS
+        self._inviting: asyncio.Task[None] | None = None
+        self._decoder: msgspec.json.Decoder[Any] | None = None
+
+    async def __aenter__(self) -> Self:
+        stored = await self._store.command("HMGET", self._key, "options", "acked")
+        if stored[0] is None:
+            raise UnknownRunError(self._unknown)
+        kind: Any = decode_options(stored[0]).record
+        self._decoder = msgspec.json.Decoder(RunOutcome[kind])
+        self._acked = self._last = stored[1].decode()
+        self._inviting = asyncio.create_task(self._invite())
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._inviting is not None:
+            self._inviting.cancel()
+            await asyncio.gather(self._inviting, return_exceptions=True)
+        try:
+            async with asyncio.timeout(2):
+                await self._acknowledge(lease_ms=0)
+        except TimeoutError:
+            pass  # Redis is away: what was not acknowledged comes again
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> RunOutcome[Execution]:
+        if self._decoder is None:
+            raise RuntimeError(
+                "enter it first: `async with run.follow() as outcomes: async for outcome in outcomes: ...`"
+            )
+        line = await self.next_line()
+        if line is None:
+            raise StopAsyncIteration
+        outcome: RunOutcome[Execution] = self._decoder.decode(line)
+        return outcome
+
+    async def next_line(self) -> bytes | None:
+        """Return the next outcome as its line of JSON, or None at the end.
+
+        Raises:
+            UnknownRunError, RunCancelledError, NoWorkersError: As `Run.follow`.
+        """
+        while not self._lines:
+            self._note_handled()
+            if time.monotonic() - self._acked_at > ACK_SECONDS:
+                await self._acknowledge()
+            if not await self._fetch() and await self._is_over():
+                return None
+        return self._lines.popleft()
+
+    def _note_handled(self) -> None:
+        """Count the batches of which the consumer has asked for more than the last outcome."""
+        while self._unhandled:
+            batch = self._unhandled.popleft()
+            self._handled_entry = batch.entry
+            self._handled[0] += batch.count
+            self._handled[1] += batch.size
+
+    async def _fetch(self) -> bool:
+        """Get outcomes, waiting a little for them; return whether there were some."""
+        if self._inviting is not None and self._inviting.done():
+            self._inviting.result()
+        if not self._has_lease:
+            await asyncio.sleep(BLOCK_MS / 1000)
+            return False
+        words = ("XREAD", "COUNT", AT_ONCE, "BLOCK", BLOCK_MS, "STREAMS", f"{self._key}:out", self._last)
+        reply = await self._store.command(*words)
+        entries = _entries(reply)
+        for entry, fields in entries:
+            lines = list(lines_of(fields[b"b"]))
+            self._lines.extend(lines)
+            self._unhandled.append(_Batch(entry.decode(), len(lines), len(fields[b"b"])))
+            self._last = entry.decode()
+        return bool(entries)
+
+    async def _is_over(self) -> bool:
+        """Return whether nothing will come any more."""
+        await self._acknowledge()
+        if not self._has_lease or self._state == "running":
+            return False
+        if await self._store.command("XLEN", f"{self._key}:out"):
+            return False
+        if self._state == "cancelled":
+            raise RunCancelledError(f"run {self._name} was cancelled; what was recorded before has been read")
+        return True
+
+    async def _acknowledge(self, lease_ms: int = LEASE_MS) -> None:
+        """Let Redis forget what was handled, keep the lease of the only reader, and learn the state of the run."""
+        entry = self._handled_entry or self._acked
+        mine, state, acked = await self._store.script(
+            "ack", self._key, self._keep_ms, self._reader, lease_ms, self._acked, entry, *self._handled
+        )
+        self._acked_at = time.monotonic()
+        if state == b"unknown":
+            raise UnknownRunError(self._unknown)
+        self._state = state.decode()
+        if mine:
+            self._handled = [0, 0]
+            self._handled_entry = ""
+            self._acked = acked.decode()
+            if not self._has_lease:
+                self._last = self._acked
+        had_lease, self._has_lease = self._has_lease, bool(mine)
+        if self._store.on_trouble is not None and (had_lease is False) == self._has_lease:
+            self._store.on_trouble("" if self._has_lease else OTHER_READER)
+
+
+def _entries(reply: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    """Return the entries of the one stream in a reply to XREAD."""
+    return reply[0][1] if reply else []

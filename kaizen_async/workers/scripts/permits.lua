@@ -1,0 +1,24 @@
+-- Leases permits of a rate that all workers share: a virtual schedule with one permit every 1/rate seconds (GCRA).
+-- KEYS[1]: the limit; its pause is beside it. ARGV: permits a second (0: any number), permits wanted, permits returned,
+-- seconds ahead that may be leased, seconds of unused permits that may be caught up, most seconds of a pause.
+-- Returns the microseconds of a pause; permits; microseconds until the first of them; microseconds between them.
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local paused = tonumber(redis.call('GET', KEYS[1] .. ':pause') or '0') or 0
+local pause = math.min(math.max(paused - now, 0), ARGV[6] * 1000000)
+local rate, wanted, returned = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+if rate == 0 then
+    return {pause, wanted, 0, 0}
+end
+redis.call('DEL', KEYS[1] .. ':none')
+local interval, ahead = 1000000 / rate, ARGV[4] * 1000000
+local free = tonumber(redis.call('GET', KEYS[1]) or '0') or 0
+-- No honest schedule is further ahead: what is in Redis is input, too.
+free = math.min(free, now + ahead + interval) - returned * interval
+free = math.max(free, now - ARGV[5] * 1000000)
+local permits, wait = 0, math.max(free - now, 0)
+if pause == 0 and wait <= ahead then
+    permits = math.min(wanted, math.floor((now + ahead - free) / interval) + 1)
+end
+redis.call('SET', KEYS[1], string.format('%.0f', free + permits * interval), 'PX', 3600000)
+return {pause, permits, permits > 0 and wait or math.max(wait - ahead, 0), math.floor(interval)}

@@ -1,0 +1,34 @@
+-- KEYS[1]: the workers. ARGV: prefix of runs, set of runs, worker ('' for a producer or reader), ms until dead.
+-- Notes that a worker lives. Returns the number of live workers, and run, number pairs: how many invitations to
+-- that run are to be sent now, because so many live workers do not work on it.
+redis.call('DEL', KEYS[1] .. ':none')
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+if ARGV[3] ~= '' then
+    redis.call('ZADD', KEYS[1], now, ARGV[3])
+    redis.call('PEXPIRE', KEYS[1], 86400000)
+end
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - 60000)
+local live = redis.call('ZCOUNT', KEYS[1], now - ARGV[4], '+inf')
+local reply = {live}
+for _, name in ipairs(redis.call('SMEMBERS', ARGV[2])) do
+    local run = ARGV[1] .. name
+    if redis.call('HGET', run, 'state') ~= 'running' then
+        redis.call('SREM', ARGV[2], name)
+    else
+        local members = redis.call('ZCOUNT', run .. ':members', now - ARGV[4], '+inf')
+        local missing = math.max(live, 1) - members
+        if missing > 0 and not redis.call('GET', run .. ':invited') then
+            -- Workers that are busy leave invitations in the queue, so repeated ones become rare.
+            local times = tonumber(redis.call('HGET', run, 'invites') or '0')
+            if redis.call('HGET', run, 'members') ~= tostring(members) then
+                times = 0
+            end
+            redis.call('HSET', run, 'invites', times + 1, 'members', members)
+            redis.call('SET', run .. ':invited', '1', 'PX', 2000 * 2 ^ math.min(times, 5))
+            table.insert(reply, name)
+            table.insert(reply, math.min(missing, 64))
+        end
+    end
+end
+return reply

@@ -1,0 +1,110 @@
+"""The session of a run that waits for its executions to end."""
+
+import asyncio
+from collections import deque
+from contextlib import suppress
+from typing import Any, Final
+
+import msgspec
+
+from kaizen_async.workers.recorder import Held
+from kaizen_async.workers.session import LOOK_AGAIN, Claim, Session, log
+from kaizen_async.workers.shards import pack, unpack
+
+SAVE_SECONDS: Final = 30.0
+"""Seconds after which the state of the waits of a shard is saved again: a crash loses no more."""
+CLAIM_SECONDS: Final = 0.25
+"""Time between two claims, in which other workers get their share."""
+
+
+class WaitSession(Session):
+    """Waits for the executions of many shards at once. The client's one scheduler polls for all of them."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)  # type: ignore[arg-type]
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def _work(self) -> None:
+        try:
+            while not self._is_over:
+                self._raise_failures()
+                waiting = sum(len(held.left) for held in self._held.values())
+                claims = await self._claim(1) if waiting < self._limits.waits else []
+                for claim in claims:
+                    self._tasks.add(asyncio.create_task(self._wait_for(claim)))
+                self._changed.clear()
+                await self._until_changed(CLAIM_SECONDS if claims else LOOK_AGAIN)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._recorder.flush()
+
+    async def _until_changed(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
+
+    def _raise_failures(self) -> None:
+        for task in [task for task in self._tasks if task.done()]:
+            self._tasks.discard(task)
+            if not task.cancelled():
+                task.result()
+
+    async def _wait_for(self, claim: Claim) -> None:
+        """Wait for the executions of one shard; save where the waits are now and then, and when it is given back."""
+        held, checkpoint = claim.held, claim.checkpoint
+        while held.left - held.errors.keys() and not held.lost:
+            stream = self._stream(held, checkpoint)
+            checkpoint = b""
+            saver = asyncio.create_task(self._save(held, stream))
+            try:
+                await self._take(held, stream)
+            except asyncio.CancelledError:
+                await self._hand_over(held, stream)
+                raise
+            finally:
+                saver.cancel()
+                await asyncio.gather(saver, return_exceptions=True)
+        await self._end_try(held)
+
+    def _stream(self, held: Held, checkpoint: bytes) -> Any:
+        """Return a stream of all ids that are left: from where the worker before was, if that is known."""
+        if checkpoint:
+            try:
+                state = msgspec.json.decode(unpack(checkpoint))
+                return self._executions.wait_many((), deadline=None, checkpoint=state)
+            except ValueError as error:
+                log.warning("run %s: the saved waits of shard %d are not usable: %s", self._run, held.number, error)
+        return self._executions.wait_many([held.shard.ids[place] for place in sorted(held.left)], deadline=None)
+
+    async def _take(self, held: Held, stream: Any) -> None:
+        places: dict[str, deque[int]] = {}
+        for place in sorted(held.left):
+            places.setdefault(held.shard.ids[place], deque()).append(place)
+        async with stream as outcomes:
+            async for outcome in outcomes:
+                if found := places.get(outcome.id):
+                    self._judge(held, found.popleft(), outcome)
+                if (room := self._recorder.room()) is not None:
+                    await room
+                if held.lost:
+                    return
+
+    async def _hand_over(self, held: Held, stream: Any) -> None:
+        """Give a shard back with the ages of its waits, so that the next worker does not poll more than this one."""
+        await self._recorder.flush()
+        if held.left and not held.lost and self.state == "running":
+            await self._release(held, "back", checkpoint=_packed(stream.checkpoint()))
+
+    async def _save(self, held: Held, stream: Any) -> None:
+        """Save the state of the waits, for the case that this worker dies."""
+        while True:
+            await asyncio.sleep(SAVE_SECONDS)
+            await self._recorder.flush()
+            if not held.unrecorded and not held.lost:
+                await self._release(held, "keep", checkpoint=_packed(stream.checkpoint()))
+
+
+def _packed(checkpoint: Any) -> bytes:
+    return pack(msgspec.json.encode(checkpoint))

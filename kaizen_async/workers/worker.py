@@ -1,0 +1,213 @@
+"""A worker process: the task that brings it to a run, its heartbeat, and its end."""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any, Final
+
+from taskiq import AsyncBroker, AsyncTaskiqDecoratedTask, TaskiqEvents, TaskiqState
+
+from kaizen_async.client import KaizenClient
+from kaizen_async.errors import printable
+from kaizen_async.workers.errors import RunError
+from kaizen_async.workers.limit import SharedLimit
+from kaizen_async.workers.lookups import LookupSession
+from kaizen_async.workers.options import decode_options
+from kaizen_async.workers.session import BEAT_SECONDS, DEAD_MS, Limits, Session
+from kaizen_async.workers.store import DEFAULT_URL, Store, require_name
+from kaizen_async.workers.waits import WaitSession
+
+log = logging.getLogger("kaizen_async.workers")
+
+TASK_NAME: Final = "kaizen_async.workers:work"
+DRAIN_SECONDS: Final = 3.0
+"""Time that requests in flight get when a worker ends. It fits taskiq's `--shutdown-timeout`."""
+
+
+def register(
+    broker: AsyncBroker,
+    *,
+    url: str = DEFAULT_URL,
+    namespace: str = "kaizen",
+    per_second: float | None = None,
+    client: Callable[..., KaizenClient] = KaizenClient,
+    limits: Limits = Limits(),  # noqa: B008 - frozen
+) -> AsyncTaskiqDecoratedTask[[str], Any]:
+    """Register the task that works on runs on your own taskiq broker, and return it.
+
+    Each worker process of the broker then has one client for all its runs, and reports in Redis that it lives. Any
+    broker will do: a message only invites a worker to a run. What is to be done, by whom, and what is done is kept in
+    Redis.
+
+    Args:
+        broker: Yours. A producer needs it too, see `Run`.
+        url: The Redis server for runs, see `kaizen_async.workers.connect`.
+        namespace: Keeps runs, workers and the limit apart from others on the same server.
+        per_second: Requests per second of all workers together; None for no limit but the server's own.
+        client: Makes the client of a process, called with keyword arguments that it must pass on to `KaizenClient`:
+            `functools.partial(KaizenClient, concurrency=100)`.
+        limits: Bounds of what runs may take.
+
+    Raises:
+        TypeError, ValueError: An argument is invalid.
+    """
+    require_name("namespace", namespace)
+    make = partial(Worker, url=url, namespace=namespace, per_second=per_second, client=client, limits=limits)
+    workers: list[Worker] = []
+
+    async def start(_state: TaskiqState) -> None:
+        worker = make(broker)
+        await worker.start()
+        workers.append(worker)
+
+    async def stop(_state: TaskiqState) -> None:
+        while workers:
+            await workers.pop().stop()
+
+    async def work(run: str) -> None:
+        """Work on a run until nothing of it is left, or this worker process ends."""
+        await workers[-1].work(run)
+
+    broker.add_event_handler(TaskiqEvents.WORKER_STARTUP, start)
+    broker.add_event_handler(TaskiqEvents.WORKER_SHUTDOWN, stop)
+    # Acknowledged at once: should this worker die, others are invited again.
+    return broker.register_task(work, TASK_NAME, ack_type="when_received")
+
+
+class Worker:
+    """What all runs of a worker process share."""
+
+    def __init__(
+        self,
+        broker: AsyncBroker,
+        *,
+        url: str,
+        namespace: str,
+        per_second: float | None,
+        client: Callable[..., KaizenClient],
+        limits: Limits,
+    ) -> None:
+        self.id = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._broker = broker
+        self._store = Store(url, namespace)
+        self._limit = SharedLimit(self._store, per_second)
+        self._kaizen = client(deadline=None, limiter=self._limit.take_turn, on_event=self._limit.notice)
+        self._limits = limits
+        self._sessions: dict[str, Session] = {}
+        self._ended = asyncio.Event()
+        self._beating: asyncio.Task[None] | None = None
+        self._stopping = False
+
+    async def start(self) -> None:
+        """Begin to report that this worker lives."""
+        self._beating = asyncio.create_task(self._beat())
+        self._follow_signals()
+
+    def _follow_signals(self) -> None:
+        """Stop sessions when the process is asked to end: taskiq waits for its tasks, and these have no end."""
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            before = signal.getsignal(signum)
+
+            def handle(number: int, frame: Any, before: Any = before) -> None:
+                with suppress(RuntimeError):
+                    loop.call_soon_threadsafe(self.stop_sessions)
+                if callable(before):
+                    before(number, frame)
+
+            with suppress(ValueError):  # not in the main thread: then whoever runs the broker calls its shutdown
+                signal.signal(signum, handle)
+
+    def stop_sessions(self) -> None:
+        """Claim nothing more, and give back what is not done."""
+        if not self._stopping:
+            self._stopping = True
+            for session in self._sessions.values():
+                session.stop()
+            self._closing = asyncio.ensure_future(self._close_client())
+
+    async def _close_client(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while self._sessions:
+                    self._ended.clear()
+                    await self._ended.wait()
+        await self._kaizen.aclose()
+
+    async def stop(self) -> None:
+        """End: give back what is not done, and close everything."""
+        self.stop_sessions()
+        await self._closing
+        while self._sessions:
+            self._ended.clear()
+            await self._ended.wait()
+        if self._beating is not None:
+            self._beating.cancel()
+            await asyncio.gather(self._beating, return_exceptions=True)
+        await self._limit.aclose()
+        await self._store.aclose()
+
+    async def work(self, run: str) -> None:
+        """Work on a run until it is over, unless this worker does so already."""
+        try:
+            require_name("run", run)
+        except (TypeError, ValueError) as error:
+            log.warning("an invitation to no valid run: %s", error)
+            return
+        if run in self._sessions or self._stopping:
+            return
+        stored = await self._store.command("HGET", self._store.run(run), "options")
+        if stored is None or run in self._sessions or self._stopping:
+            return
+        try:
+            options = decode_options(stored)
+        except ValueError as error:
+            log.warning("run %s cannot be worked on by this version: %s", run, printable(str(error)))
+            return
+        kind = WaitSession if options.wait else LookupSession
+        session = self._sessions[run] = kind(self._store, self.id, run, options, self._kaizen, self._limits)
+        log.info("works on run %s", run)
+        try:
+            await session.serve()
+        finally:
+            del self._sessions[run]
+            self._ended.set()
+        log.info("run %s is %s", run, "left" if session.state == "running" else session.state)
+
+    async def _beat(self) -> None:
+        while True:
+            try:
+                await invite(self._store, self._broker, self.id)
+            except RunError:
+                log.exception("the heartbeat failed")
+            await asyncio.sleep(BEAT_SECONDS)
+
+
+async def invite(store: Store, broker: AsyncBroker, worker: str = "") -> int:
+    """Report that a worker lives, and invite live workers to runs that they do not work on; return how many live."""
+    live, *pairs = await store.script("workers", store.workers, store.run(""), store.runs, worker, DEAD_MS)
+    for name, count in zip(pairs[::2], pairs[1::2], strict=True):
+        run = name.decode(errors="replace")
+        with suppress(ValueError):
+            require_name("run", run)
+            for _ in range(count):
+                await send_invitation(broker, run)
+    return int(live)
+
+
+async def send_invitation(broker: AsyncBroker, run: str) -> None:
+    """Send the message that brings a worker to a run. If it gets lost, another follows."""
+    task = broker.find_task(TASK_NAME)
+    if task is None:
+        raise RunError(f"the broker does not know the task {TASK_NAME}; call kaizen_async.workers.register(broker)")
+    try:
+        async with asyncio.timeout(5):
+            await task.kiq(run)
+    except Exception as error:  # noqa: BLE001 - brokers raise what their libraries raise
+        log.warning("an invitation to run %s was not sent: %s", run, printable(str(error) or type(error).__name__))
