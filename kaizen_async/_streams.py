@@ -7,37 +7,41 @@ from collections.abc import Collection
 from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeVar
 
+from kaizen_async._ledger import Ledger
+
 R = TypeVar("R")
 
 PAUSE_EVERY: Final = 100
-"""Results after which the consumer's task lets the event loop go on, lest one who never waits block it."""
+"""Results after which the consumer's task gives the event loop a turn. A consumer that never waits would block it."""
 
 
 class ResultStream(ABC, Generic[R]):
     """An asynchronous context manager and iterator over results that background tasks put in.
 
-    It ends when the tasks have ended and all results are taken; then a failure, if there was one, is raised. Leaving
-    the `async with` block ends the tasks.
+    Any number of tasks may iterate over it; each result goes to one of them. It ends when the background tasks have
+    ended and all results are taken; a failure, if there was one, is raised then. Leaving the `async with` block ends
+    the background tasks and every loop over the stream.
     """
 
     def __init__(self) -> None:
         self._ready: Any = deque()
-        self._taken = 0
+        self._taken_out = 0
         self._changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] | None = None
         self._failure: BaseException | None = None
         self._ended = False
+        self._left = False
 
     @abstractmethod
     def _start(self) -> list[asyncio.Task[None]]:
         """Start the background tasks."""
 
     def _is_over(self) -> bool:
-        """Whether no further result will be put in."""
+        """Return whether nothing further will be put in."""
         return self._tasks is not None and all(task.done() for task in self._tasks)
 
     def _has_result(self) -> bool:
-        """Whether there is a result to take; a place to make those that are made only when they are asked for."""
+        """Return whether there is a result to take. Results that are made on demand are made here."""
         return bool(self._ready)
 
     def _put(self, result: Any) -> None:
@@ -48,7 +52,7 @@ class ResultStream(ABC, Generic[R]):
         return self._ready.popleft()
 
     def _fail(self, failure: BaseException | None) -> None:
-        """Note what to raise in the end; the first one counts."""
+        """Keep what is raised at the end; the first failure counts."""
         self._failure = self._failure or failure
 
     async def __aenter__(self) -> Self:
@@ -56,18 +60,14 @@ class ResultStream(ABC, Generic[R]):
             raise RuntimeError("a stream can be entered once; call the method again for another")
         self._tasks = self._start()
         for task in self._tasks:
-            task.add_done_callback(self._on_task_done)
+            task.add_done_callback(lambda _: self._changed.set())
         return self
-
-    def _on_task_done(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled():
-            self._fail(task.exception())
-        self._changed.set()
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._ended = True
+        self._ended = self._left = True
+        self._changed.set()
         tasks = self._tasks or []
         for task in tasks:
             task.cancel()
@@ -79,11 +79,11 @@ class ResultStream(ABC, Generic[R]):
     async def __anext__(self) -> R:
         if self._tasks is None:
             raise RuntimeError("enter the stream first: `async with … as results: async for result in results: ...`")
-        self._taken += 1
-        if not self._taken % PAUSE_EVERY:
+        self._taken_out += 1
+        if not self._taken_out % PAUSE_EVERY:
             await asyncio.sleep(0)
-        while not self._has_result():
-            if self._is_over():
+        while self._left or not self._has_result():
+            if self._left or self._is_over():
                 self._ended = True
                 raise self._pop_failure() or StopAsyncIteration
             self._changed.clear()
@@ -92,13 +92,48 @@ class ResultStream(ABC, Generic[R]):
         return result
 
     def _pop_failure(self) -> BaseException | None:
-        """Return the failure and forget it: raised, it refers to whoever refers to it."""
+        """Return the failure and forget it: once raised, it refers to the frames that refer to this stream."""
+        if self._left:
+            return None
+        for task in self._tasks or ():
+            self._fail(_failure_of(task))
+        self._tasks = []
         failure, self._failure = self._failure, None
         return failure
 
 
-async def all_done(tasks: Collection[asyncio.Task[None]]) -> None:
-    """Wait until cancelled tasks have ended; a caller who is cancelled too waits as well, to leave nothing behind."""
+def _failure_of(task: "asyncio.Task[None]") -> BaseException | None:
+    """Return what a background task failed with, which includes that somebody else has cancelled it."""
+    if not task.cancelled():
+        return task.exception()
+    return RuntimeError("a task of this stream was cancelled from outside; results are missing")
+
+
+class AccountedStream(ResultStream[R]):
+    """A stream with a ledger."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__()
+        self._ledger = ledger
+
+    @property
+    def taken(self) -> int:
+        """How many ids were taken up so far: from the source, from a checkpoint, and by `add`."""
+        return self._ledger.taken
+
+    @property
+    def done(self) -> int:
+        """How many of the ids are done: their last result was taken from this stream."""
+        return self._ledger.done
+
+    @property
+    def total(self) -> int | None:
+        """How many ids there are; None as long as their source has not told, as a generator cannot until it ends."""
+        return self._ledger.total
+
+
+async def all_done(tasks: Collection["asyncio.Task[None]"]) -> None:
+    """Wait until cancelled tasks have ended, also if the caller is cancelled meanwhile: nothing may be left behind."""
     cancellation: list[asyncio.CancelledError] = []
     while pending := [task for task in tasks if not task.done()]:
         try:

@@ -10,6 +10,12 @@ from typing import Final, Protocol
 
 ROUNDING: Final = 0.0005
 """Seconds added to a delay. uvloop rounds delays to milliseconds, and a call that comes early comes in vain."""
+BLOCKED: Final = 0.01
+"""Seconds by which a timer is late from which on the event loop counts as blocked. A busy loop is a few late."""
+SHORTEST_INTERVAL: Final = 0.001
+"""Seconds between two looks at how late timers are, while the event loop is being blocked."""
+LONGEST_SHARE: Final = 0.25
+"""The same otherwise, as a share of what is left of the timeout."""
 
 
 class Timer(Protocol):
@@ -58,8 +64,11 @@ class SystemClock:
         self.random: Random = SystemRandom()
 
     def time(self) -> float:
-        """Return monotonic seconds."""
-        return time.monotonic()
+        """Return the seconds of the running event loop, which tests may replace; without a loop, monotonic seconds."""
+        try:
+            return asyncio.get_running_loop().time()
+        except RuntimeError:
+            return time.monotonic()
 
     def wall(self) -> float:
         """Return seconds since the epoch."""
@@ -67,8 +76,9 @@ class SystemClock:
 
     def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
         """Call back from the running event loop when `time()` reaches `when`."""
-        delay = when - time.monotonic()
-        return asyncio.get_running_loop().call_later(delay + ROUNDING if delay > 0 else 0, callback)
+        loop = asyncio.get_running_loop()
+        delay = when - loop.time()
+        return loop.call_later(delay + ROUNDING if delay > 0 else 0, callback)
 
     def hold(self) -> None:
         """Do nothing: real time passes anyway."""
@@ -109,6 +119,45 @@ class Timeout:
         """End what is inside the block now, with a TimeoutError."""
         if not self._timeout.expired():
             self._timeout.reschedule(asyncio.get_running_loop().time())
+
+
+class RunningTimeout(Timeout):
+    """A `Timeout` after so many seconds in which the event loop ran.
+
+    Nothing can arrive while something else blocks the loop, so that time is not counted. It is measured by how late
+    the timers here are called: a few in the usual case, and one after the other while the loop is being blocked.
+
+    Args:
+        clock: The clock that all times count in.
+        seconds: How long the loop may run.
+        when: The time at which it ends in any case; math.inf for no time.
+    """
+
+    __slots__ = ("_called_at", "_interval", "_left")
+
+    def __init__(self, clock: Clock, seconds: float, when: float) -> None:
+        super().__init__(clock, when)
+        self._left = seconds
+        self._interval = 0.0
+        self._called_at = 0.0
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+        self._set_timer(self._left * LONGEST_SHARE)
+
+    def _set_timer(self, interval: float) -> None:
+        self._called_at = self._clock.time()
+        self._interval = min(interval, self._left, self._when - self._called_at)
+        self._timer = self._clock.call_at(self._called_at + self._interval, self._on_timer)
+
+    def _on_timer(self) -> None:
+        late = self._clock.time() - self._called_at - self._interval
+        self._left -= self._interval
+        if self._left <= 0 or self._clock.time() >= self._when:
+            # What arrived while the loop was blocked is read in the loop's next step.
+            self._timer = self._clock.call_at(self._clock.time(), self.expire)
+        else:
+            self._set_timer(SHORTEST_INTERVAL if late > BLOCKED else self._left * LONGEST_SHARE + SHORTEST_INTERVAL)
 
 
 async def sleep(clock: Clock, delay: float) -> None:

@@ -8,6 +8,7 @@
     │   ├── NotFoundError              404                                               not retried
     │   └── RateLimitError             429                                               retried
     ├── DecodeError                    2xx, but not such a record                        see its docstring
+    ├── InvalidIdError                 an id among many that cannot be sent; also a ValueError
     ├── DeadlineExceededError          the caller's deadline passed; also a TimeoutError
     └── ClientClosedError              the client was closed under the call, or before it
 
@@ -185,6 +186,20 @@ class DeadlineExceededError(KaizenError, TimeoutError):
     def __init__(self, reason: str, *, last_execution: Any = None, **context: Any) -> None:
         super().__init__(reason, **context)
         self.last_execution = last_execution
+
+
+class InvalidIdError(KaizenError, ValueError):
+    """The error of an outcome whose id cannot be sent. Nothing was sent for it; the other ids are not affected.
+
+    `get`, `wait` and `add` raise a builtin TypeError or ValueError instead.
+
+    Attributes:
+        position: How many ids came before this one in the call.
+    """
+
+    def __init__(self, reason: str, *, position: int | None = None, **context: Any) -> None:
+        super().__init__(reason, **context)
+        self.position = position
 
 
 class ClientClosedError(KaizenError):

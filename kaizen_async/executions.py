@@ -7,11 +7,13 @@ from typing import Generic, TypeVar
 
 from msgspec import UNSET, UnsetType
 
-from kaizen_async._bulk import Ids, IdSource, OutcomeStream, collect_ids, look_up_all, require_id, require_ids
+from kaizen_async._bulk import OutcomeStream, collect_ids, look_up_all
+from kaizen_async._ids import Ids, IdSource, require_id, require_ids
+from kaizen_async._ledger import Checkpoint, Ledger
 from kaizen_async._lookup.engine import Engine
 from kaizen_async._lookup.lookup import Lookups
 from kaizen_async._waiting.polling import Group, Scheduler
-from kaizen_async._waiting.waiting import ChangeStream, Checkpoint, Waiter, WaitStream
+from kaizen_async._waiting.waiting import ChangeStream, Waiter, WaitStream
 from kaizen_async.config import PollPolicy, RetryPolicy, require_duration
 from kaizen_async.outcomes import Outcome
 
@@ -67,7 +69,7 @@ class Executions(Generic[T]):
             ClientClosedError: The client is closed, or was closed meanwhile.
             TypeError, ValueError: The id or an argument is invalid. Nothing was sent.
         """
-        require_id(execution_id)
+        execution_id = require_id(execution_id)
         seconds = self._deadline if deadline is UNSET else _checked(deadline)
         lookups = self._lookups(_checked_retry(retry))
         return (await lookups.look_up(execution_id, _after(lookups.engine, seconds))).unwrap()
@@ -81,18 +83,20 @@ class Executions(Generic[T]):
 
         Args:
             ids: Any iterable or asynchronous iterable of ids. It is read to its end before anything is sent; only a
-                generator or asynchronous source that has not ended by the deadline is not asked any further.
+                source without a length that has not ended by the deadline is not read any further.
             deadline: Seconds for the whole call; ids cut off by it get a DeadlineExceededError. Each look-up is
                 bounded by the client's deadline besides.
             retry: Replaces the client's retry policy.
 
         Returns:
-            One outcome for each id, in the order of the ids. Equal ids share one request and one outcome. An id that
-            fails costs no other: its outcome carries the error that `get` would have raised.
+            One outcome for each id, in the order of the ids. Equal ids share one request and one outcome. A failed
+            lookup does not affect the others: its outcome carries the error that `get` would have raised. An invalid
+            id (None, NaN, an empty string, a line with its line break) gets an outcome with an InvalidIdError.
 
         Raises:
             ClientClosedError: The client was closed before the ids of a generator were read. Nothing was sent.
-            TypeError, ValueError: An id or an argument is invalid. Nothing was sent.
+            TypeError, ValueError: An argument is invalid. Nothing was sent. What the source of the ids raises is
+                raised as it is.
         """
         require_ids(ids)
         lookups = self._lookups(_checked_retry(retry))
@@ -100,29 +104,41 @@ class Executions(Generic[T]):
         collected = await collect_ids(_source(ids, lookups.engine, ends_at))
         return await look_up_all(collected, self._bounded(lookups, ends_at), lookups.engine.concurrency)
 
-    def stream(self, ids: Ids, *, deadline: float | None = None, retry: RetryPolicy | None = None) -> OutcomeStream[T]:
+    def stream(
+        self,
+        ids: Ids = (),
+        *,
+        deadline: float | None = None,
+        retry: RetryPolicy | None = None,
+        checkpoint: object = None,
+    ) -> OutcomeStream[T]:
         """Look up as many executions as there are, endless ones too, and yield outcomes as they come.
 
         Use it as `async with executions.stream(ids) as outcomes: async for outcome in outcomes: ...`.
 
         Args:
-            ids: Any iterable or asynchronous iterable of ids, read as outcomes are consumed: never more than the
-                client's concurrency and a few ahead.
-            deadline: Seconds for the whole call. Then ids under way, and the rest of a collection, get a
-                DeadlineExceededError; a generator is not asked any further.
+            ids: Any iterable or asynchronous iterable of ids. A collection is copied by this call; anything else is
+                read as outcomes are consumed: never more than the client's concurrency and a few ahead.
+            deadline: Seconds for the whole call. Then ids in flight, and the rest of a source with a length, get a
+                DeadlineExceededError; a source without a length is not read any further.
             retry: Replaces the client's retry policy.
+            checkpoint: What `outcomes.checkpoint()` of an earlier call returned: those ids are looked up before the
+                others.
 
         Returns:
-            An asynchronous context manager and iterator of outcomes: one for each id taken, in no order.
+            An asynchronous context manager and iterator of outcomes: one for each id taken, in no order. The outcome of
+            an invalid id has an InvalidIdError. What the source raises is raised after the outcomes of the ids before.
 
         Raises:
-            TypeError, ValueError: An argument is invalid. (An invalid id comes out of the loop.)
+            TypeError, ValueError: An argument is invalid.
         """
         require_ids(ids)
         lookups = self._lookups(_checked_retry(retry))
         ends_at = _after(lookups.engine, _checked(deadline))
-        source = _source(ids, lookups.engine, ends_at)
-        return OutcomeStream(source, self._bounded(lookups, ends_at), lookups.engine.concurrency)
+        state = None if checkpoint is None else Checkpoint.load(checkpoint)
+        ledger = Ledger(_source(ids, lookups.engine, ends_at), state)
+        clock = lookups.engine.clock
+        return OutcomeStream(ledger, self._bounded(lookups, ends_at), lookups.engine.concurrency, clock.wall)
 
     async def wait(self, execution_id: str, *, deadline: float | None = 3600.0, poll: PollPolicy | None = None) -> T:
         """Wait for one execution to end, and return its record.
@@ -146,7 +162,7 @@ class Executions(Generic[T]):
             ClientClosedError: The client is closed, or was closed meanwhile.
             TypeError, ValueError: The id or an argument is invalid. Nothing was sent.
         """
-        require_id(execution_id)
+        execution_id = require_id(execution_id)
         _checked(deadline)
         scheduler, group = self._polls(self._lookups(None), _checked_policy(poll))
         deadline_at = _after(scheduler.engine, deadline)
@@ -180,11 +196,13 @@ class Executions(Generic[T]):
             error is what `wait` would have raised.
 
         Raises:
-            TypeError, ValueError: An argument is invalid. (An invalid id comes out of the loop.)
+            TypeError, ValueError: An argument is invalid. (An invalid id yields an InvalidIdError.)
         """
-        scheduler, group, source, deadline_at = self._watched(ids, deadline, poll)
         state = None if checkpoint is None else Checkpoint.load(checkpoint)
-        return WaitStream(scheduler, group, source, deadline_at, state)
+        scheduler, group, ledger, deadline_at = self._watched(ids, deadline, poll, state)
+        if state is not None and state.learned is not None:
+            group.cadence.restore(state.learned)
+        return WaitStream(scheduler, group, ledger, deadline_at)
 
     def watch(
         self, ids: str | Ids, *, deadline: float | None = 3600.0, poll: PollPolicy | None = None
@@ -204,14 +222,14 @@ class Executions(Generic[T]):
             last change; the others go on.
 
         Raises:
-            TypeError, ValueError: An argument is invalid. (An invalid id comes out of the loop.)
+            TypeError, ValueError: An argument is invalid. (An invalid id yields an InvalidIdError.)
         """
-        scheduler, group, source, deadline_at = self._watched([ids] if isinstance(ids, str) else ids, deadline, poll)
-        return ChangeStream(scheduler, group, source, deadline_at)
+        scheduler, group, ledger, deadline_at = self._watched([ids] if isinstance(ids, str) else ids, deadline, poll)
+        return ChangeStream(scheduler, group, ledger, deadline_at)
 
     def _watched(
-        self, ids: Ids, deadline: float | None, poll: PollPolicy | None
-    ) -> tuple[Scheduler, Group, IdSource, float]:
+        self, ids: Ids, deadline: float | None, poll: PollPolicy | None, checkpoint: Checkpoint | None = None
+    ) -> tuple[Scheduler, Group, Ledger, float]:
         require_ids(ids)
         _checked(deadline)
         scheduler, group = self._polls(self._lookups(None), _checked_policy(poll))
@@ -222,8 +240,9 @@ class Executions(Generic[T]):
             closed=lambda: engine.closed,
             late=lambda: clock.time() >= deadline_at,
             wait=lambda awaitable: engine.wait(awaitable, math.inf),
+            clock=clock,
         )
-        return scheduler, group, source, deadline_at
+        return scheduler, group, Ledger(source, checkpoint, now=clock.wall()), deadline_at
 
     def _bounded(self, lookups: Lookups[T], ends_at: float) -> Callable[[str], Awaitable[Outcome[T]]]:
         """Return a look-up that ends with the client's deadline for it, or with the whole call."""
@@ -245,6 +264,7 @@ def _source(ids: Ids, engine: Engine, ends_at: float) -> IdSource:
         closed=lambda: engine.closed,
         late=lambda: engine.clock.time() >= ends_at,
         wait=lambda awaitable: engine.wait(awaitable, ends_at),
+        clock=engine.clock,
     )
 
 

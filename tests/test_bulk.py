@@ -1,6 +1,7 @@
 """Many look-ups: order, laziness, back-pressure, and nothing left behind; in virtual time."""
 
 import asyncio
+import enum
 import gc
 import itertools
 import json
@@ -19,11 +20,13 @@ from kaizen_async import (
     DeadlineExceededError,
     DecodeError,
     InstructorExecution,
+    InvalidIdError,
     KaizenClient,
     NotFoundError,
     Outcome,
 )
-from kaizen_async._bulk import READ_AHEAD, Ids, IdSource, require_id
+from kaizen_async._bulk import READ_AHEAD
+from kaizen_async._ids import Ids, require_id
 from kaizen_async._transport.transport import Answer
 
 
@@ -128,23 +131,6 @@ def test_a_stream_yields_one_outcome_for_each_id(source: Callable[[list[str]], I
             assert all(outcome.ok for outcome in outcomes)
             assert transport.most_open == 20
             assert_idle(client, transport)
-
-    play()
-
-
-@pytest.mark.parametrize(("source", "left"), [(list, ["e1", "e2"]), (iter, []), (later, [])])
-def test_what_is_left_of_a_collection_can_be_told_without_taking_it(
-    source: Callable[[list[str]], Ids], left: list[str]
-) -> None:
-    """Of anything else only by asking it, so nothing is told."""
-
-    @virtual_time
-    async def play() -> None:
-        ids = IdSource(source(["e0", "e1", "e2"]), closed=lambda: False, late=lambda: False, wait=lambda given: given)
-        assert await ids.take() == "e0"
-        assert ids.not_taken() == ids.not_taken() == left
-        assert [await ids.take(), await ids.take(), await ids.take()] == ["e1", "e2", None]
-        assert ids.not_taken() == []
 
     play()
 
@@ -412,18 +398,27 @@ async def test_a_stream_that_has_failed_or_ended_stays_ended() -> None:
                     await anext(outcomes)
 
 
-@pytest.mark.parametrize(
-    ("bad", "error", "message"),
-    [
-        ("", ValueError, "an execution id must not be empty; leave blank lines out of the ids"),
-        (5, TypeError, "an execution id must be a str, not int: 5"),
-        (None, TypeError, "an execution id must be a str, not NoneType: None"),
-        (b"e1", TypeError, "an execution id must be a str, not bytes: b'e1'"),
-        ("\ud800", ValueError, r"an execution id must be valid Unicode: '\\ud800'"),
-    ],
-)
-def test_a_bad_id_is_refused_before_it_is_sent(bad: Any, error: type[Exception], message: str) -> None:
-    """`get` and `get_many` send nothing at all; a stream yields what came before it."""
+BAD_IDS: dict[str, tuple[Any, type[Exception], str]] = {
+    "empty": ("", ValueError, "an execution id must not be empty; leave blank lines out of the ids"),
+    "a number": (5, TypeError, "an execution id must be a str, not int: 5"),
+    "None": (None, TypeError, "an execution id must be a str, not NoneType: None"),
+    "NaN": (math.nan, TypeError, "an execution id must be a str, not float: nan"),
+    "bytes": (b"e1", TypeError, "an execution id must be a str, not bytes: b'e1'"),
+    "a list": (["e1"], TypeError, r"an execution id must be a str, not list: \['e1'\]"),
+    "half a surrogate pair": ("e\ud800", ValueError, r"must be valid Unicode: 'e\\ud800' \(character 1\)"),
+    "a line": ("e1\n", ValueError, r"must not end with white space .* 'e1\\n' \(character 2\); pass line.strip\(\)"),
+    "a space before it": (" e1", ValueError, r"must not begin with white space .* ' e1' \(character 0\)"),
+    "a byte order mark": ("\ufeffe1", ValueError, "must not begin with white space or an invisible character"),
+    "a zero-width space": ("e1\u200b", ValueError, "must not end with white space or an invisible character"),
+    "two lines": ("e1\ne2", ValueError, r"must not contain a line break .* \(character 2\); .* line.strip\(\)"),
+    "NUL": ("e1\x00e2", ValueError, "must not contain a line break or another control character"),
+    "a line separator": ("e1\u2028e2", ValueError, "must not contain a line break or another control character"),
+}
+
+
+@pytest.mark.parametrize(("bad", "error", "message"), BAD_IDS.values(), ids=BAD_IDS)
+def test_an_invalid_id_is_never_sent(bad: Any, error: type[Exception], message: str) -> None:
+    """`get` raises; in a call for many it gets an outcome, and all others get theirs."""
 
     @virtual_time
     async def play() -> None:
@@ -432,20 +427,63 @@ def test_a_bad_id_is_refused_before_it_is_sent(bad: Any, error: type[Exception],
             executions = client.instructor_executions
             with pytest.raises(error, match=message):
                 await executions.get(bad)
-            with pytest.raises(error, match=message):
-                await executions.get_many(["e0", bad, "e1"])
             assert not transport.sent
-            seen = []
-            with pytest.raises(error, match=message):
-                async with executions.stream(["e0", bad, "e1"]) as outcomes:
-                    async for outcome in outcomes:
-                        seen.append(outcome.id)
-            assert seen == transport.ids == ["e0"]
+            given = ["e0", bad, "e1", bad]
+            many = await executions.get_many(given)
+            assert all(outcome.id is each for outcome, each in zip(many, given, strict=True))
+            for outcomes in (many, await streamed(client, given), await streamed(client, iter(given))):
+                refused = [outcome for outcome in outcomes if not outcome.ok]
+                assert len(outcomes) == 4
+                assert [outcome.attempts for outcome in refused] == [0, 0]
+                for outcome, position in zip(refused, (1, 3), strict=True):
+                    assert isinstance(outcome.error, InvalidIdError)
+                    assert outcome.error.position == position
+                    with pytest.raises(ValueError, match=f"{message}.*; it is at position {position} of the ids"):
+                        outcome.unwrap()
+            assert set(transport.ids) == {"e0", "e1"}
 
     play()
 
 
-@pytest.mark.parametrize("good", ["a", " ", "\x00", "執行", "\U0001f600", "x" * 100_000])
+class Id(str):
+    """An id type of the caller's, with ideas of its own."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "not the id"
+
+    def __eq__(self, other: object) -> bool:
+        return False
+
+    __hash__ = str.__hash__
+
+
+class Named(enum.StrEnum):
+    """Ids with names."""
+
+    FIRST = "e1"
+
+
+@pytest.mark.parametrize("subclass", [Id("e1"), Named.FIRST], ids=["str", "StrEnum"])
+def test_a_subclass_of_str_is_a_string(subclass: str) -> None:
+    """Whatever it makes of being one."""
+
+    @virtual_time
+    async def play() -> None:
+        transport = ScriptedTransport()
+        async with transport.client() as client:
+            executions = client.instructor_executions
+            assert (await executions.get(subclass)).id == "e1"
+            (outcome,) = await executions.get_many([subclass])
+            assert outcome.unwrap().id == outcome.id == "e1"
+            assert type(outcome.id) is str
+            assert [outcome.id for outcome in await streamed(client, iter([subclass]))] == ["e1"]
+
+    play()
+
+
+@pytest.mark.parametrize("good", ["a", "a b", "\u57f7\u884c", "\U0001f600", "a\u200bb", "x" * 100_000])
 def test_any_other_text_is_an_id(good: str) -> None:
     """The server knows which of them exist."""
     assert require_id(good) is good

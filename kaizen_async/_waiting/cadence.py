@@ -164,7 +164,10 @@ class Cadence:
         Raises:
             ValueError: That is not such a state. What was learned before stays.
         """
-        restored = msgspec.convert(state, _State)
+        try:
+            restored = msgspec.convert(state, _State)
+        except (msgspec.ValidationError, RecursionError) as error:
+            raise ValueError(f"not a valid checkpoint of what was learned: {error}") from None
         if restored.aim == self._kind and not self._ends:
             self._unit_lag, self._ends = restored.unit_lag, restored.ends
         for workflow_id, bins in restored.workflows.items():

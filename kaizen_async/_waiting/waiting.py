@@ -4,13 +4,14 @@ import asyncio
 import math
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from itertools import repeat
 from types import TracebackType
-from typing import Annotated, Any, ClassVar, Final, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
-import msgspec
-
-from kaizen_async._bulk import READ_AHEAD, IdSource, require_id
-from kaizen_async._streams import ResultStream, all_done
+from kaizen_async._bulk import READ_AHEAD, refused
+from kaizen_async._ids import InvalidId, checked, require_id
+from kaizen_async._ledger import Ledger, Unfinished
+from kaizen_async._streams import AccountedStream, all_done
 from kaizen_async._waiting.polling import AT_ONCE, Flow, Group, Scheduler
 from kaizen_async.clock import Timer
 from kaizen_async.errors import KaizenError
@@ -19,8 +20,6 @@ from kaizen_async.outcomes import Change, Outcome
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-CHECKPOINT_VERSION: Final = 1
 
 
 class _Told:
@@ -100,7 +99,7 @@ class Waiter(Generic[T]):
             self._future.set_result(result)
 
 
-class PolledStream(ResultStream[R]):
+class PolledStream(AccountedStream[R]):
     """What the streams of ends and of changes have in common: ids go in as they come, and are polled until they end.
 
     When the deadline passes or the client is closed, an execution that has not ended gets its error when it is taken:
@@ -109,14 +108,12 @@ class PolledStream(ResultStream[R]):
 
     _verb: ClassVar[Verb]
 
-    def __init__(self, scheduler: Scheduler, group: Group, source: IdSource, deadline_at: float) -> None:
-        super().__init__()
+    def __init__(self, scheduler: Scheduler, group: Group, ledger: Ledger, deadline_at: float) -> None:
+        super().__init__(ledger)
         self._room = asyncio.Event()
         self.flow = Flow(group, self._room)
         self.deadline_at = deadline_at
         self._scheduler = scheduler
-        self._source = source
-        self._pending: dict[str, int] = {}
         self._cut: deque[str] = deque()
         self._is_late = False
         self._timer: Timer | None = None
@@ -131,9 +128,9 @@ class PolledStream(ResultStream[R]):
         """
         if self._tasks is None or self._ended:
             raise RuntimeError("ids can be added from entering the stream until it has ended")
-        for execution_id in ids:
-            require_id(execution_id)
-        for execution_id in ids:
+        valid = [require_id(execution_id) for execution_id in ids]
+        self._ledger.add(len(valid))
+        for execution_id in valid:
             self._begin(execution_id)
 
     def _start(self) -> list[asyncio.Task[None]]:
@@ -142,7 +139,7 @@ class PolledStream(ResultStream[R]):
         return [asyncio.create_task(self._take_ids())]
 
     def _is_over(self) -> bool:
-        return super()._is_over() and not self._pending
+        return super()._is_over() and not self._ledger.pending
 
     def _has_result(self) -> bool:
         while self._cut and not self._ready:
@@ -156,15 +153,18 @@ class PolledStream(ResultStream[R]):
     async def _take_ids(self) -> None:
         """Take ids in no faster than they get their first poll and their results are consumed."""
         taken = 0
-        while (execution_id := await self._source.take()) is not None:
-            self._begin(execution_id)
+        while (execution_id := await self._ledger.source.take()) is not None:
+            if isinstance(execution_id, InvalidId):
+                self._refuse(execution_id)
+            else:
+                self._begin(execution_id)
             taken += 1
             if not taken % AT_ONCE:
                 await asyncio.sleep(0)
             while not self._has_room():
                 self._room.clear()
                 await self._room.wait()
-        self._fail(self._source.error)
+        self._fail(self._ledger.source.error)
 
     def _has_room(self) -> bool:
         concurrency = self._scheduler.engine.concurrency
@@ -172,10 +172,12 @@ class PolledStream(ResultStream[R]):
             return False
         return self.flow.unpolled < concurrency or self._is_late or self._scheduler.engine.closed
 
-    def _begin(self, execution_id: str, *, age: float = 0.0, delay: float = 0.0) -> None:
-        taken = self._pending.get(execution_id, 0)
-        self._pending[execution_id] = taken + 1
-        if not taken:
+    def _refuse(self, invalid: InvalidId, count: int = 1) -> None:
+        """Put the results of an invalid id in."""
+        raise NotImplementedError
+
+    def _begin(self, execution_id: str, *, count: int = 1, age: float = 0.0, delay: float = 0.0) -> None:
+        if self._ledger.begin(execution_id, count):
             self._scheduler.subscribe(execution_id, self, age=age, delay=delay)
 
     def on_change(self, execution_id: str, before: Any, after: Any) -> None:
@@ -187,7 +189,7 @@ class PolledStream(ResultStream[R]):
 
     def on_crash(self, execution_id: str, error: Exception) -> None:
         """Have it raised once the others have ended."""
-        del self._pending[execution_id]
+        self._ledger.end(execution_id)
         self._fail(error)
         self._changed.set()
 
@@ -198,17 +200,16 @@ class PolledStream(ResultStream[R]):
     def _expire(self) -> None:
         self._is_late = True
         self.deadline_at = -math.inf
-        if not self._source.is_collection and self._tasks is not None:
-            self._tasks[0].cancel()
+        self._ledger.source.stop()
         self._cut_all_off()
 
     def _cut_all_off(self) -> None:
-        self._cut = deque(self._pending)
+        self._cut = deque(self._ledger.pending)
         self._room.set()
         self._changed.set()
 
     def _cut_off(self, execution_id: str) -> None:
-        if execution_id not in self._pending:
+        if execution_id not in self._ledger.pending:
             return
         if self._is_late or not self._scheduler.is_polling(self.flow.group, execution_id):
             self.on_end(self._scheduler.cut_off(execution_id, self))
@@ -228,8 +229,8 @@ class PolledStream(ResultStream[R]):
     async def _leave(self) -> None:
         """Stop the polls that nobody else waits for."""
         left = 0
-        while self._pending:
-            execution_id, count = self._pending.popitem()
+        while self._ledger.pending:
+            execution_id, count = self._ledger.pending.popitem()
             self._on_left(execution_id, count)
             self._scheduler.unsubscribe(execution_id, self)
             left += 1
@@ -239,40 +240,6 @@ class PolledStream(ResultStream[R]):
 
     def _on_left(self, execution_id: str, count: int) -> None:
         """Do nothing, unless a subclass wants to know what was not waited out."""
-
-
-_Seconds = Annotated[float, msgspec.Meta(ge=0)]
-_Waiting = tuple[Annotated[str, msgspec.Meta(min_length=1)], Annotated[int, msgspec.Meta(ge=1)], _Seconds, float]
-
-
-class Checkpoint(msgspec.Struct, frozen=True):
-    """The state of a `wait_many`, as `WaitStream.checkpoint` gives it."""
-
-    version: int
-    taken_at: float
-    ids: list[_Waiting]
-    """Id, times taken in, age in seconds, seconds until its next poll."""
-    learned: Any
-
-    @classmethod
-    def load(cls, state: object) -> "Checkpoint":
-        """Return a checkpoint from its plain form.
-
-        Raises:
-            ValueError: It is none, or of another version.
-        """
-        try:
-            checkpoint = msgspec.convert(state, cls)
-        except msgspec.ValidationError as error:
-            raise ValueError(f"this is no checkpoint of wait_many: {error}") from None
-        if checkpoint.version != CHECKPOINT_VERSION:
-            raise ValueError(f"this checkpoint is of version {checkpoint.version}, not {CHECKPOINT_VERSION}")
-        return checkpoint
-
-    def waiting_at(self, now: float) -> deque[_Waiting]:
-        """Return the ids, with their ages and times to the next poll as of now, in seconds since the epoch."""
-        asleep = max(0.0, now - self.taken_at)
-        return deque((i, count, age + asleep if age else 0.0, due_in - asleep) for i, count, age, due_in in self.ids)
 
 
 class WaitStream(PolledStream[Outcome[T]], Generic[T]):
@@ -285,73 +252,71 @@ class WaitStream(PolledStream[Outcome[T]], Generic[T]):
 
     _verb = "wait_many"
 
-    def __init__(
-        self,
-        scheduler: Scheduler,
-        group: Group,
-        source: IdSource,
-        deadline_at: float,
-        checkpoint: Checkpoint | None = None,
-    ) -> None:
-        super().__init__(scheduler, group, source, deadline_at)
-        self._resumable: deque[_Waiting] = deque()
-        self._left: list[_Waiting] = []
-        self._left_at: float | None = None
-        if checkpoint is not None:
-            group.cadence.restore(checkpoint.learned)
-            self._resumable = checkpoint.waiting_at(scheduler.clock.wall())
+    def __init__(self, scheduler: Scheduler, group: Group, ledger: Ledger, deadline_at: float) -> None:
+        super().__init__(scheduler, group, ledger, deadline_at)
+        self._unwaited: list[Unfinished] = []
+        self._unwaited_at: float | None = None
 
     def on_end(self, outcome: Outcome[Any]) -> None:
-        """Pass the outcome on, once for each time that the id was taken in."""
-        for _ in range(self._pending.pop(outcome.id)):
-            self._put(outcome)
+        """Pass the outcome on, once for each time that the id was taken up."""
+        self._ready.extend(repeat(outcome, self._ledger.end(outcome.id)))
+        self._changed.set()
+
+    def _refuse(self, invalid: InvalidId, count: int = 1) -> None:
+        self._ready.extend(repeat(refused(invalid), count))
+        self._changed.set()
+
+    def _take(self) -> Outcome[T]:
+        self._ledger.done += 1
+        outcome: Outcome[T] = super()._take()
+        return outcome
 
     def checkpoint(self) -> dict[str, Any]:
         """Return what a later `wait_many(checkpoint=…)` needs to go on from here, in this process or another.
 
-        It holds the ids taken in whose outcome the consumer has not got yet (those of a collection that were not taken
-        in too), their ages, and what was learned about durations: plain dicts, lists, strings and numbers. Store it
-        after handling an outcome, and each id ends up handled once, or again if the process died in between. It takes
-        time in proportion to the ids, so with very many store it now and then: what was handled since is handled again.
-        It can be taken after leaving the block, too. Ids that a generator or asynchronous source has not handed out yet
-        are not in it: give those to `wait_many` again.
+        It holds the ids whose outcome the consumer has not got yet (those of a collection that were not taken yet too),
+        their ages, and what was learned about durations: plain dicts, lists, strings and numbers. Store it after
+        handling an outcome: each id is then handled once, or again if the process died in between. The time it takes
+        grows with the number of ids, so with very many store it now and then. It can be taken after leaving the block,
+        too.
+
+        Ids that a generator or asynchronous source has not handed out yet are not in it. The field `taken` tells how
+        many ids of the source are accounted for, so pass the rest of the same source to the later call:
+        `itertools.islice(ids, state["taken"], None)`.
         """
-        state = Checkpoint(
-            version=CHECKPOINT_VERSION,
-            taken_at=self._scheduler.clock.wall() if self._left_at is None else self._left_at,
-            ids=[
-                *self._left,
-                *(self._waiting(execution_id, count) for execution_id, count in self._pending.items()),
-                *((outcome.id, 1, 0.0, 0.0) for outcome in self._ready),
-                *self._resumable,
-                *((execution_id, 1, 0.0, 0.0) for execution_id in self._source.not_taken()),
-            ],
+        pending = self._ledger.pending.items()
+        return self._ledger.checkpoint(
+            [*self._unwaited, *(self._waiting(execution_id, count) for execution_id, count in pending)],
+            (outcome.id for outcome in self._ready),
+            now=self._scheduler.clock.wall() if self._unwaited_at is None else self._unwaited_at,
             learned=self.flow.group.cadence.state(),
         )
-        plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(state))
-        return plain
 
     def _start(self) -> list[asyncio.Task[None]]:
         return [*super()._start(), asyncio.create_task(self._resume())]
 
     async def _resume(self) -> None:
         """Take the ids of a checkpoint in. Polls that fell due meanwhile are spread as their next ones would be."""
-        while self._resumable:
-            execution_id, count, age, due_in = self._resumable.popleft()
-            if age and due_in <= 0:
-                due_in = self._scheduler.spread(self.flow.group, age)
-            for _ in range(count):
-                self._begin(execution_id, age=age, delay=due_in)
-            if not len(self._resumable) % AT_ONCE:
+        while self._ledger.resumed:
+            entry = self._ledger.resume()
+            execution_id = checked(entry.id)
+            if isinstance(execution_id, InvalidId):
+                self._refuse(execution_id, entry.count)
+            else:
+                due_in = entry.due_in
+                if entry.age and due_in <= 0:
+                    due_in = self._scheduler.spread(self.flow.group, entry.age)
+                self._begin(execution_id, count=entry.count, age=entry.age, delay=due_in)
+            if not len(self._ledger.resumed) % AT_ONCE:
                 await asyncio.sleep(0)
 
-    def _waiting(self, execution_id: str, count: int) -> _Waiting:
-        return execution_id, count, *self._scheduler.due_in(self.flow.group, execution_id)
+    def _waiting(self, execution_id: str, count: int) -> Unfinished:
+        return Unfinished(execution_id, count, *self._scheduler.due_in(self.flow.group, execution_id))
 
     def _on_left(self, execution_id: str, count: int) -> None:
-        if self._left_at is None:
-            self._left_at = self._scheduler.clock.wall()
-        self._left.append(self._waiting(execution_id, count))
+        if self._unwaited_at is None:
+            self._unwaited_at = self._scheduler.clock.wall()
+        self._unwaited.append(self._waiting(execution_id, count))
 
 
 class ChangeStream(PolledStream[Change[T]], Generic[T]):
@@ -363,9 +328,9 @@ class ChangeStream(PolledStream[Change[T]], Generic[T]):
 
     _verb = "watch"
 
-    def __init__(self, scheduler: Scheduler, group: Group, source: IdSource, deadline_at: float) -> None:
-        super().__init__(scheduler, group, source, deadline_at)
-        self._ready: OrderedDict[tuple[str, bool], Change[T]] = OrderedDict()
+    def __init__(self, scheduler: Scheduler, group: Group, ledger: Ledger, deadline_at: float) -> None:
+        super().__init__(scheduler, group, ledger, deadline_at)
+        self._ready: OrderedDict[tuple[object, bool], Change[T]] = OrderedDict()
 
     def on_change(self, execution_id: str, before: Any, after: Any) -> None:
         """Put the change in, merged with one of the same id that the consumer has not taken yet."""
@@ -379,9 +344,14 @@ class ChangeStream(PolledStream[Change[T]], Generic[T]):
 
     def on_end(self, outcome: Outcome[Any]) -> None:
         """Put the error in that ended the watch of an id. A record that ended it has come as a change already."""
-        del self._pending[outcome.id]
+        self._ledger.done += self._ledger.end(outcome.id)
         if outcome.error is not None:
             self._put(Change(outcome.id, None, None, outcome.error))
+        self._changed.set()
+
+    def _refuse(self, invalid: InvalidId, count: int = 1) -> None:
+        self._ledger.done += count
+        self._ready[object(), False] = Change(invalid.id, None, None, invalid.error)
         self._changed.set()
 
     def _put(self, result: Change[T]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
-from kaizen_async._bulk import require_id
+from kaizen_async._ids import require_id
 from kaizen_async.errors import KaizenError, StatusError, printable
 from kaizen_async.outcomes import Outcome
 
