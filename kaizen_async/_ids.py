@@ -104,7 +104,8 @@ class InvalidId:
     def __init__(self, execution_id: Any, problem: str, position: int | None) -> None:
         self.id = execution_id
         place = "" if position is None else f"; it is at position {position} of the ids, counted from 0"
-        self.error = InvalidIdError(problem + place, position=position)
+        named = str.__str__(execution_id) if isinstance(execution_id, str) else f"{execution_id!r:.80}"
+        self.error = InvalidIdError(problem + place, position=position, execution_id=named)
 
 
 def checked(execution_id: Any, position: int | None = None) -> str | InvalidId:

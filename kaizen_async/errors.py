@@ -8,8 +8,8 @@
     │   ├── NotFoundError              404                                               not retried
     │   └── RateLimitError             429                                               retried
     ├── DecodeError                    2xx, but not such a record                        see its docstring
-    ├── InvalidIdError                 an id among many that cannot be sent; also a ValueError
     ├── DeadlineExceededError          the caller's deadline passed; also a TimeoutError
+    ├── InvalidIdError                 an id among many that cannot be sent; also a ValueError
     └── ClientClosedError              the client was closed under the call, or before it
 
 Misuse (an empty id, a key with a line break, a concurrency below 1) is no look-up and raises the builtin

@@ -15,6 +15,7 @@ from kaizen_async import (
     DeadlineExceededError,
     DecodeError,
     InstructorExecution,
+    InvalidIdError,
     KaizenError,
     NotFoundError,
     RateLimitError,
@@ -38,6 +39,7 @@ def one_of_each() -> list[KaizenError]:
         RateLimitError("the server answered 429", status=429, **status),
         DecodeError("no record", path="$.workflow.name", body=b"{}", retryable=True, **context),
         DeadlineExceededError("its deadline passed", last_execution=("a", "record"), **context),
+        InvalidIdError("an execution id must not be empty", position=3, **context),
         ClientClosedError("the client is closed", **context),
     ]
 
