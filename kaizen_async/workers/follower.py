@@ -14,6 +14,7 @@ from kaizen_async.workers.errors import RunCancelledError, UnknownRunError
 from kaizen_async.workers.options import Execution, decode_options
 from kaizen_async.workers.shards import RunOutcome, lines_of
 from kaizen_async.workers.store import Store
+from kaizen_async.workers.tasks import end
 
 LEASE_MS: Final = 10_000
 """Milliseconds after which a reader that does not report any more counts as gone."""
@@ -82,9 +83,7 @@ class Follower:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._inviting is not None:
-            self._inviting.cancel()
-            await asyncio.gather(self._inviting, return_exceptions=True)
+        await end(self._inviting)
         try:
             async with asyncio.timeout(2):
                 await self._acknowledge(lease_ms=0)

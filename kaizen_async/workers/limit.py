@@ -13,6 +13,7 @@ from typing import Any, Final
 from kaizen_async.config import require_duration
 from kaizen_async.events import AttemptEnded, Event, Gated
 from kaizen_async.workers.store import Store
+from kaizen_async.workers.tasks import end
 
 AHEAD: Final = 0.05
 """Seconds for which permits are leased ahead."""
@@ -173,10 +174,7 @@ class SharedLimit:
 
     async def aclose(self) -> None:
         """Return what was leased and not used."""
-        tasks = [*self._tasks, *([self._lease] if self._lease else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(*self._tasks, self._lease)
         unused = self._returned + len(self._permits)
         self._permits.clear()
         if unused and self._rate:

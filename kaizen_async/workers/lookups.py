@@ -8,6 +8,7 @@ from typing import Final
 from kaizen_async.errors import ClientClosedError
 from kaizen_async.workers.recorder import Held
 from kaizen_async.workers.session import LOOK_AGAIN, Claim, Session
+from kaizen_async.workers.tasks import end
 
 AHEAD: Final = 500
 """Ids that are ready at which the next shard is claimed."""
@@ -34,8 +35,7 @@ class LookupSession(Session):
                     self._changed.clear()
                     await self._changed.wait()
         finally:
-            claiming.cancel()
-            await asyncio.gather(claiming, return_exceptions=True)
+            await end(claiming)
         await self._recorder.flush()
 
     async def _claim_ahead(self) -> None:

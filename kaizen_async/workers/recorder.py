@@ -7,6 +7,7 @@ from typing import Any, Final
 from kaizen_async.outcomes import Outcome
 from kaizen_async.workers.shards import Shard, line_of, pack, pack_shard
 from kaizen_async.workers.store import Store
+from kaizen_async.workers.tasks import end
 
 BATCH_SECONDS: Final = 0.1
 BATCH_BYTES: Final = 512 * 1024
@@ -169,9 +170,7 @@ class Recorder:
         """Stop. What was not recorded is left to whoever gets the shard next."""
         if self._timer is not None:
             self._timer.cancel()
-        if self._flushing is not None:
-            self._flushing.cancel()
-            await asyncio.gather(self._flushing, return_exceptions=True)
+        await end(self._flushing)
 
 
 def _packed(batches: list[list[Any]]) -> list[Any]:

@@ -23,6 +23,7 @@ from kaizen_async.workers.options import Kind, Options, decode_options
 from kaizen_async.workers.shards import Input, Part, pack, pack_shard
 from kaizen_async.workers.source import AnyIds, in_chunks
 from kaizen_async.workers.store import DEFAULT_URL, Store, require_name
+from kaizen_async.workers.tasks import end
 from kaizen_async.workers.worker import invite
 
 SHARD_SIZE: Final = 1000
@@ -158,8 +159,7 @@ class Run:
         try:
             await self._send(ids, size)
         finally:
-            inviting.cancel()
-            await asyncio.gather(inviting, return_exceptions=True)
+            await end(inviting)
         return await self.status()
 
     async def _create(self, options: Options) -> None:

@@ -15,6 +15,7 @@ from kaizen_async.workers.options import Options
 from kaizen_async.workers.recorder import Held, Recorder
 from kaizen_async.workers.shards import Shard, line_of_failure, unpack_shard
 from kaizen_async.workers.store import Store
+from kaizen_async.workers.tasks import end
 
 log = logging.getLogger("kaizen_async.workers")
 
@@ -93,14 +94,12 @@ class Session(ABC):
         try:
             await asyncio.wait({beats, work}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (beats, work):
-                task.cancel()
-            results = await asyncio.gather(beats, work, return_exceptions=True)
+            await end(beats, work)
             await self._recorder.aclose()
             await self._leave()
-        for result in results:
-            if isinstance(result, Exception):
-                raise result
+        for task in (beats, work):
+            if not task.cancelled():
+                task.result()
 
     def stop(self) -> None:
         """Claim nothing more, and end once what is in flight has ended."""

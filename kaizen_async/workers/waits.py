@@ -10,6 +10,7 @@ import msgspec
 from kaizen_async.workers.recorder import Held
 from kaizen_async.workers.session import LOOK_AGAIN, Claim, Session, log
 from kaizen_async.workers.shards import pack, unpack
+from kaizen_async.workers.tasks import end
 
 SAVE_SECONDS: Final = 30.0
 """Seconds after which the state of the waits of a shard is saved again: a crash loses no more."""
@@ -35,9 +36,7 @@ class WaitSession(Session):
                 self._changed.clear()
                 await self._until_changed(CLAIM_SECONDS if claims else LOOK_AGAIN)
         finally:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await end(*self._tasks)
         await self._recorder.flush()
 
     async def _until_changed(self, seconds: float) -> None:
@@ -64,8 +63,7 @@ class WaitSession(Session):
                 await self._hand_over(held, stream)
                 raise
             finally:
-                saver.cancel()
-                await asyncio.gather(saver, return_exceptions=True)
+                await end(saver)
         await self._end_try(held)
 
     def _stream(self, held: Held, checkpoint: bytes) -> Any:

@@ -21,6 +21,7 @@ from kaizen_async.workers.lookups import LookupSession
 from kaizen_async.workers.options import decode_options
 from kaizen_async.workers.session import BEAT_SECONDS, DEAD_MS, Limits, Session
 from kaizen_async.workers.store import DEFAULT_URL, Store, require_name
+from kaizen_async.workers.tasks import end
 from kaizen_async.workers.waits import WaitSession
 
 log = logging.getLogger("kaizen_async.workers")
@@ -147,9 +148,7 @@ class Worker:
         while self._sessions:
             self._ended.clear()
             await self._ended.wait()
-        if self._beating is not None:
-            self._beating.cancel()
-            await asyncio.gather(self._beating, return_exceptions=True)
+        await end(self._beating)
         await self._limit.aclose()
         await self._store.aclose()
 
