@@ -5,6 +5,7 @@ import click
 from kaizen_async._cli.demo import demo
 from kaizen_async._cli.emulator import emulator
 from kaizen_async._cli.get import get
+from kaizen_async._cli.run import run
 from kaizen_async._cli.wait import wait
 from kaizen_async._cli.watch import watch
 from kaizen_async.config import __version__
@@ -21,5 +22,5 @@ def cli() -> None:
     """Look Kaizen executions up, wait for them to end, and watch them change."""
 
 
-for command in (get, wait, watch, emulator, demo):
+for command in (get, wait, watch, run, emulator, demo):
     cli.add_command(command)

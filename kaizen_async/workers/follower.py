@@ -4,7 +4,7 @@ import asyncio
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -49,14 +49,15 @@ class Follower:
         *,
         keep_ms: int,
         unknown: str,
-        invite: Callable[[], Coroutine[Any, Any, None]],
+        beside: Sequence[Callable[[], Coroutine[Any, Any, None]]],
     ) -> None:
         self._store = store
         self._name = name
         self._key = store.run(name)
         self._keep_ms = keep_ms
         self._unknown = unknown
-        self._invite = invite
+        self._beside = beside
+        self._tasks: list[asyncio.Task[None]] = []
         self._reader = uuid.uuid4().hex
         self._state = ""
         self._has_lease: bool | None = None
@@ -67,7 +68,6 @@ class Follower:
         self._lines: deque[bytes] = deque()
         self._left_in_batch = 0
         self._acked_at = -ACK_SECONDS
-        self._inviting: asyncio.Task[None] | None = None
         self._decoder: msgspec.json.Decoder[Any] | None = None
 
     async def __aenter__(self) -> Self:
@@ -77,13 +77,13 @@ class Follower:
         kind: Any = decode_options(stored[0]).record
         self._decoder = msgspec.json.Decoder(RunOutcome[kind])
         self._acked = self._last = stored[1].decode()
-        self._inviting = asyncio.create_task(self._invite())
+        self._tasks = [asyncio.create_task(work()) for work in self._beside]
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await end(self._inviting)
+        await end(*self._tasks)
         try:
             async with asyncio.timeout(2):
                 await self._acknowledge(lease_ms=0)
@@ -128,8 +128,9 @@ class Follower:
 
     async def _fetch(self) -> bool:
         """Get outcomes, waiting a little for them; return whether there were some."""
-        if self._inviting is not None and self._inviting.done():
-            self._inviting.result()
+        for task in self._tasks:
+            if task.done():
+                task.result()
         if not self._has_lease:
             await asyncio.sleep(BLOCK_MS / 1000)
             return False
@@ -146,8 +147,11 @@ class Follower:
     async def _is_over(self) -> bool:
         """Return whether nothing will come any more."""
         await self._acknowledge()
-        if not self._has_lease or self._state == "running":
+        _, *producing = self._tasks
+        if not self._has_lease or self._state == "running" or not all(task.done() for task in producing):
             return False
+        for task in producing:
+            task.result()
         if await self._store.command("XLEN", f"{self._key}:out"):
             return False
         if self._state == "cancelled":

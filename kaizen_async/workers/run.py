@@ -2,7 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Literal, Self, cast
 
@@ -27,6 +29,7 @@ from kaizen_async.workers.tasks import end
 from kaizen_async.workers.worker import invite
 
 SHARD_SIZE: Final = 1000
+MOST_IN_SHARD: Final = 100_000
 KEEP: Final = 7 * 86_400.0
 INVITE_SECONDS: Final = 1.0
 KNOWS_SECONDS: Final = 4.0
@@ -114,7 +117,7 @@ class Run:
         self.name = require_name("run", name)
         require_duration("keep", keep)
         self._keep_ms = round(keep * 1000)
-        self._broker = broker
+        self.broker = broker
         self._store = Store(url, namespace, on_trouble)
         self._key = self._store.run(name)
 
@@ -150,11 +153,7 @@ class Run:
             RunCancelledError: It was cancelled.
             RunError: Redis refused a command for good.
         """
-        if isinstance(ids, (str, bytes)):
-            raise TypeError(f"ids must be an iterable of ids, not one {type(ids).__name__}; pass [id]")
-        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= 100_000:  # noqa: PLR2004
-            raise ValueError(f"size must be an int from 1 to 100,000, not {size!r}")
-        await self._create(Options(kind, wait))
+        await self._create(ids, Options(kind, wait), size)
         inviting = asyncio.create_task(self._invite())
         try:
             await self._send(ids, size)
@@ -162,7 +161,23 @@ class Run:
             await end(inviting)
         return await self.status()
 
-    async def _create(self, options: Options) -> None:
+    @asynccontextmanager
+    async def process(
+        self, ids: AnyIds, *, kind: Kind = "instructor-executions", wait: bool = False, size: int = SHARD_SIZE
+    ) -> AsyncGenerator[Follower]:
+        """Send ids and follow the run at the same time: `async with run.process(ids) as outcomes: ...`.
+
+        Arguments and errors are those of `produce` and `follow`.
+        """
+        await self._create(ids, Options(kind, wait), size)
+        async with self._follower(self._invite, partial(self._send, ids, size)) as outcomes:
+            yield outcomes
+
+    async def _create(self, ids: AnyIds, options: Options, size: int) -> None:
+        if isinstance(ids, (str, bytes)):
+            raise TypeError(f"ids must be an iterable of ids, not one {type(ids).__name__}; pass [id]")
+        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= MOST_IN_SHARD:
+            raise ValueError(f"size must be an int from 1 to {MOST_IN_SHARD:,}, not {size!r}")
         arguments = (self._store.runs, self.name, options.encoded(), self._keep_ms)
         if not await self._store.script("create", self._key, *arguments):
             facts = await self._facts()
@@ -294,7 +309,10 @@ class Run:
             RunCancelledError: The run was cancelled, and everything recorded before was read.
             NoWorkersError: Workers take the invitations but do not know the task.
         """
-        return Follower(self._store, self.name, keep_ms=self._keep_ms, unknown=self._unknown(), invite=self._invite)
+        return self._follower(self._invite)
+
+    def _follower(self, *beside: Callable[[], Coroutine[Any, Any, None]]) -> Follower:
+        return Follower(self._store, self.name, keep_ms=self._keep_ms, unknown=self._unknown(), beside=beside)
 
     async def retry_failed(self) -> int:
         """Have the ids looked up again whose outcome is an error; return how many. Invalid ids stay as they are.
@@ -315,8 +333,8 @@ class Run:
             retried += ids
             if not left or not ids:
                 break
-        if retried and self._broker is not None:
-            await invite(self._store, self._broker)
+        if retried and self.broker is not None:
+            await invite(self._store, self.broker)
         return retried
 
     async def cancel(self) -> RunStatus:
@@ -343,10 +361,10 @@ class Run:
         """Bring workers to the run for as long as somebody produces or follows; workers do it among themselves, too."""
         began = time.monotonic()
         told = False
-        while self._broker is not None:
-            live = await invite(self._store, self._broker)
+        while self.broker is not None:
+            live = await invite(self._store, self.broker)
             if not live and time.monotonic() - began > KNOWS_SECONDS:
-                if await takes_unknown_tasks(self._broker):
+                if await takes_unknown_tasks(self.broker):
                     raise NoWorkersError(
                         "the broker's workers take the invitations but do not know the task; "
                         "call kaizen_async.workers.register(broker) in a module that they import"

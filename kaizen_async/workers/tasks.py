@@ -12,8 +12,12 @@ async def end(*tasks: "asyncio.Task[Any] | None") -> None:
 
     More than once if need be: a cancellation that meets redis-py while it connects may be lost.
     """
-    running = {task for task in tasks if task is not None and not task.done()}
+    given = {task for task in tasks if task is not None}
+    running = {task for task in given if not task.done()}
     while running:
         for task in running:
             task.cancel()
         _, running = await asyncio.wait(running, timeout=AGAIN)
+    for task in given:
+        if not task.cancelled():
+            task.exception()  # else asyncio logs that nobody looked at it

@@ -1,0 +1,326 @@
+"""`kaizen-async run`: lookups and waits by workers on any number of machines."""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import click
+import msgspec
+
+from kaizen_async._cli import stopping
+from kaizen_async._cli.json_lines import JsonLines
+from kaizen_async._cli.kinds import KINDS
+from kaizen_async._cli.progress import ProgressBar
+from kaizen_async._cli.stopping import FAILED, MISUSE, Stop
+from kaizen_async._cli.wording import spell
+
+if TYPE_CHECKING:
+    from kaizen_async.workers import Follower, Run, RunStatus
+
+OWN_BROKER: Final = "kaizen_async.workers.app:broker"
+REPORT_SECONDS: Final = 5.0
+"""Time between two reports of progress where there is no terminal to show a bar."""
+BAR_SECONDS: Final = 0.5
+_BOM: Final = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where runs are kept."""
+
+    redis: str
+    namespace: str
+    broker: str
+
+
+@click.group()
+@click.option(
+    "--redis",
+    metavar="URL",
+    envvar="REDIS_URL",
+    show_envvar=True,
+    default="redis://localhost",
+    show_default=True,
+    help="The Redis server. A password in an option shows in lists of processes; better set the variable.",
+)
+@click.option("--namespace", envvar="KAIZEN_NAMESPACE", show_envvar=True, default="kaizen", show_default=True)
+@click.option(
+    "--broker",
+    metavar="MODULE:NAME",
+    default=OWN_BROKER,
+    show_default=True,
+    help="The taskiq broker on which the workers' task is registered.",
+)
+@click.pass_context
+def run(context: click.Context, redis: str, namespace: str, broker: str) -> None:
+    """Have workers on any number of machines look executions up, or wait for them to end.
+
+    Start workers with `kaizen-async run worker`, on as many machines as you like, and a run with `kaizen-async run
+    start NAME ids.txt`. The same command again resumes the run. It needs the extra `workers` and a Redis server.
+    """
+    try:
+        import_module("kaizen_async.workers")
+    except ModuleNotFoundError as error:
+        raise _Refused(f"it needs an extra ({error}): pip install 'kaizen-async[workers]'") from None
+    os.environ["REDIS_URL"], os.environ["KAIZEN_NAMESPACE"] = redis, namespace  # for the broker of the package
+    context.obj = Place(redis, namespace, broker)
+
+
+class _Refused(click.ClickException):
+    """Raised when a command cannot do what it is asked; the text is one line."""
+
+    exit_code = MISUSE
+
+
+_name = click.argument("name")
+
+
+@run.command()
+@_name
+@click.argument("files", nargs=-1, metavar="[FILE]...", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--wait", is_flag=True, help="Wait for each execution to end.")
+@click.option("--kind", type=click.Choice(KINDS), default=KINDS[0], show_default=True, help="What the ids are of.")
+@click.option("--size", type=click.IntRange(1, 100_000), default=1000, show_default=True, help="Ids a worker takes.")
+@click.option("--detach", is_flag=True, help="Do not print outcomes: end when all ids are sent.")
+@click.pass_obj
+def start(place: Place, /, name: str, files: tuple[Path, ...], *, detach: bool, **options: Any) -> None:
+    """Send ids, from files or standard input, one a line, and print outcomes as they come.
+
+    An outcome is a line of JSON with the number of the id in the input, the id, and the execution or an error. A line
+    that cannot be an id gets an outcome that says so. The same command again resumes the run.
+    """
+
+    async def work(stop: Stop, run: "Run") -> int:
+        lines = _lines(files)
+        if detach:
+            status = await run.produce(lines, **options)
+            click.echo(_described(status), err=True)
+            return 0
+        async with run.process(lines, **options) as outcomes:
+            return await _print(stop, run, outcomes)
+
+    _run(place, name, work, needs_broker=True)
+
+
+@run.command()
+@_name
+@click.pass_obj
+def follow(place: Place, name: str) -> None:
+    """Print the outcomes of a run from where its last reader stopped."""
+
+    async def work(stop: Stop, run: "Run") -> int:
+        async with run.follow() as outcomes:
+            return await _print(stop, run, outcomes)
+
+    _run(place, name, work, needs_broker=True)
+
+
+@run.command()
+@_name
+@click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON.")
+@click.pass_obj
+def status(place: Place, name: str, *, as_json: bool) -> None:
+    """Say where a run is."""
+
+    async def work(_stop: Stop, run: "Run") -> int:
+        status = await run.status()
+        click.echo(msgspec.json.encode(status) if as_json else _described(status))
+        return 0
+
+    _run(place, name, work)
+
+
+@run.command()
+@_name
+@click.pass_obj
+def retry(place: Place, name: str) -> None:
+    """Have those ids looked up again whose outcome is an error; `follow` prints the new outcomes."""
+
+    async def work(_stop: Stop, run: "Run") -> int:
+        click.echo(f"{await run.retry_failed():,} ids are tried again", err=True)
+        return 0
+
+    _run(place, name, work, needs_broker=True)
+
+
+@run.command()
+@_name
+@click.pass_obj
+def cancel(place: Place, name: str) -> None:
+    """Stop a run. What is recorded can still be read."""
+
+    async def work(_stop: Stop, run: "Run") -> int:
+        click.echo(_described(await run.cancel()), err=True)
+        return 0
+
+    _run(place, name, work)
+
+
+@run.command()
+@_name
+@click.pass_obj
+def purge(place: Place, name: str) -> None:
+    """Delete all that Redis has of a run."""
+
+    async def work(_stop: Stop, run: "Run") -> int:
+        await run.purge()
+        return 0
+
+    _run(place, name, work)
+
+
+@run.command()
+@click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Worker processes.")
+@click.pass_obj
+def worker(place: Place, processes: int) -> None:
+    """Start workers on this machine, by taskiq. SIGTERM hands their work over to others.
+
+    KAIZEN_RATE limits the requests per second of all workers together.
+    """
+    asyncio.run(_require_usable(place))
+    arguments = ["--workers", str(processes), "--max-async-tasks", "100"]
+    arguments += ["--wait-tasks-timeout", "10", "--shutdown-timeout", "10"]
+    # In place of this process: taskiq is to get the signals.
+    os.execv(sys.executable, [sys.executable, "-m", "taskiq", "worker", place.broker, *arguments])  # noqa: S606
+
+
+async def _require_usable(place: Place) -> None:
+    from kaizen_async.workers import RunError, Store  # noqa: PLC0415 - an extra
+
+    try:
+        store = Store(place.redis, place.namespace)
+        try:
+            await store.require_usable()
+        finally:
+            await store.aclose()
+    except (RunError, ValueError) as error:
+        raise _Refused(str(error)) from None
+
+
+def _run(place: Place, name: str, work: Callable[[Stop, "Run"], Any], *, needs_broker: bool = False) -> NoReturn:
+    """Do the work of a command with a run, and turn what it raises into one line and an exit status."""
+    from kaizen_async.workers import Run, RunError  # noqa: PLC0415 - an extra
+
+    async def with_run(stop: Stop) -> int:
+        try:
+            async with AsyncExitStack() as stack:
+                run = Run(name, url=place.redis, namespace=place.namespace, on_trouble=_say)
+                await stack.enter_async_context(run)
+                if needs_broker:
+                    run.broker = await stack.enter_async_context(_started(place.broker))
+                status: int = await work(stop, run)
+                return status
+        except (RunError, ValueError) as error:
+            raise _Refused(str(error)) from None
+
+    stopping.run(with_run)
+
+
+class _started:  # noqa: N801 - used as a function
+    """Import a broker and have it started for a while."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    async def __aenter__(self) -> Any:
+        module, _, attribute = self._path.partition(":")
+        sys.path.insert(0, str(Path.cwd()))
+        try:
+            self._broker: Any = getattr(import_module(module), attribute)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ValueError(f"there is no taskiq broker {self._path}: {error}") from None
+        await self._broker.startup()
+        return self._broker
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._broker.shutdown()
+
+
+def _lines(files: tuple[Path, ...]) -> Iterator[bytes]:
+    """Yield the lines of files, or of standard input; blank ones are left out."""
+    for path in files or (None,):
+        stream = sys.stdin.buffer if path is None else path.open("rb")
+        with stream:
+            for number, line in enumerate(stream):
+                execution_id = (line.removeprefix(_BOM) if not number else line).strip()
+                if execution_id:
+                    yield execution_id
+
+
+class _Outcomes:
+    """The lines of a follower."""
+
+    def __init__(self, follower: "Follower") -> None:
+        self._follower = follower
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        line = await self._follower.next_line()
+        if line is None:
+            raise StopAsyncIteration
+        return line
+
+
+async def _print(stop: Stop, run: "Run", follower: "Follower") -> int:
+    output = JsonLines(sys.stdout.buffer)
+    with ProgressBar() as bar:
+        reporting = asyncio.create_task(_report(run, bar))
+        try:
+            async for line in stop.each(_Outcomes(follower)):
+                await output.write(msgspec.Raw(line))
+        finally:
+            reporting.cancel()
+            await asyncio.gather(reporting, return_exceptions=True)
+    status = await run.status()
+    click.echo(f"{f'{stop.reason}: ' if stop.reason else ''}{_described(status)}", err=True)
+    if stop.reason:
+        click.echo("workers go on; the same command again resumes", err=True)
+    return stop.status or (FAILED if status.failed else 0)
+
+
+async def _report(run: "Run", bar: ProgressBar) -> None:
+    """Show how far the run is, and how fast it goes."""
+    before: RunStatus | None = None
+    while True:
+        await asyncio.sleep(BAR_SECONDS if bar.enabled else REPORT_SECONDS)
+        status = await run.status()
+        if before is not None:
+            seconds = max(status.age - before.age, 1e-3)
+            status = msgspec.structs.replace(status, rate=max(0.0, (status.done - before.done) / seconds))
+        if bar.enabled:
+            bar.update(status.done, status.total, _pace(status))
+        else:
+            click.echo(_described(status), err=True)
+        if before is None or status.age - before.age > REPORT_SECONDS:
+            before = status
+
+
+def _described(status: "RunStatus") -> str:
+    total = f"{status.total:,}" if status.total is not None else f"{status.ids:,} or more"
+    parts = [f"{status.done:,} of {total} done", f"{status.failed:,} failed"]
+    if status.invalid:
+        parts.append(f"{status.invalid:,} of these are no ids")
+    if status.set_aside:
+        parts.append(f"{status.set_aside:,} shards set aside")
+    if status.state == "running":
+        parts.append(_pace(status))
+    return f"{status.name} {status.state}: {', '.join(parts)}"
+
+
+def _pace(status: "RunStatus") -> str:
+    parts = [f"{status.rate:,.0f}/s", f"{status.workers:,} workers"]
+    if status.seconds_left is not None:
+        parts.append(f"{spell(status.seconds_left)} left")
+    return ", ".join(parts)
+
+
+def _say(trouble: str) -> None:
+    click.echo(trouble or "back again", err=True)
