@@ -322,6 +322,7 @@ class KaizenClient:
             session=self._session,
             ssl_context=self._ssl_context,
             trust_env=self._trust_env,
+            deliver=getattr(self._clock, "deliver", None),  # a virtual clock knows the emulators of this process
         )
         engine = Engine(
             transport,

@@ -157,7 +157,7 @@ def test_equal_seeds_give_equal_numbers() -> None:
 @contextlib.asynccontextmanager
 async def world(clock: VirtualClock, **settings: Any) -> AsyncIterator[tuple[KaizenEmulator, KaizenClient]]:
     """Run an emulator and a client that live in virtual time."""
-    async with KaizenEmulator(clock=clock.time, epoch=clock.epoch) as emulator:
+    async with KaizenEmulator(clock=clock) as emulator:
         async with KaizenClient(base_url=emulator.base_url, clock=clock, **settings) as client:
             yield emulator, client
 

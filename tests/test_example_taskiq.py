@@ -236,7 +236,7 @@ def test_a_worker_that_is_throttled_holds_the_others(site: Site, emulator: Kaize
 
 def served(emulator: KaizenEmulator) -> list[tuple[str, int | None]]:
     """Return of which shard the look-ups were that the server has answered, and how."""
-    return [(id[0], status) for id, status in list(emulator.last_requests)]
+    return [(request.id[0], request.status) for request in emulator.requests]
 
 
 def count_of_others(emulator: KaizenEmulator, throttled: str) -> int:

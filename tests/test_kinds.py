@@ -161,7 +161,7 @@ async def test_every_verb_takes_workflow_executions(emulator: KaizenEmulator) ->
 async def test_a_workflow_execution_is_waited_for_through_its_life() -> None:
     """Hours of it, in virtual time; the emulator tells no end time, so it is the status that ends the wait."""
     clock = VirtualClock()
-    async with KaizenEmulator(clock=clock.time, epoch=clock.epoch) as emulator:
+    async with KaizenEmulator(clock=clock) as emulator:
         emulator.add("run_1", Life.of(("Enqueued", 0), ("InProgress", 60), ("Paused", 600), ("Completed", 7200)))
         async with KaizenClient(base_url=emulator.base_url, clock=clock) as kaizen:
             async with kaizen.executions.watch("run_1", deadline=None) as changes:

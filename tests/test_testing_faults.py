@@ -127,7 +127,7 @@ def test_reset_and_disconnect_differ_on_the_socket(run: Callable[[Awaitable[None
     async def main() -> None:
         async with KaizenEmulator() as emulator:
             host, port = emulator.base_url.rstrip("/").removeprefix("http://").split(":")
-            request = f"POST /{PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            request = f"POST /{PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             request += 'Content-Length: 11\r\n\r\n{"id": "e"}'
             for fault, reset in ((Fault.reset(), True), (Fault.disconnect(), False)):
                 emulator.faults.next(fault)
@@ -166,7 +166,7 @@ def test_silence_lasts_until_the_client_goes(run: Callable[[Awaitable[None]], No
                 with pytest.raises(aiohttp.SocketTimeoutError):
                     await ask(session, emulator)
                 await emulator.until_quiet()
-            assert list(emulator.last_requests) == [("exec_1", None)]
+            assert [(request.id, request.status) for request in emulator.requests] == [("exec_1", None)]
             assert not emulator.answers
 
     run(main())

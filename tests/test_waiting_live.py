@@ -19,7 +19,7 @@ QUICK = PollPolicy(min_interval=0.05, max_interval=0.1)
 
 def world(clock: VirtualClock, **settings: Any) -> tuple[KaizenEmulator, Any]:
     """Return an emulator in virtual time, and what makes a client for it."""
-    emulator = KaizenEmulator(clock=clock.time, epoch=clock.epoch)
+    emulator = KaizenEmulator(clock=clock)
     return emulator, lambda: KaizenClient(base_url=emulator.base_url, clock=clock, **settings)
 
 

@@ -4,11 +4,9 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
-from aiohttp import web
-
 from kaizen_async.testing.chance import fraction
 from kaizen_async.testing.emulator import KaizenEmulator
-from kaizen_async.testing.faults import Exchange, Fault
+from kaizen_async.testing.faults import Exchange, Fault, Reply
 from kaizen_async.testing.lives import Life
 
 FAULTS: Final = {
@@ -43,8 +41,8 @@ def misbehave(emulator: KaizenEmulator, share: float) -> Counter[str]:
 
 
 def _counted(name: str, fault: Fault, met: Counter[str]) -> Fault:
-    async def play(exchange: Exchange) -> web.StreamResponse | None:
+    async def play(exchange: Exchange) -> Reply:
         met[name] += 1
         return await fault.play(exchange)
 
-    return Fault(name, play, fault.delays)
+    return Fault(name, play, fault.delays, fault.needs_connection)

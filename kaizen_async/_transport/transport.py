@@ -10,9 +10,10 @@ aiohttp is used with most of its own policies off, because each of them would de
 
 import asyncio
 import errno
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from functools import partial
 from ssl import SSLCertVerificationError, SSLContext
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 import aiohttp
 from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError
@@ -99,8 +100,16 @@ def may_leave_machine(session: aiohttp.ClientSession | None) -> bool:
     return has_proxy or not is_plain or not resolves_plainly
 
 
+Deliver: TypeAlias = Callable[
+    [URL, Mapping[str, str], bytes, Callable[[], Awaitable[Answer | None]]], Awaitable[Answer | None]
+]
+"""Delivers a request by URL, headers and body to a server in this process, or by its last argument over the wire."""
+
+
 class Transport:
     """Sends requests through one aiohttp session, within one event loop.
+
+    A virtual clock may deliver requests to an emulator in this process instead; see `Deliver`.
 
     A session passed in is used and left open. Otherwise one is opened by the first request; it is closed by `close`,
     or by the end of the event loop: an asynchronous generator holds it, and `asyncio.run` closes those.
@@ -114,6 +123,7 @@ class Transport:
         session: aiohttp.ClientSession | None = None,
         ssl_context: SSLContext | None = None,
         trust_env: bool = False,
+        deliver: Deliver | None = None,
     ) -> None:
         self._headers = headers
         self._withholder = Withholder(headers.get("Authorization", "").removeprefix("Bearer "))
@@ -125,6 +135,7 @@ class Transport:
         self._is_direct = self._owns_session and not trust_env and is_supported()
         self._senders: dict[URL, DirectSender] = {}
         self._holder: AsyncGenerator[aiohttp.ClientSession, None] | None = None
+        self._deliver = deliver if self._owns_session and not trust_env else None
 
     @property
     def is_open(self) -> bool:
@@ -147,6 +158,14 @@ class Transport:
             DecodeError: The answer is 2xx and larger than the limit.
             ClientClosedError: The session passed in is closed.
         """
+        if self._deliver is None:
+            return await self._send(url, body, is_held)
+        answer: Answer | None = await self._deliver(url, self._headers, body, partial(self._send, url, body, is_held))
+        if answer is not None and len(answer.body) > self._max_response_bytes and 200 <= answer.status < 300:  # noqa: PLR2004
+            raise self._too_large(answer.body)
+        return answer
+
+    async def _send(self, url: URL, body: bytes, is_held: Callable[[], bool]) -> Answer | None:
         session = self._session or await self._open()
         try:
             if self._is_direct:
@@ -224,10 +243,13 @@ class Transport:
             size += len(chunk)
             if size > limit:
                 if succeeded:
-                    reason = f"the answer is larger than max_response_bytes ({limit})"
-                    raise self.withhold(DecodeError(reason, path="$", body=chunks[0]))
+                    raise self._too_large(chunks[0])
                 break
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def _too_large(self, body: bytes) -> KaizenError:
+        reason = f"the answer is larger than max_response_bytes ({self._max_response_bytes})"
+        return self.withhold(DecodeError(reason, path="$", body=body))
 
     def abandon(self, loop: asyncio.AbstractEventLoop) -> None:
         """Close what nobody closed, as far as a finalizer can: soon, if the loop runs; else let go of it."""

@@ -21,12 +21,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kaizen_async.testing.chance import fraction
     from kaizen_async.testing.clock import VirtualClock
-    from kaizen_async.testing.emulator import KaizenEmulator
+    from kaizen_async.testing.emulator import KaizenEmulator, ScriptError
     from kaizen_async.testing.fault_plan import FaultPlan
     from kaizen_async.testing.faults import Answer, Exchange, Fault
+    from kaizen_async.testing.history import Request
     from kaizen_async.testing.lives import Life
+    from kaizen_async.testing.recording import Recorder
 
-__all__ = ["Answer", "Exchange", "Fault", "FaultPlan", "KaizenEmulator", "Life", "VirtualClock", "fraction"]
+__all__ = [
+    "Answer",
+    "Exchange",
+    "Fault",
+    "FaultPlan",
+    "KaizenEmulator",
+    "Life",
+    "Recorder",
+    "Request",
+    "ScriptError",
+    "VirtualClock",
+    "fraction",
+]
 
 _MODULES = {
     "Answer": "faults",
@@ -35,6 +49,9 @@ _MODULES = {
     "FaultPlan": "fault_plan",
     "KaizenEmulator": "emulator",
     "Life": "lives",
+    "Recorder": "recording",
+    "Request": "history",
+    "ScriptError": "emulator",
     "VirtualClock": "clock",
     "fraction": "chance",
 }

@@ -1,18 +1,20 @@
-"""Refusing misuse where it happens, with a word on what to do instead."""
+"""Refuses misuse where it happens, and says what to do instead."""
 
+from datetime import datetime
 from typing import Final
 
 _LONGEST: Final = 1e9
+MOST_ID_CHARACTERS: Final = 512
 
 
 def check_type(name: str, value: object, kind: type, advice: str = "") -> None:
-    """Refuse a value of another type; True and False are no numbers."""
+    """Refuse a value of another type; True and False are not numbers."""
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise TypeError(f"{name} must be {kind.__name__}, not {value!r:.100}{advice and '; '}{advice}")
 
 
 def check_number(name: str, value: object, lowest: float, highest: float, advice: str = "") -> None:
-    """Refuse what is not a number in a range; nan is in none."""
+    """Refuse what is not a number in a range; nan is not in any."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, not {value!r:.100}")
     if not lowest <= value <= highest:
@@ -31,7 +33,19 @@ def check_seconds(name: str, value: object) -> None:
 
 
 def check_id(value: object) -> None:
-    """Refuse an id that no look-up can ask for."""
+    """Refuse an id that no lookup can ask for."""
     check_type("an id", value, str)
     if not value:
         raise ValueError("an id must not be empty")
+    if len(str(value)) > MOST_ID_CHARACTERS:
+        raise ValueError(f"an id must have at most {MOST_ID_CHARACTERS} characters, not {len(str(value))}")
+
+
+def check_epoch(epoch: object) -> None:
+    """Refuse what is not a date and time with a time zone; None is the present."""
+    if epoch is None:
+        return
+    if not isinstance(epoch, datetime):
+        raise TypeError(f"epoch must be a datetime such as datetime(2026, 1, 1, tzinfo=UTC), not {epoch!r:.100}")
+    if epoch.tzinfo is None:
+        raise ValueError("epoch must carry a time zone: datetime(2026, 1, 1, tzinfo=UTC)")

@@ -2,24 +2,43 @@
 
 import asyncio
 import heapq
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from random import Random
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+from weakref import WeakValueDictionary
+
+from yarl import URL
+
+from kaizen_async.clock import sleep
+from kaizen_async.testing.checks import check_epoch, check_seconds, check_type
+from kaizen_async.testing.hold import Hold
+from kaizen_async.testing.hosts import reachable
+
+if TYPE_CHECKING:
+    from kaizen_async.testing.emulator import KaizenEmulator
+
+T = TypeVar("T")
 
 IDLE_STEPS: Final = 50
-"""Steps of the event loop without a request under way, or a new call to come, after which time jumps: enough for a
+"""Steps of the event loop without a request in flight, or a new call to come, after which time jumps: enough for a
 result to travel through a few tasks and lead to the next request."""
+QUIET_STEPS: Final = 1
+"""The same for steps in which the loop had nothing else to do, and no data on its sockets."""
+BLOCKED_AFTER: Final = 0.05
+"""Real seconds without a step after which a loop is blocked, or is not being run: time does not wait for it."""
 
 
 class VirtualTimer:
     """A call to come in virtual time."""
 
-    __slots__ = ("_callback", "_on_cancel")
+    __slots__ = ("_callback", "_part")
 
-    def __init__(self, callback: Callable[[], None], on_cancel: Callable[[], None]) -> None:
+    def __init__(self, callback: Callable[[], None], part: "_LoopPart") -> None:
         self._callback: Callable[[], None] | None = callback
-        self._on_cancel = on_cancel
+        self._part = part
 
     @property
     def is_cancelled(self) -> bool:
@@ -29,12 +48,34 @@ class VirtualTimer:
     def cancel(self) -> None:
         """Make it not come. Something has happened then, which may lead to more before time jumps."""
         self._callback = None
-        self._on_cancel()
+        self._part.steps_left = IDLE_STEPS
 
     def fire(self) -> None:
         """Call back, unless cancelled."""
         if self._callback is not None:
             self._callback()
+
+
+class _LoopPart:
+    """What one event loop has of a clock: its calls to come, its holds, and the steps until it counts as idle."""
+
+    __slots__ = ("holds", "is_blocked", "is_stepping", "loop", "ready", "stepped_at", "steps_left", "timers")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.timers: list[tuple[float, int, VirtualTimer]] = []
+        self.holds = 0
+        # The queue of asyncio's own loops is private, but it tells what no count of steps can. Others are counted.
+        self.ready: Any = getattr(loop, "_ready", None)
+        self.steps_left = IDLE_STEPS
+        self.is_stepping = False
+        self.is_blocked = False
+        self.stepped_at = 0.0
+
+    def drop_cancelled(self) -> None:
+        """Forget the next timers if they were cancelled."""
+        while self.timers and self.timers[0][2].is_cancelled:
+            heapq.heappop(self.timers)
 
 
 class VirtualClock:
@@ -43,39 +84,48 @@ class VirtualClock:
     Give the same clock to the client and to the emulator:
 
         clock = VirtualClock()
-        async with KaizenEmulator(clock=clock.time, epoch=clock.epoch) as emulator:
+        async with KaizenEmulator(clock=clock) as emulator:
             async with KaizenClient(base_url=emulator.base_url, clock=clock) as kaizen:
                 await kaizen.instructor_executions.wait("exec_1", deadline=4 * 3600)
 
-    Polls, back-off, the pauses of the gate and the deadlines of waits live in it; requests take the real time that they
-    take, and so do their timeouts and the deadlines of look-ups. The scheduler is the real one. What is random in it
-    is drawn from the seed, so a test sees the same polls at the same times in every run.
+    Polls, back-off, pauses, deadlines, `attempt_timeout`, and the latency and hanging of the emulator's faults count in
+    virtual time. A request takes no virtual time unless a fault says so. The scheduler is the real one. What is random
+    in it is drawn from the seed, so a test sees the same polls at the same times in every run.
 
-    What else your test awaits in real time (a database, `asyncio.sleep`) does not hold the clock back, unless you call
-    `hold()` before and `release()` after it. A clock may be used in one event loop after another; what was to come in
-    the one before is forgotten.
+    Requests to an emulator with the same clock in the same process do not pass through sockets, as long as nothing is
+    scripted that needs a connection: the body goes to the emulator, and the bytes of its response to the client's
+    decoder. TLS and faults such as `Fault.reset()` use real sockets.
+
+    Real time that your test spends on something else (a database, `asyncio.sleep`, a thread) does not hold the clock.
+    Call `hold()` before it and `release()` after it.
+
+    Several event loops may use one clock at the same time: an application in a thread, and the test's own loop. Time
+    then jumps when all of them are idle. What was due in a loop that is closed is forgotten.
 
     Args:
         seed: What random numbers are drawn from.
-        epoch: The date and time at which the clock starts, by default the present.
+        epoch: The date and time at which the clock starts, with a time zone. Defaults to the present.
 
     Attributes:
-        epoch: The same. The emulator takes its own if you give it none, which is a few milliseconds off.
+        epoch: The same.
         random: The source of what is random.
+
+    Raises:
+        TypeError, ValueError: An argument is not of its type, or `epoch` has no time zone.
     """
 
     def __init__(self, *, seed: int = 0, epoch: datetime | None = None) -> None:
-        if epoch is not None and epoch.tzinfo is None:
-            raise ValueError("epoch must carry a time zone: datetime(2026, 1, 1, tzinfo=UTC)")
+        check_type("seed", seed, int)
+        check_epoch(epoch)
         self.epoch = epoch or datetime.now(UTC)
         self.random = Random(seed)  # noqa: S311 - spreads polls, guards nothing
         self._now = 0.0
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._timers: list[tuple[float, int, VirtualTimer]] = []
         self._serial = 0
-        self._held = 0
-        self._watching = False
-        self._steps_left = 0
+        self._lock = threading.RLock()
+        self._parts: dict[asyncio.AbstractEventLoop | None, _LoopPart] = {}
+        self._holds_outside = 0
+        self._settling: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+        self._emulators: WeakValueDictionary[tuple[str, int], KaizenEmulator] = WeakValueDictionary()
 
     def time(self) -> float:
         """Return the virtual seconds that have passed."""
@@ -86,61 +136,213 @@ class VirtualClock:
         return self.epoch.timestamp() + self._now
 
     def call_at(self, when: float, callback: Callable[[], None]) -> VirtualTimer:
-        """Call back when `time()` reaches `when`."""
-        timer = VirtualTimer(callback, self._restart_countdown)
-        loop = self._settle_in()
-        if when <= self._now:
-            loop.call_soon(timer.fire)
-        else:
-            self._serial += 1
-            heapq.heappush(self._timers, (when, self._serial, timer))
-        self._watch(loop)
+        """Call back from the running event loop when `time()` reaches `when`."""
+        with self._lock:
+            part = self._part_here()
+            timer = VirtualTimer(callback, part)
+            if when <= self._now:
+                part.loop.call_soon(timer.fire)
+            else:
+                self._serial += 1
+                heapq.heappush(part.timers, (when, self._serial, timer))
+            self._touch(part)
         return timer
 
-    def _restart_countdown(self) -> None:
-        self._steps_left = IDLE_STEPS
+    async def sleep(self, seconds: float) -> None:
+        """Sleep that many virtual seconds."""
+        check_seconds("seconds", seconds)
+        await sleep(self, seconds)
+
+    async def advance(self, seconds: float) -> None:
+        """Let that many virtual seconds pass, and return when all that they brought about has happened.
+
+        What is due on the way happens in order, each thing at its own time.
+        """
+        await self.sleep(seconds)
+        loop = asyncio.get_running_loop()
+        settled: asyncio.Future[None] = loop.create_future()
+        with self._lock:
+            self._settling.append((loop, settled))
+            self._touch(self._part_here())
+        await settled
 
     def hold(self) -> None:
-        """Stand still until `release`."""
-        self._settle_in()
-        self._held += 1
+        """Make time stand still until `release`. May be called with or without a running event loop."""
+        with self._lock:
+            part = self._part_here() if _is_in_loop() else None
+            if part is None:
+                self._holds_outside += 1
+            else:
+                part.holds += 1
 
     def release(self) -> None:
-        """Undo one `hold`."""
-        self._held -= 1
-        self._watch(self._settle_in())
+        """Undo one `hold` that was called from the same event loop, or like this outside of any.
 
-    def _settle_in(self) -> asyncio.AbstractEventLoop:
-        """Return the running loop; if it is another one than before, begin anew."""
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop:
-            self._loop = loop
-            self._timers.clear()
-            self._held = 0
-            self._watching = False
-        return loop
+        Raises:
+            RuntimeError: There is no such hold.
+        """
+        with self._lock:
+            part = self._part_here() if _is_in_loop() else None
+            if not (self._holds_outside if part is None else part.holds):
+                raise RuntimeError(
+                    "release() without a hold(): nothing here holds the clock; "
+                    "call hold() before, in the same event loop"
+                )
+            if part is not None:
+                part.holds -= 1
+                self._touch(part)
+                return
+            self._holds_outside -= 1
+            for other in self._open_parts():
+                self._touch_from_outside(other)
 
-    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._restart_countdown()
-        if not self._watching and self._timers:
-            self._watching = True
-            loop.call_soon(self._step, loop)
-
-    def _step(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._steps_left -= 1
-        if self._held:
-            self._watching = False
-        elif self._steps_left:
-            loop.call_soon(self._step, loop)
+    def register(self, host: str, port: int, emulator: "KaizenEmulator | None") -> None:
+        """Say which emulator in this process serves an address; None for none."""
+        if emulator is None:
+            self._emulators.pop((reachable(host), port), None)
         else:
-            self._watching = False
-            self._jump(loop)
+            self._emulators[reachable(host), port] = emulator
 
-    def _jump(self, loop: asyncio.AbstractEventLoop) -> None:
-        while self._timers and self._timers[0][2].is_cancelled:
-            heapq.heappop(self._timers)
-        if self._timers:
-            self._now = self._timers[0][0]
-        while self._timers and self._timers[0][0] == self._now:
-            loop.call_soon(heapq.heappop(self._timers)[2].fire)
-        self._watch(loop)
+    async def deliver(
+        self, url: URL, headers: Mapping[str, str], body: bytes, over_the_wire: Callable[[], Awaitable[T]]
+    ) -> Any:
+        """Deliver a request of a client to an emulator of this process, or else over the wire.
+
+        The client holds the clock meanwhile. An emulator lets go of it while virtual time has to pass.
+
+        Returns:
+            What `over_the_wire` returns: an `Answer` of the transport, or None.
+        """
+        emulator = self._emulators.get((reachable(url.host or ""), url.port or 0))
+        if emulator is not None and (answer := emulator.deliver_at_once(url.raw_path, headers, body)) is not None:
+            return answer
+        hold = Hold(self)
+        try:
+            if emulator is not None:
+                answer = await emulator.deliver(url.raw_path, headers, body, hold)
+                if answer is not None:
+                    return answer
+            with hold.for_the_wire():
+                return await over_the_wire()
+        finally:
+            hold.end()
+
+    def let_go(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Undo a hold of another event loop."""
+        with self._lock:
+            part = self._parts.get(loop)
+            if part is not None and part.holds:
+                part.holds -= 1
+                self._touch_from_outside(part)
+
+    def take_back(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Hold time again for another event loop."""
+        with self._lock:
+            part = self._parts.get(loop)
+            if part is not None:
+                part.holds += 1
+
+    def _part_here(self) -> _LoopPart:
+        loop = asyncio.get_running_loop()
+        part = self._parts.get(loop)
+        if part is None:
+            self._open_parts()
+            part = self._parts[loop] = _LoopPart(loop)
+        return part
+
+    def _open_parts(self) -> list[_LoopPart]:
+        """Return the parts of loops that are not closed, and forget the others."""
+        for loop, part in list(self._parts.items()):
+            if part.loop.is_closed():
+                del self._parts[loop]
+        return list(self._parts.values())
+
+    def _touch(self, part: _LoopPart) -> None:
+        """Begin to count the idle steps of the running loop afresh."""
+        part.steps_left = IDLE_STEPS
+        if not part.is_stepping:
+            part.is_stepping = True
+            part.stepped_at = time.monotonic()
+            part.loop.call_soon(self._step, part)
+
+    def _touch_from_outside(self, part: _LoopPart) -> None:
+        if not part.loop.is_closed():
+            part.loop.call_soon_threadsafe(self._touch_locked, part)
+
+    def _touch_locked(self, part: _LoopPart) -> None:
+        with self._lock:
+            self._touch(part)
+
+    def _step(self, part: _LoopPart) -> None:
+        with self._lock:
+            part.stepped_at = time.monotonic()
+            part.is_blocked = False
+            is_idle = part.ready is not None and not part.ready
+            part.steps_left -= max(1, IDLE_STEPS // QUIET_STEPS) if is_idle else 1
+            if part.holds:
+                part.is_stepping = False
+            elif part.steps_left > 0:
+                part.loop.call_soon(self._step, part)
+            else:
+                part.is_stepping = False
+                self._jump(part.loop)
+
+    def _jump(self, here: asyncio.AbstractEventLoop) -> None:
+        """Go on to the next thing that is due, if all loops are idle and nothing holds time."""
+        parts = self._open_parts()
+        if self._holds_outside or any(part.holds for part in parts):
+            return
+        if busy := [part for part in parts if part.is_stepping and not part.is_blocked]:
+            self._look_again(here, busy)
+            return
+        if self._settling:
+            for loop, settled in self._settling:
+                loop.call_soon_threadsafe(_settle, settled)
+            self._settling.clear()
+            return
+        for part in parts:
+            part.drop_cancelled()
+        self._now = min((part.timers[0][0] for part in parts if part.timers), default=self._now)
+        for part in parts:
+            self._fire_due(part, here)
+
+    def _look_again(self, here: asyncio.AbstractEventLoop, busy: list[_LoopPart]) -> None:
+        """A loop that is busy jumps once it is idle; one that makes no step any more cannot."""
+        now = time.monotonic()
+        for part in busy:
+            part.is_blocked = now - part.stepped_at >= BLOCKED_AFTER
+        here.call_later(BLOCKED_AFTER / 2, self._jump_locked, here)
+
+    def _jump_locked(self, here: asyncio.AbstractEventLoop) -> None:
+        with self._lock:
+            part = self._parts.get(here)
+            if part is not None and not part.is_stepping:
+                self._jump(here)
+
+    def _fire_due(self, part: _LoopPart, here: asyncio.AbstractEventLoop) -> None:
+        due: list[VirtualTimer] = []
+        while part.timers and part.timers[0][0] <= self._now:
+            due.append(heapq.heappop(part.timers)[2])
+        if part.loop is here:
+            for timer in due:
+                here.call_soon(timer.fire)
+            if due:
+                self._touch(part)
+        else:
+            for timer in due:
+                part.loop.call_soon_threadsafe(timer.fire)
+            if due:
+                part.loop.call_soon_threadsafe(self._touch_locked, part)
+
+
+def _is_in_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _settle(settled: asyncio.Future[None]) -> None:
+    if not settled.done():
+        settled.set_result(None)

@@ -1,12 +1,14 @@
 """What may go wrong between a server and its client, one constructor per fault."""
 
 import asyncio
+import math
 import struct
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from json import dumps
 from socket import SO_LINGER, SOL_SOCKET
+from statistics import NormalDist
 from typing import Final, Literal, TypeAlias, cast
 
 from aiohttp import web
@@ -19,6 +21,9 @@ _GATEWAY_PAGE: Final = (
     b"<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n"
     b"<body>\r\n<center><h1>502 Bad Gateway</h1></center>\r\n</body>\r\n</html>\r\n"
 )
+_WIDEST_SIGMA: Final = 5.0
+_LEAST_DRAWN: Final = 1e-9
+"""No draw is nearer to 0 or 1 than this, where a normal distribution would be infinite."""
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 Ending: TypeAlias = Literal["close", "reset", "hang"]
@@ -46,24 +51,37 @@ class Answer:
 
 @dataclass(slots=True)
 class Exchange:
-    """One look-up on its way through the emulator: what a fault may look at and play with.
+    """One request on its way through the emulator: what a fault may look at and play with.
 
     Attributes:
-        request: The request, its body read.
-        id: The id asked for; empty until it is known.
-        ordinary: Returns the answer that the look-up would get without any fault, as of now.
+        id: The id asked for.
+        number: How many requests for this id have come in, with this one.
+        ordinary: Returns the answer that the request would get without any fault, as of now.
+        draw: Returns a number from 0 to below 1 that depends on the seed, the id, the number and a text of yours.
+        sleep: Waits for some seconds, in the emulator's virtual time if it has one.
     """
 
-    request: web.BaseRequest
-    id: str = ""
-    ordinary: Callable[[], Answer] = field(init=False)
+    id: str
+    number: int
+    ordinary: Callable[[], Answer]
+    draw: Callable[[str], float]
+    sleep: Callable[[float], Awaitable[None]]
+    let_go: Callable[[], None]
+    _request: web.BaseRequest | None
+
+    @property
+    def request(self) -> web.BaseRequest:
+        """The request as aiohttp received it, its body read."""
+        if self._request is None:
+            raise RuntimeError("this request did not come over a connection; a fault of your own gets one that did")
+        return self._request
 
     @property
     def transport(self) -> asyncio.Transport:
         """The connection. It is there as long as the exchange is: when it is lost, the exchange is cancelled."""
         return cast("asyncio.Transport", self.request.transport)
 
-    async def meet(self, fault: "Fault") -> web.StreamResponse | None:
+    async def meet(self, fault: "Fault") -> web.StreamResponse | Answer | None:
         """Let the fault play; return the response if it makes one."""
         try:
             return await fault.play(self)
@@ -78,6 +96,7 @@ class Exchange:
             self.transport.abort()
         elif ending == "close":
             self.transport.close()
+        self.let_go()
         never: asyncio.Future[web.StreamResponse] = asyncio.get_running_loop().create_future()
         return await never
 
@@ -96,25 +115,33 @@ class Exchange:
         return await self.end(ending)
 
 
-Play: TypeAlias = Callable[[Exchange], Awaitable[web.StreamResponse | None]]
+Reply: TypeAlias = web.StreamResponse | Answer | None
+Play: TypeAlias = Callable[[Exchange], Awaitable[Reply]]
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
     """Something that goes wrong with one request; made by the constructors below.
 
-    `Fault("name", play)` makes one of your own: `play(exchange)` is a coroutine function that returns the response, or
-    None to let the request go on to the next fault and at last to the ordinary answer.
+    `Fault("name", play)` makes one of your own: `play(exchange)` is a coroutine function that returns an `Answer` or a
+    response of aiohttp, or None to let the request go on to the next fault and at last to the ordinary answer.
 
     Attributes:
         name: How the fault shows in a repr.
         play: What happens.
         delays: Whether the fault only takes time: such faults come before all that answer.
+        needs_connection: Whether it plays with the connection, so that the request must come over one.
     """
 
     name: str
     play: Play = field(repr=False)
     delays: bool = False
+    needs_connection: bool = field(default=True, repr=False)
+
+    def __post_init__(self) -> None:
+        check_type("name", self.name, str)
+        if not callable(self.play):
+            raise TypeError(f"play must be a coroutine function of an Exchange, not {self.play!r:.100}")
 
     @classmethod
     def status(cls, status: int, *, headers: Mapping[str, str] | None = None, body: bytes | None = None) -> "Fault":
@@ -143,26 +170,44 @@ class Fault:
     def malformed_body(cls) -> "Fault":
         """The client sees a 200 that is complete for HTTP, its JSON broken off in the middle."""
 
-        async def play(exchange: Exchange) -> web.StreamResponse:
+        async def play(exchange: Exchange) -> Answer:
             answer = exchange.ordinary()
-            return Answer(200, answer.body[: len(answer.body) // 2]).response()
+            return Answer(200, answer.body[: len(answer.body) // 2])
 
-        return cls("malformed_body()", play)
+        return cls("malformed_body()", play, needs_connection=False)
 
     @classmethod
     def latency(cls, seconds: float) -> "Fault":
         """The client waits so long before the answer begins: the ordinary one, or that of another fault."""
         check_seconds("seconds", seconds)
 
-        async def play(_: Exchange) -> None:
-            await asyncio.sleep(seconds)
+        async def play(exchange: Exchange) -> None:
+            await exchange.sleep(seconds)
 
-        return cls(f"latency({seconds})", play, delays=True)
+        return cls(f"latency({seconds})", play, delays=True, needs_connection=False)
+
+    @classmethod
+    def lognormal_latency(cls, median: float, sigma: float = 0.5) -> "Fault":
+        """The client waits for a time drawn from a log-normal distribution, as latencies of real servers are spread.
+
+        Args:
+            median: Seconds that half of the requests stay below.
+            sigma: Standard deviation of the logarithm; with 0.5, one request in a hundred takes over 3.2 medians.
+        """
+        check_seconds("median", median)
+        check_number("sigma", sigma, 0, _WIDEST_SIGMA)
+        normal = NormalDist()
+
+        async def play(exchange: Exchange) -> None:
+            drawn = min(max(exchange.draw("latency"), _LEAST_DRAWN), 1 - _LEAST_DRAWN)
+            await exchange.sleep(median * math.exp(sigma * normal.inv_cdf(drawn)))
+
+        return cls(f"lognormal_latency({median}, {sigma})", play, delays=True, needs_connection=False)
 
     @classmethod
     def hang(cls) -> "Fault":
         """The client sees nothing: the request is taken and never answered."""
-        return cls("hang()", _ending("hang"))
+        return cls("hang()", _ending("hang"), needs_connection=False)
 
     @classmethod
     def reset(cls) -> "Fault":
@@ -198,7 +243,7 @@ class Fault:
             answer = exchange.ordinary()
             response = await exchange.begin(answer)
             for position in range(len(answer.body)):
-                await asyncio.sleep(seconds_per_byte)
+                await exchange.sleep(seconds_per_byte)
                 await response.write(answer.body[position : position + 1])
             return response
 
@@ -222,7 +267,7 @@ class Fault:
                 if isinstance(piece, bytes):
                     exchange.transport.write(piece)
                 else:
-                    await asyncio.sleep(piece)
+                    await exchange.sleep(piece)
             return await exchange.end(then)
 
         shown = ", ".join(map(repr, script))
@@ -230,10 +275,10 @@ class Fault:
 
     @classmethod
     def _answering(cls, name: str, answer: Answer) -> "Fault":
-        async def play(_: Exchange) -> web.StreamResponse:
-            return answer.response()
+        async def play(_: Exchange) -> Answer:
+            return answer
 
-        return cls(name, play)
+        return cls(name, play, needs_connection=False)
 
 
 def _ending(ending: Ending) -> Play:

@@ -1,13 +1,14 @@
-"""The script of an execution's life: which status it has how many seconds after its start, and whether it ends."""
+"""The script of an execution's life: which status and fields it has how many seconds after its start."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Final, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeAlias
 
-from kaizen_async.testing.checks import check_seconds
+from kaizen_async.testing.checks import check_seconds, check_type
 
-Step: TypeAlias = tuple[str, float]
-"""A status, and the seconds since the start of the life at which it is reached."""
+Fields: TypeAlias = Mapping[str, Any]
+Step: TypeAlias = tuple[str, float] | tuple[str, float, Fields]
+"""A status, the seconds since the start of the life at which it is reached, and fields of the record from then on."""
 
 _ENQUEUED_SHARE: Final = 0.1
 
@@ -17,12 +18,14 @@ class Life:
     """A life that the emulator plays: `Life.of(("Enqueued", 0), ("InProgress", 2), ("Completed", 5))`.
 
     Any text may be a status. A life that ends does so on reaching its last step: from then on the record carries
-    `endTime` and `durationMs`. Lives hold no state, so one may be given to any number of executions.
+    `endTime` and `durationMs`. A step may set fields of the record, by their names in JSON, which stay until a later
+    step sets them again: `("Completed", 5, {"downloads": [...]})`. Lives hold no state, so one may be given to any
+    number of executions.
 
     Attributes:
         steps: The statuses and when they are reached; the first at 0, none earlier than the one before it.
         ends: Whether the last step is the end.
-        age: Seconds of the life that are over when the emulator gets to know it.
+        age: Seconds of the life that are over when the emulator first hears of it.
         authentications: The steps of each authentication; without any, each login of the record gets one that
             follows the execution (Enqueued, InProgress, and at the end Finished, or Failed after `"Failed"`).
     """
@@ -62,9 +65,21 @@ class Life:
 
     @classmethod
     def ended(cls, *, duration: float = 30.0, status: str = "Completed") -> "Life":
-        """Return a life that took `duration` seconds and is over the moment the emulator gets to know it."""
+        """Return a life that took `duration` seconds and is over when the emulator first hears of it."""
         check_seconds("duration", duration)
         return cls((("InProgress", 0.0), (status, duration)), age=duration)
+
+    def with_fields(self, fields: Fields) -> "Life":
+        """Return the same life with fields of the record, by their names in JSON, from its first step on."""
+        check_type("fields", fields, Mapping, 'such as {"sessionId": "s"}')
+        status, after, *before = self.steps[0]
+        first: Step = (status, after, {**fields, **(before[0] if before else {})})
+        return replace(self, steps=(first, *self.steps[1:]))
+
+    def finished_at(self, seconds: float, status: str) -> "Life":
+        """Return the same life up to so many seconds after its start, where it ends with a status."""
+        past = tuple(step for step in self.steps if step[1] < seconds) or (self.steps[0],)
+        return replace(self, steps=(*past, (status, max(seconds, 0.0))), ends=True)
 
     @property
     def duration(self) -> float | None:
@@ -75,14 +90,22 @@ class Life:
         """Return the status that many seconds after the start."""
         return reached(self.steps, seconds)
 
+    def fields_at(self, seconds: float) -> dict[str, Any]:
+        """Return the fields that the steps have set that many seconds after the start."""
+        fields: dict[str, Any] = {}
+        for step in self.steps:
+            if len(step) == 3 and (step[1] <= seconds or step is self.steps[0]):  # noqa: PLR2004 - one with fields
+                fields |= step[2]
+        return fields
+
 
 def reached(steps: Sequence[Step], seconds: float) -> str:
     """Return the last status that is reached after so many seconds; before the start, the first."""
     current = steps[0][0]
-    for status, after in steps:
-        if after > seconds:
+    for step in steps:
+        if step[1] > seconds:
             break
-        current = status
+        current = step[0]
     return current
 
 
@@ -91,7 +114,7 @@ def _check_steps(owner: str, steps: Sequence[Step]) -> None:
         raise ValueError(f'{owner} needs at least one step, for example ("InProgress", 0)')
     for step in steps:
         _check_step(owner, step)
-    times = [after for _, after in steps]
+    times = [step[1] for step in steps]
     if times[0] != 0:
         raise ValueError(f"{owner} must start at 0 seconds, not at {times[0]}: say what its status is until then")
     if times != sorted(times):
@@ -100,7 +123,10 @@ def _check_steps(owner: str, steps: Sequence[Step]) -> None:
 
 def _check_step(owner: str, step: tuple[object, ...]) -> None:
     match step:
-        case (str(status), after) if status:
+        case (str(status), after) | (str(status), after, Mapping()) if status:
             check_seconds(f"the time of {status!r}", after)
         case _:
-            raise TypeError(f'a step of {owner} is a pair (status, seconds) such as ("Completed", 5.0), not {step!r}')
+            raise TypeError(
+                f'a step of {owner} is a pair (status, seconds) such as ("Completed", 5.0), '
+                f"or has a dict of fields as its third part; not {step!r}"
+            )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, time, timedelta
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
@@ -13,7 +13,15 @@ from kaizen_async.testing.lives import Life, reached
 
 Record = dict[str, Any]
 
-_encode: Final = msgspec.json.Encoder().encode
+
+def _plain(value: object) -> object:
+    """Return a date and time of a class such as freezegun's FakeDatetime in the form that JSON gets."""
+    if isinstance(value, (date, time)):
+        return value.isoformat().removesuffix("+00:00") + "Z" * value.isoformat().endswith("+00:00")
+    raise TypeError(f"{type(value).__name__} does not fit into JSON: {value!r:.100}")
+
+
+_encode: Final = msgspec.json.Encoder(enc_hook=_plain).encode
 
 
 class Snapshot(NamedTuple):
@@ -28,18 +36,21 @@ class Snapshot(NamedTuple):
     """None while it lives."""
     authentications: tuple[str, ...]
     """Their scripted statuses; empty if there is no script."""
+    fields: Record
+    """What the life sets itself."""
 
     @classmethod
-    def of(cls, execution_id: str, life: Life, *, seed: int, start: datetime, age: float) -> "Snapshot":
+    def of(cls, execution_id: str, life: Life, *, digest: str, start: datetime, age: float) -> "Snapshot":
         """Return what a life that began at `start` has come to after `age` seconds."""
         duration = life.duration
         return cls(
             execution_id,
-            _digest(f"{seed} {execution_id}"),
+            digest,
             life.status_at(age),
             start,
             None if duration is None or age < duration else round(duration * 1000),
             tuple(reached(steps, age) for steps in life.authentications) if life.authentications else (),
+            life.fields_at(age),
         )
 
 
@@ -76,19 +87,24 @@ class Changes:
 
 
 class Kind(NamedTuple):
-    """A kind of look-up: how its record is made, and under which name the answer wraps it, if under one."""
+    """A kind of lookup: how its record is made, and under which name the answer wraps it, if under one."""
 
     build: Callable[[Snapshot], Record]
     wrap: str | None = None
 
     def encode(self, snapshot: Snapshot, changes: Changes | None) -> bytes:
         """Return the body of the answer."""
-        record = self.build(snapshot)
+        if changes is not None and changes.body is not None:
+            return changes.body
+        record = {**self.build(snapshot), **snapshot.fields}
         if changes is not None:
-            if changes.body is not None:
-                return changes.body
             record = changes.apply(record)
-        return _encode(record if self.wrap is None else {self.wrap: record})
+        return encode(record, self.wrap)
+
+
+def encode(record: Record, wrap: str | None = None) -> bytes:
+    """Return a record as JSON, in an object under the name `wrap` if there is one."""
+    return _encode(record if wrap is None else {wrap: record})
 
 
 def instructor_execution(snapshot: Snapshot) -> Record:
@@ -98,7 +114,7 @@ def instructor_execution(snapshot: Snapshot) -> Record:
     has no browser session yet, and only one in progress can be viewed live. The status of a context authentication is
     the only one that the reference shows.
     """
-    execution_id, digest, status, start, duration_ms, _ = snapshot
+    execution_id, digest, status, start, duration_ms, *_ = snapshot
     logins = _logins(digest)
     return {
         "id": execution_id,
@@ -143,13 +159,14 @@ KINDS: Final[Mapping[str, Kind]] = {
 """The paths that are served, and what each answers."""
 
 
-def _digest(text: str) -> str:
+def digest_of(text: str) -> str:
+    """Return the 32 hexadecimal digits that a text stands for."""
     return blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _named(prefix: str, name: str) -> dict[str, str]:
     """Return something with a name, and an id that depends on the name alone."""
-    return {"id": f"{prefix}_{_digest(name)[:12]}", "name": name}
+    return {"id": f"{prefix}_{digest_of(name)[:12]}", "name": name}
 
 
 _WORKFLOWS: Final = tuple(

@@ -5,9 +5,12 @@ import socket
 import weakref
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from ssl import SSLContext
 from typing import Final
 
 from aiohttp import web
+
+from kaizen_async.testing.certificates import Certificates
 
 _BACKLOG: Final = 1024
 _KEEPALIVE: Final = 86_400.0
@@ -26,10 +29,17 @@ class LoopbackServer:
     """
 
     def __init__(
-        self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], host: str, port: int
+        self,
+        handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+        host: str,
+        port: int,
+        *,
+        tls: bool = False,
     ) -> None:
         self.host = host
         self.port = port
+        self.scheme = "https" if tls else "http"
+        self._certificates = Certificates(host) if tls else None
         self._handler = handler
         self._running: _Running | None = None
         self._held: socket.socket | None = None
@@ -38,6 +48,16 @@ class LoopbackServer:
     def connections(self) -> list[web.RequestHandler]:
         """The connections that are open."""
         return [] if self._running is None else self._running.server.connections
+
+    def client_context(self) -> SSLContext:
+        """Return what a client needs to trust the certificate.
+
+        Raises:
+            RuntimeError: It serves http.
+        """
+        if self._certificates is None:
+            raise RuntimeError("this emulator serves plain http; make it with tls=True")
+        return self._certificates.for_client()
 
     async def start(self) -> None:
         """Begin to serve.
@@ -53,7 +73,8 @@ class LoopbackServer:
         server = web.Server(self._handler, handler_cancellation=True, access_log=None, keepalive_timeout=_KEEPALIVE)
         runner = web.ServerRunner(server, shutdown_timeout=_CANCELLED_WITHIN)
         await runner.setup()
-        await web.SockSite(runner, listener, backlog=_BACKLOG).start()
+        context = None if self._certificates is None else self._certificates.for_server()
+        await web.SockSite(runner, listener, backlog=_BACKLOG, ssl_context=context).start()
         self._running = _Running(asyncio.get_running_loop(), listener, server, runner)
 
     async def stop(self, *, keep_port: bool) -> None:

@@ -1,0 +1,169 @@
+"""Records the responses of a real server into a file, and reads them back for an emulator to replay.
+
+The file holds one JSON object per line, in the order in which the responses came. A JSON body stands there as it came;
+any other as text, or else in base64. Keys are in none of it: request headers are not recorded, and where a response
+quotes the key, `***` stands instead.
+"""
+
+import base64
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import aiohttp
+import msgspec
+from aiohttp import web
+
+from kaizen_async._transport.withhold import Withholder
+from kaizen_async.config import resolve_base_url
+from kaizen_async.testing.faults import Answer
+from kaizen_async.testing.server import LoopbackServer
+
+_KEPT_HEADERS: Final = ("content-type", "retry-after", "retry-after-ms")
+_KEPT_PREFIXES: Final = ("ratelimit", "x-ratelimit")
+_UPSTREAM_SECONDS: Final = 60.0
+
+
+class _Line(msgspec.Struct, omit_defaults=True):
+    """One response: to which request, when, and what it was."""
+
+    path: str
+    id: str
+    seconds: float
+    status: int
+    headers: dict[str, str]
+    json: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    text: str | None = None
+    base64: str | None = None
+
+    def body(self) -> bytes:
+        if self.json is not msgspec.UNSET:
+            return bytes(self.json)
+        return base64.b64decode(self.base64) if self.base64 is not None else (self.text or "").encode()
+
+
+_line_decoder: Final = msgspec.json.Decoder(_Line)
+_line_encoder: Final = msgspec.json.Encoder()
+
+
+class _Asked(msgspec.Struct):
+    id: str
+
+
+class Recorder:
+    """Stands between a client and a server, passes requests on, and writes the responses into a file.
+
+        async with Recorder("https://api.kaizenautomation.com/", "bug.jsonl") as recorder:
+            async with KaizenClient(base_url=recorder.base_url) as kaizen:
+                ...
+
+    Replay them with `emulator.replay("bug.jsonl")`.
+
+    Args:
+        base_url: Where the real API is. The same rules hold as for the client: https, or this machine.
+        file: The file to write; one that exists is replaced.
+        allow_insecure_http: Allow a plain http base_url to another machine.
+
+    Raises:
+        ValueError: `base_url` is not usable.
+    """
+
+    def __init__(self, base_url: str, file: str | Path, *, allow_insecure_http: bool = False) -> None:
+        self._upstream = resolve_base_url(base_url, allow_insecure_http=allow_insecure_http)
+        self._file = Path(file)
+        self._server = LoopbackServer(self._pass_on, "127.0.0.1", 0)
+        self._session: aiohttp.ClientSession | None = None
+        self._started = 0.0
+
+    @property
+    def base_url(self) -> str:
+        """Where the client is to send its requests."""
+        return f"http://127.0.0.1:{self._server.port}/"
+
+    async def __aenter__(self) -> Self:
+        self._file.write_bytes(b"")
+        self._started = time.monotonic()
+        self._session = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=_UPSTREAM_SECONDS), cookie_jar=aiohttp.DummyCookieJar()
+        )
+        await self._server.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._server.stop(keep_port=False)
+        if self._session is not None:
+            await self._session.close()
+
+    async def _pass_on(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Pass one request on, and note what came back. Without a response from there, the client gets a 502."""
+        body = await request.read()
+        headers = {
+            name: value for name, value in request.headers.items() if name.lower() in {"authorization", "content-type"}
+        }
+        session = self._session
+        assert session is not None  # noqa: S101 - it serves only inside the block
+        url = self._upstream.with_path(self._upstream.raw_path + request.path.lstrip("/"))
+        try:
+            async with session.request(
+                request.method, url, data=body, headers=headers, allow_redirects=False
+            ) as response:
+                answer = Answer(response.status, await response.read(), dict(_kept(response.headers.items())))
+        except (aiohttp.ClientError, TimeoutError) as error:
+            return Answer.message(502, f"the recorder got no response: {type(error).__name__}").response()
+        self._note(request.path, body, answer, headers.get("Authorization", ""))
+        return answer.response()
+
+    def _note(self, path: str, body: bytes, answer: Answer, authorization: str) -> None:
+        shown = Withholder(authorization.removeprefix("Bearer ")).body(answer.body)
+        line = _Line(
+            path, _id_in(body), round(time.monotonic() - self._started, 3), answer.status, dict(answer.headers)
+        )
+        _put_body(line, shown)
+        with self._file.open("ab") as file:
+            file.write(_line_encoder.encode(line) + b"\n")
+
+
+def replies_in(file: Path) -> Iterator[tuple[str, str, Answer]]:
+    """Yield path, id and response of each line of a recording.
+
+    Raises:
+        ValueError: A line is not one of a recording.
+    """
+    for number, line in enumerate(file.read_bytes().splitlines(), 1):
+        try:
+            read = _line_decoder.decode(line)
+        except msgspec.DecodeError as error:
+            raise ValueError(f"{file}, line {number} is not a recorded response: {error}") from None
+        yield read.path, read.id, Answer(read.status, read.body(), read.headers)
+
+
+def _put_body(line: _Line, body: bytes) -> None:
+    try:
+        msgspec.json.decode(body)
+        is_json = b"\n" not in body and b"\r" not in body
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        is_json = False
+    if is_json:
+        line.json = msgspec.Raw(body)
+        return
+    try:
+        line.text = body.decode()
+    except UnicodeDecodeError:
+        line.base64 = base64.b64encode(body).decode()
+
+
+def _kept(headers: Any) -> Iterator[tuple[str, str]]:
+    for name, value in headers:
+        if name.lower() in _KEPT_HEADERS or name.lower().startswith(_KEPT_PREFIXES):
+            yield name, value
+
+
+def _id_in(body: bytes) -> str:
+    try:
+        return msgspec.json.decode(body, type=_Asked).id
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
