@@ -1,19 +1,41 @@
 """`kaizen-async emulator`: the Kaizen API on your own machine."""
 
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import click
 
 from kaizen_async._cli.made_up import lives, misbehave
 from kaizen_async._cli.stopping import Stop, run
 from kaizen_async.testing.emulator import KaizenEmulator
+from kaizen_async.testing.hosts import is_loopback
 from kaizen_async.testing.lives import Life
+from kaizen_async.testing.script_file import read_script
 
 KEY = "emulator-key"
 EXAMPLES = 3
 
 
 @click.command()
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on; 0.0.0.0 for all, so that other machines and containers reach it.",
+)
+@click.option(
+    "--allowed-host",
+    "allowed_hosts",
+    multiple=True,
+    metavar="NAME",
+    help="Host name that requests may use beside those that point here anyway; may be repeated.",
+)
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Script of executions, kinds and faults, as YAML or JSON.",
+)
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one.")
 @click.option(
     "--executions",
@@ -52,9 +74,13 @@ EXAMPLES = 3
     help="Answer 429 to more than so many requests a second.",
 )
 @click.option("--api-key-required", is_flag=True, help=f"Answer 401 to requests without the key {KEY!r}.")
+@click.option("--api-key", metavar="KEY", help="Answer 401 to requests without this key.")
 @click.option("--seed", type=int, default=0, show_default=True, help="What executions and faults are drawn from.")
 def emulator(
     *,
+    host: str,
+    allowed_hosts: tuple[str, ...],
+    config: Path | None,
     port: int,
     executions: int | None,
     duration: float,
@@ -62,11 +88,13 @@ def emulator(
     faults: float,
     rate_limit: float | None,
     api_key_required: bool,
+    api_key: str | None,
     seed: int,
 ) -> None:
     """Serve the Kaizen API on this machine until Ctrl-C.
 
-    Executions are made up: each begins its life with the first request for it.
+    Executions are made up: each begins its life with the first request for it. With --config they are those of a file.
+    GET /health says whether it serves, GET /openapi.json what.
     """
     life = lives(seed=seed, duration=duration, fail_rate=fail_rate)
     examples = " ".join(f"exec_{number}" for number in range(1, min(executions or EXAMPLES, EXAMPLES) + 1))
@@ -75,10 +103,29 @@ def emulator(
     def life_of(execution_id: str) -> Life | None:
         return life(execution_id) if known is None or execution_id in known else None
 
-    server = KaizenEmulator(api_key=KEY if api_key_required else None, seed=seed, default_life=life_of, port=port)
+    try:
+        script = None if config is None else read_script(config)
+        key = api_key or (script and script.api_key) or (KEY if api_key_required else None)
+        server = KaizenEmulator(
+            api_key=key,
+            seed=seed,
+            default_life=life_of if script is None else None,
+            host=host,
+            port=port,
+            allowed_hosts=allowed_hosts,
+        )
+        if script is not None:
+            script.apply(server)
+            examples = " ".join(list(script.executions)[:EXAMPLES]) or "exec_1"
+    except (TypeError, ValueError, ImportError, OSError) as error:
+        raise click.UsageError(str(error)) from None
     misbehave(server, faults)
-    server.rate_limit(rate_limit)
-    run(lambda stop: _serve(stop, server, f"KAIZEN_API_KEY={KEY} " * api_key_required, examples))
+    if rate_limit is not None:
+        server.rate_limit(rate_limit)
+    if not is_loopback(host):
+        guard = "" if key else " and that without a key: --api-key sets one"
+        click.echo(f"Note: other machines can reach this emulator at {host}{guard}.", err=True)
+    run(lambda stop: _serve(stop, server, f"KAIZEN_API_KEY={key} " if key else "", examples))
 
 
 async def _serve(stop: Stop, server: KaizenEmulator, environment: str, examples: str) -> int:

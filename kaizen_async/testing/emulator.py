@@ -446,9 +446,9 @@ class KaizenEmulator:
         if not self._hosts.accepts(request.headers.get("Host")):
             return Answer.message(421, "this Host header names another server; see allowed_hosts").response()
         path = self._below_prefix(request.path)
-        if request.method == "GET" and path in _ABOUT:
+        if request.method == "GET" and path is not None and path in _ABOUT:
             return Answer(200, json.dumps(_ABOUT[path](self)).encode()).response()
-        seen = self._arrived(request.method, path, masked(request.headers.items()))
+        seen = self._arrived(request.method, path or request.path, masked(request.headers.items()))
         try:
             reply = await self._answer_request(request, path, seen)
             seen.status = reply.status
@@ -485,7 +485,7 @@ class KaizenEmulator:
         try:
             if isinstance(asked, Answer):
                 return self._sent(seen, asked)
-            reply = await self._answer_lookup(asked[0], seen.path, execution_id, body, seen, hold, None)
+            reply = await self._answer_lookup(asked[0], execution_id, body, seen, hold, None)
         finally:
             self._left()
         assert isinstance(reply, Answer)  # noqa: S101 - what does not need a connection makes no stream
@@ -497,11 +497,10 @@ class KaizenEmulator:
         """Note a request of this process; return its kind and id, or why it is refused."""
         if self._masked[0] is not headers:
             self._masked = headers, masked(headers.items())
-        seen = self._arrived("POST", self._below_prefix(path), self._masked[1], in_flight=in_flight)
+        below = self._below_prefix(path)
+        seen = self._arrived("POST", below or path, self._masked[1], in_flight=in_flight)
         try:
-            kind = self._kind_asked_for(
-                "POST", seen.path, headers.get("Content-Type", ""), headers.get("Authorization")
-            )
+            kind = self._kind_asked_for(seen, below, headers.get("Content-Type", ""), headers.get("Authorization"))
             return seen, (kind, _id_asked_for(body))
         except _RefusedError as refused:
             return seen, refused.answer
@@ -513,9 +512,9 @@ class KaizenEmulator:
         headers = _JSON if answer.headers is JSON_HEADERS else CIMultiDict(answer.headers)
         return transport.Answer(answer.status, headers, answer.body)
 
-    def _below_prefix(self, path: str) -> str:
-        """Return a path without the prefix; one without it is not a path of the API, even if it looks like one."""
-        return path.removeprefix(self._prefix) if path.startswith(self._prefix) else f"/..{path}"
+    def _below_prefix(self, path: str) -> str | None:
+        """Return a path without the prefix; None for one that does not begin with it."""
+        return path.removeprefix(self._prefix) if path.startswith(self._prefix) else None
 
     def _arrived(self, method: str, path: str, headers: dict[str, str], *, in_flight: int = 1) -> Request:
         seen = Request(method, path, headers, self._now(), self._moment)
@@ -530,29 +529,29 @@ class KaizenEmulator:
         with self._lock:
             self._in_flight -= 1
 
-    async def _answer_request(self, request: web.BaseRequest, path: str, seen: Request) -> Answer | web.StreamResponse:
+    async def _answer_request(
+        self, request: web.BaseRequest, path: str | None, seen: Request
+    ) -> Answer | web.StreamResponse:
         try:
-            kind = self._kind_asked_for(
-                request.method, path, request.content_type, request.headers.get("Authorization")
-            )
+            kind = self._kind_asked_for(seen, path, request.content_type, request.headers.get("Authorization"))
             body = await _body_of(request)
             execution_id = _id_asked_for(body)
         except _RefusedError as refused:
             return refused.answer
         held = self._wired.get(execution_id)
         hold = held.popleft() if held else None
-        return await self._answer_lookup(kind, path, execution_id, body, seen, hold, request)
+        return await self._answer_lookup(kind, execution_id, body, seen, hold, request)
 
     def _kind_asked_for(
-        self, method: str, path: str, content_type: str, authorization: str | None
+        self, seen: Request, path: str | None, content_type: str, authorization: str | None
     ) -> "Kind | _OwnKind":
-        kind = self._served.get(path) or KINDS.get(path)
+        kind = None if path is None else self._served.get(path) or KINDS.get(path)
         if kind is None and path not in self._replayed:
             if self._strict:
-                self._complain(f"a request came in for {path}, which is not served")
-            raise _RefusedError(404, f"there is no {path.removeprefix('/..')}")
-        if method != "POST":
-            raise _RefusedError(405, f"{path} takes POST, not {method}", {"Allow": "POST"})
+                self._complain(f"a request came in for {seen.path}, which is not served")
+            raise _RefusedError(404, f"there is no {seen.path if path is None else self._prefix + path}")
+        if seen.method != "POST":
+            raise _RefusedError(405, f"{path} takes POST, not {seen.method}", {"Allow": "POST"})
         # Before anything is kept about the request: a stranger must not fill the memory.
         if self._authorization is not None and authorization != self._authorization:
             raise _RefusedError(401, "the API key is missing or wrong")
@@ -563,7 +562,6 @@ class KaizenEmulator:
     async def _answer_lookup(
         self,
         kind: "Kind | _OwnKind",
-        path: str,
         execution_id: str,
         body: bytes,
         seen: Request,
@@ -574,7 +572,7 @@ class KaizenEmulator:
         try:
             number, due = self._count(seen, execution_id, body)
             self._begin_default_life(execution_id)
-            ordinary = partial(self._ordinary_answer, kind, path, execution_id)
+            ordinary = partial(self._ordinary_answer, kind, seen.path, execution_id)
             if due:
                 draw = partial(self._draw, execution_id, number)
                 let_go = _do_nothing if hold is None else hold.let_go

@@ -1,13 +1,14 @@
 """What the emulator serves, as an OpenAPI description: `GET /openapi.json`."""
 
+import json
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Any, Final
 
-import msgspec
-
 from kaizen_async.config import __version__
-from kaizen_async.models import InstructorExecution, WorkflowExecution
 from kaizen_async.testing.checks import MOST_ID_CHARACTERS
+from kaizen_async.testing.lives import Life
+from kaizen_async.testing.records import KINDS, Snapshot, digest_of
 
 _ERRORS: Final = {
     "400": "The body is not a JSON object with an id.",
@@ -26,13 +27,14 @@ _QUESTION: Final[dict[str, Any]] = {
 
 def description(base_url: str, own_paths: Iterable[str]) -> dict[str, Any]:
     """Return the description of an emulator that also serves some paths of a user's own."""
-    (instructor, workflow), schemas = msgspec.json.schema_components(
-        (InstructorExecution, WorkflowExecution), ref_template="#/components/schemas/{name}"
+    example = Snapshot.of(
+        "exec_1", Life.ended(), digest=digest_of("example"), start=datetime(2026, 1, 1, tzinfo=UTC), age=30
     )
-    wrapped: dict[str, Any] = {"type": "object", "required": ["execution"], "properties": {"execution": workflow}}
+    kinds = {
+        path: _lookup("An execution.", _schema_of(json.loads(KINDS[path].encode(example, None)))) for path in KINDS
+    }
     paths: dict[str, Any] = {
-        "/instructor/executions/get": _lookup("An instructor execution.", instructor),
-        "/executions/get": _lookup("A workflow execution.", wrapped),
+        **kinds,
         **{path: _lookup("A record of a kind of your own.", {"type": "object"}) for path in own_paths},
         "/health": {
             "get": {"summary": "Whether it serves.", "security": [], "responses": {"200": {"description": "It does."}}}
@@ -44,7 +46,7 @@ def description(base_url: str, own_paths: Iterable[str]) -> dict[str, Any]:
         "servers": [{"url": base_url.rstrip("/")}],
         "security": [{"key": []}, {}],
         "paths": paths,
-        "components": {"schemas": schemas, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+        "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
     }
 
 
@@ -58,3 +60,16 @@ def _lookup(summary: str, schema: dict[str, Any]) -> dict[str, Any]:
             "responses": {"200": found, **errors},
         }
     }
+
+
+def _schema_of(value: Any) -> dict[str, Any]:
+    """Return the JSON Schema of a made-up record: what may be null has any type."""
+    if value is None:
+        return {}
+    if isinstance(value, dict):
+        fields: dict[str, Any] = value
+        return {"type": "object", "properties": {name: _schema_of(each) for name, each in fields.items()}}
+    if isinstance(value, list):
+        items: list[Any] = value
+        return {"type": "array", "items": _schema_of(items[0]) if items else {}}
+    return {"type": {bool: "boolean", int: "integer", float: "number", str: "string"}[type(value)]}
