@@ -1,5 +1,6 @@
 """An async client for Kaizen executions: look up one, many or endless ids, and wait for them to end."""
 
+from kaizen_async._records.base import Record
 from kaizen_async.client import KaizenClient
 from kaizen_async.config import PollPolicy, RetryPolicy, __version__
 from kaizen_async.errors import (
@@ -55,6 +56,7 @@ __all__ = [
     "Outcome",
     "PollPolicy",
     "RateLimitError",
+    "Record",
     "RetryPolicy",
     "StatusError",
     "TransportError",

@@ -75,6 +75,8 @@ class KaizenClient:
         poll: How waits look for the end of an execution.
         max_response_bytes: Size of an unpacked answer above which it is refused.
         ended_records: Records of ended executions that waits keep to answer from; 0 for none.
+        keep_raw: Whether records refer to the JSON that they came from, for `raw`, `extra` and `to_dict()`. False
+            saves that memory, about as much as the records themselves take.
         session: An aiohttp session to use. It stays yours: it is not closed, and its proxy, TLS, tracing and
             connector settings apply. Its timeouts and redirects do not. Excludes `ssl_context` and `trust_env`.
         ssl_context: Replaces the default TLS verification, for instance to trust a company's own authority.
@@ -106,6 +108,7 @@ class KaizenClient:
         poll: PollPolicy = PollPolicy(),  # noqa: B008 - frozen
         max_response_bytes: int = 512 * 1024,
         ended_records: int = 1000,
+        keep_raw: bool = True,
         session: aiohttp.ClientSession | None = None,
         ssl_context: SSLContext | None = None,
         trust_env: bool = False,
@@ -130,6 +133,7 @@ class KaizenClient:
             poll=poll,
             max_response_bytes=max_response_bytes,
             ended_records=ended_records,
+            keep_raw=keep_raw,
         )
         self._session = session
         self._ssl_context = ssl_context
@@ -180,7 +184,7 @@ class KaizenClient:
         if known is None:
             endpoint: Endpoint[T] | None = self._endpoints.get(key)
             if endpoint is None:
-                endpoint = Endpoint(path, record, unwrap)
+                endpoint = Endpoint(path, record, unwrap, keep_raw=self._settings.keep_raw)
                 endpoint.url_below(self._settings.base_url)
                 self._endpoints[key] = endpoint
             known = self._kinds[key] = self._verbs(endpoint, record)

@@ -106,6 +106,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     poll: PollPolicy
     max_response_bytes: int
     ended_records: int
+    keep_raw: bool
 
     def __post_init__(self) -> None:
         _require_int("concurrency", self.concurrency, at_least=1)
@@ -114,6 +115,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             require_duration("deadline", self.deadline)
         _require_int("max_response_bytes", self.max_response_bytes, at_least=1)
         _require_int("ended_records", self.ended_records, at_least=0)
+        if not isinstance(self.keep_raw, bool):
+            raise TypeError(f"keep_raw must be True or False, not {self.keep_raw!r:.80}")
         if not isinstance(self.poll, PollPolicy):
             raise TypeError(f"poll must be a PollPolicy, not {type(self.poll).__name__}")
         if not isinstance(self.retry, RetryPolicy):

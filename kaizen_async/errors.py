@@ -30,9 +30,9 @@ BODY_LIMIT = 4096
 _E = TypeVar("_E", bound="KaizenError")
 
 
-def printable(text: str) -> str:
+def printable(text: str, limit: int = MESSAGE_LIMIT) -> str:
     """Return foreign text cut to a length and freed of control characters, so that it is safe in a log line."""
-    cut = text if len(text) <= MESSAGE_LIMIT else text[: MESSAGE_LIMIT - 1] + "…"
+    cut = text if len(text) <= limit else text[: limit - 1] + "…"
     return "".join(char if char.isprintable() else "�" for char in cut)
 
 

@@ -54,7 +54,7 @@ INTERESTING += [
     b"\xef\xbb\xbf",
 ]
 
-FOREIGN = re.compile(r"the answer does not fit the record: (\w+): ")
+FOREIGN = re.compile(r"the response does not fit the record: (\w+): ")
 """How an error of no known kind is shown: none gets out as it is, since a user's type may raise any."""
 
 PLAIN_BATCH = 2000

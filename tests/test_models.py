@@ -97,17 +97,18 @@ def test_whether_it_has_ended_is_read_off_the_end_time_alone() -> None:
 
 @pytest.mark.parametrize(
     ("sent", "milliseconds", "duration"),
-    [(12.5, 12.5, timedelta(microseconds=12_500)), (123, 123.0, timedelta(milliseconds=123)), (0, 0.0, timedelta(0))],
+    [(12.5, 12.5, timedelta(microseconds=12_500)), (123, 123, timedelta(milliseconds=123)), (0, 0, timedelta(0))],
 )
 def test_a_duration_may_carry_a_fraction(sent: float, milliseconds: float, duration: timedelta) -> None:
     """`durationMs` is a JSON number, whole or not."""
     execution = decode(changed(durationMs=sent))
     assert execution.duration_ms == milliseconds
+    assert type(execution.duration_ms) is type(milliseconds)
     assert execution.duration == duration
 
 
-def test_unknown_fields_are_ignored_at_every_depth() -> None:
-    """The API grows; old clients go on."""
+def test_unknown_fields_disturb_no_known_one() -> None:
+    """The API grows; old clients keep working."""
     execution = recorded("extra_fields")
     assert execution.workflow == Workflow("wf_17", "Renew the policy")
     assert execution.logins == (Login("login_3", "Insurer portal"),)
@@ -134,19 +135,52 @@ def test_all_kinds_of_authentication_decode_and_so_does_one_yet_to_come() -> Non
     )
 
 
-REQUIRED = [field.encode_name for field in msgspec.structs.fields(InstructorExecution) if field.required]
+DOCUMENTED = json.loads((SAMPLES / "documented.json").read_bytes())
 
 
-def test_required_is_what_the_reference_marks_as_required() -> None:
-    """All documented fields, and only these."""
-    assert set(REQUIRED) == set(json.loads((SAMPLES / "documented.json").read_bytes()))
-
-
-@pytest.mark.parametrize("name", REQUIRED)
-def test_a_missing_documented_field_is_an_error_that_names_it(name: str) -> None:
+@pytest.mark.parametrize("name", ["id", "status", "endTime"])
+def test_a_missing_field_that_decides_is_an_error_that_names_it(name: str) -> None:
     """A record without an end time, say, must not pass for one that is still running."""
     with pytest.raises(msgspec.ValidationError, match=f"missing required field `{name}`"):
         decode(changed(**{name: ...}))
+
+
+READ_IF_ABSENT = {
+    "workflow": Workflow("", ""),
+    "logins": (),
+    "authentications": (),
+    "contextAuthentications": (),
+    "startTime": None,
+    "durationMs": None,
+    "isRecording": False,
+    "browserSessionId": None,
+}
+
+
+def test_each_documented_field_is_decided() -> None:
+    """Every one of the reference is either required or has a reading for its absence."""
+    assert {*READ_IF_ABSENT, "id", "status", "endTime"} == set(DOCUMENTED)
+
+
+@pytest.mark.parametrize("name", READ_IF_ABSENT)
+def test_a_missing_field_that_only_describes_is_read_as_empty(name: str) -> None:
+    """It does not make a record unreadable, and it is encoded as it was read."""
+    execution = decode(changed(**{name: ...}))
+    (attribute,) = (field.name for field in msgspec.structs.fields(InstructorExecution) if field.encode_name == name)
+    assert getattr(execution, attribute) == READ_IF_ABSENT[name]
+    assert name in json.loads(msgspec.json.encode(execution))
+
+
+def test_absent_texts_of_parts_are_empty() -> None:
+    """Parts describe an execution; nothing is decided by them."""
+    execution = decode(changed(workflow={}, logins=[{}], authentications=[{}], contextAuthentications=[{}]))
+    assert execution.workflow == Workflow("", "")
+    assert execution.logins == (Login("", ""),)
+    assert execution.authentications == (Authentication(None, None, None),)
+    (context,) = execution.context_authentications
+    assert context == ContextAuthentication("", LoginSummary("", "", is_manual=False), context.authentication_status)
+    assert context.authentication_status == ""
+    assert not context.authentication_status.is_known
 
 
 @pytest.mark.parametrize(
@@ -154,21 +188,38 @@ def test_a_missing_documented_field_is_an_error_that_names_it(name: str) -> None
     [
         ({"id": None}, r"\$\.id"),
         ({"workflow": {"id": "wf", "name": 5}}, r"\$\.workflow\.name"),
-        ({"logins": [{"id": "a", "name": "b"}, {"id": None, "name": "b"}]}, r"\$\.logins\[1\]\.id"),
-        ({"authentications": None}, r"\$\.authentications"),
-        ({"startTime": "2023-11-07T05:31:56"}, r"\$\.startTime"),
-        ({"startTime": None}, r"\$\.startTime"),
+        ({"logins": [{"id": "a", "name": "b"}, {"id": 7, "name": "b"}]}, r"\$\.logins\[1\]\.id"),
+        ({"authentications": "none"}, r"\$\.authentications"),
+        ({"logins": [{}] * 257}, r"\$\.logins"),
         ({"endTime": "yesterday"}, r"\$\.endTime"),
+        ({"endTime": 1700000000}, r"\$\.endTime"),
         ({"durationMs": "123"}, r"\$\.durationMs"),
         ({"isRecording": 1}, r"\$\.isRecording"),
         ({"status": None}, r"\$\.status"),
         ({"status": 3}, r"\$\.status"),
     ],
+    ids=str,
 )
 def test_a_field_of_the_wrong_type_is_an_error_that_says_where(fields: dict[str, Any], path: str) -> None:
-    """Nothing is guessed: no text for numbers, no times without a zone."""
+    """Such a field has changed its meaning."""
     with pytest.raises(msgspec.ValidationError, match=f"`{path}`$"):
         decode(changed(**fields))
+
+
+@pytest.mark.parametrize(
+    ("status", "end", "succeeded"),
+    [
+        ("Completed", "2026-11-23T12:00:00Z", True),
+        ("Failed", "2026-11-23T12:00:00Z", False),
+        ("Cancelled", "2026-11-23T12:00:00Z", None),
+        ("Enqueued", "2026-11-23T12:00:00Z", None),
+        ("Completed", None, None),
+        ("InProgress", None, None),
+    ],
+)
+def test_whether_it_succeeded_is_told_once_it_has_ended(status: str, end: str | None, succeeded: bool | None) -> None:
+    """None while it runs, and if the status does not tell."""
+    assert decode(changed(status=status, endTime=end)).succeeded is succeeded
 
 
 STATUSES = pytest.mark.parametrize("enum", [ExecutionStatus, AuthenticationStatus, ContextAuthenticationStatus])

@@ -73,16 +73,16 @@ def test_a_record_type_is_a_struct_with_an_id(record: Any) -> None:
 @pytest.mark.parametrize(
     ("body", "path", "reason"),
     [
-        (b'{"id":"exec_9f2c1"}', "$.workflow", "Object missing required field `workflow`"),
+        (b'{"id":"exec_9f2c1","status":"x"}', "$.endTime", "Object missing required field `endTime`"),
         (
             DOCUMENTED.replace(b"Renew the policy", b"").replace(b'""', b"7"),
             "$.workflow.name",
             "Expected `str`, got `int`",
         ),
         (
-            DOCUMENTED.replace(b'"isManual": true', b'"manual": true'),
+            DOCUMENTED.replace(b'"isManual": true', b'"isManual": "yes"'),
             "$.contextAuthentications[0].loginSummary.isManual",
-            "missing",
+            'it is "yes"',
         ),
         (b"[]", "$", "Expected `object`, got `array`"),
         (b"null", "$", "Expected `object`, got `null`"),
@@ -92,17 +92,17 @@ def test_json_that_does_not_fit_says_where_and_is_not_retried(body: bytes, path:
     """The server means what it says; the same request would bring the same answer."""
     error = misfit(body)
     assert error.path == path
-    assert error.reason.startswith("the answer does not fit the record: ")
+    assert error.reason.startswith("the response does not fit the record: ")
     assert reason in error.reason
     assert error.body == body
     assert not error.retryable
 
 
-@pytest.mark.parametrize("body", [b"<html>502</html>", DOCUMENTED[:100], b"{", b'{"id":}', b"\xef\xbb\xbf{}", b"nope"])
+@pytest.mark.parametrize("body", [b"<html>502</html>", DOCUMENTED[:100], b"{", b'{"id":}', b"\xef\xbb\xbf{", b"nope"])
 def test_what_is_no_json_may_be_the_transfers_fault(body: bytes) -> None:
     """A body cut off on its way looks like this, so it is worth another attempt."""
     error = misfit(body)
-    assert error.reason.startswith("the answer is not JSON: ")
+    assert error.reason.startswith("the response is not JSON: ")
     assert error.path is None
     assert error.body == body
     assert error.retryable
@@ -111,14 +111,14 @@ def test_what_is_no_json_may_be_the_transfers_fault(body: bytes) -> None:
 def test_an_empty_body_is_called_empty() -> None:
     """A 204, say."""
     error = misfit(b"")
-    assert error.reason == "the answer is empty"
+    assert error.reason == "the response is empty"
     assert error.retryable
 
 
 def test_nesting_beyond_reason_is_an_error_like_any_other() -> None:
     """A decoder that runs out of stack costs one record."""
     error = misfit(b'{"x":' + b"[" * 100_000)
-    assert error.reason == "the answer is nested too deeply"
+    assert error.reason == "the response is nested too deeply"
     assert error.path == "$"
     assert not error.retryable
 
@@ -126,7 +126,7 @@ def test_nesting_beyond_reason_is_an_error_like_any_other() -> None:
 def test_invalid_utf8_is_an_error_like_any_other() -> None:
     """The decoder raises no error of its own family for it."""
     error = misfit(DOCUMENTED.replace(b"Insurer", b"\xff\xfe"))
-    assert error.reason.startswith("the answer does not fit the record: UnicodeDecodeError: ")
+    assert error.reason.startswith("the response does not fit the record: UnicodeDecodeError: ")
     assert error.path == "$"
 
 
@@ -140,13 +140,13 @@ def test_a_hook_of_the_users_record_may_raise_anything() -> None:
             raise KeyError("not this one")
 
     error = misfit(b'{"id":"a"}', Endpoint("get", Picky), "a")
-    assert error.reason == "the answer does not fit the record: KeyError: 'not this one'"
+    assert error.reason == "the response does not fit the record: KeyError: 'not this one'"
 
 
 def test_the_record_of_another_id_is_refused() -> None:
     """A mixed-up cache in between must not pass one execution off as another."""
     error = misfit(DOCUMENTED, execution_id="exec_1")
-    assert error.reason == "the server answered with the record of another id, 'exec_9f2c1'"
+    assert error.reason == "the server returned the record of another id, 'exec_9f2c1'"
     assert error.path == "$.id"
     assert error.retryable
 

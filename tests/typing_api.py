@@ -59,8 +59,10 @@ async def another_kind(kaizen: KaizenClient) -> None:
     assert_type(kaizen.executions, Executions[WorkflowExecution])
     execution = await kaizen.executions.wait("run_1")
     assert_type(execution.workflow, Workflow | None)
-    assert_type(execution.raw, msgspec.Raw)
-    assert_type(execution.fields["batch"], Any)
+    assert_type(execution.raw, bytes)
+    assert_type(execution.extra["batch"], Any)
+    assert_type(execution.to_dict()["batch"], Any)
+    assert_type(execution.succeeded, bool | None)
 
 
 def tell(event: Event) -> None:
@@ -95,7 +97,7 @@ def fields(execution: InstructorExecution) -> None:
     assert_type(execution.context_authentications, tuple[ContextAuthentication, ...])
     assert_type(execution.context_authentications[0].login_summary, LoginSummary)
     assert_type(execution.context_authentications[0].authentication_status, ContextAuthenticationStatus)
-    assert_type(execution.start_time, datetime)
+    assert_type(execution.start_time, datetime | None)
     assert_type(execution.end_time, datetime | None)
     assert_type(execution.duration_ms, float | None)
     assert_type(execution.duration, timedelta | None)

@@ -5,6 +5,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
+from kaizen_async._records.tolerance import clean
 from kaizen_async.client import KaizenClient
 from kaizen_async.executions import Executions
 from kaizen_async.models import InstructorExecution, WorkflowExecution
@@ -27,9 +28,10 @@ def executions_of(kaizen: KaizenClient, kind: str) -> Executions[Execution]:
 
 def as_json(record: Execution | None) -> object:
     """Return what is to be written in a line for a record: all that the server sent, where the record keeps it."""
-    if isinstance(record, WorkflowExecution):
-        return msgspec.Raw(msgspec.json.format(bytes(record.raw), indent=-1))
-    return record
+    if record is None:
+        return None
+    raw: bytes | None = getattr(record, "raw", None)
+    return record.to_dict() if raw is None else msgspec.Raw(msgspec.json.format(clean(raw), indent=-1))
 
 
 def workflow_of(record: Execution) -> str:

@@ -1,0 +1,252 @@
+"""The base of all records: typed fields, and behind them the JSON that they came from.
+
+A record refers to the bytes of its response, which were read anyway. Nothing is done with them until somebody reads
+`raw`, `extra` or `to_dict()`. The reference lies in a slot that is not a field, so comparing, hashing, printing and
+encoding a record never look at it.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from functools import lru_cache
+from typing import Any, ClassVar, Final, Self, TypeAlias, TypeVar, cast
+
+import msgspec
+
+from kaizen_async._records.schema import PydanticSerializer, record_schema
+from kaizen_async._records.tolerance import clean, parse, repair_of
+
+P = TypeVar("P", bound="Part")
+R = TypeVar("R")
+
+Source: TypeAlias = bytes | tuple[Any, str | int] | str
+"""Where the JSON of a record is: a body; a place in another source; or, if it was not kept, the reason."""
+
+NOT_KEPT: Final = "the client was created with keep_raw=False"
+STILL_RUNNING: Final = "waits keep it only for executions that have ended"
+
+
+class _Sourced:
+    """Adds one slot that is not a field of the Struct."""
+
+    __slots__ = ("_source",)
+    _source: Source
+
+
+class Part(_Sourced, msgspec.Struct, frozen=True, rename="camel", gc=False):
+    """Base of every Struct of the API: immutable, in camel case on the wire, not tracked by the garbage collector."""
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """The fields that the server sent and that have no attribute here, by the API's names.
+
+        Empty for a record that was not received. It is decoded each time it is read.
+
+        Raises:
+            AttributeError: The JSON was not kept, so the unknown fields are not known.
+        """
+        source = source_of(self)
+        if source is None:
+            return {}
+        known = _known_names(type(self))
+        return {name: value for name, value in _object_at(source).items() if name not in known}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all that the server sent, by the API's names, as plain Python objects.
+
+        Times are texts, numbers are as they were sent. If the JSON was not kept, it is the typed fields alone.
+        """
+        source = source_of(self)
+        if source is None or isinstance(source, str):
+            return cast("dict[str, Any]", msgspec.to_builtins(self))
+        return _object_at(source)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """Return the record in a JSON object that was parsed already, as `to_dict()` gives it.
+
+        Raises:
+            msgspec.ValidationError: The object is not such a record. It is a ValueError.
+        """
+        record = msgspec.convert(repair_of(cls)(fields), cls)
+        with suppress(TypeError):  # what JSON cannot hold was not received as JSON
+            set_source(record, msgspec.json.encode(fields))
+        return record
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        rebuild, arguments = cast("tuple[Any, Any]", super().__reduce__())
+        return _restore, (rebuild, arguments, source_of(self))
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        """Yield names and values, so that `dict(record)` works, which FastAPI's `jsonable_encoder` tries."""
+        return iter(self.to_dict().items())
+
+    def __json__(self, _request: object = None) -> dict[str, Any]:
+        """Return what the JSON serializers of Celery and Pyramid write."""
+        return self.to_dict()
+
+    __pydantic_serializer__: ClassVar = PydanticSerializer()
+    """What pydantic writes a record with where the annotation does not tell that it is one, as in `Any`."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source_type: object, handler: Any) -> Any:
+        """Tell pydantic how to read, write and describe a record."""
+        return record_schema(cls, handler)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> Any:
+        """Add the first line of the docstring to what pydantic describes."""
+        described = handler(schema)
+        handler.resolve_ref_schema(described)["description"] = (cls.__doc__ or "").partition("\n")[0]
+        return described
+
+
+class Record(Part, frozen=True, gc=False):
+    """Base of the records that lookups return.
+
+    A record type of your own gets `raw`, `extra` and `to_dict()` by deriving from it:
+    `class Brief(Record, frozen=True, gc=False)`.
+    """
+
+    @property
+    def raw(self) -> bytes:
+        """The JSON of the record, byte for byte as it was received and unpacked.
+
+        Raises:
+            AttributeError: The record was not received, or its JSON was not kept; the message says why.
+        """
+        source = source_of(self)
+        if isinstance(source, bytes):
+            return source
+        if source is None:
+            raise AttributeError("this record has no raw JSON, because no lookup returned it in this form")
+        if isinstance(source, str):
+            raise AttributeError(f"the raw JSON of this record was not kept: {source}")  # noqa: TRY004 - as for any attribute
+        body, name = source
+        return unwrapped(cast("bytes", body), cast("str", name))
+
+
+_slot: Final[Any] = _Sourced.__dict__["_source"]
+set_source: Final[Callable[[Part, Source], None]] = _slot.__set__
+"""Tells a record where its JSON is."""
+
+
+def source_of(part: Part) -> Source | None:
+    """Return where the JSON of a record or part is; None if it was not received."""
+    return getattr(part, "_source", None)
+
+
+def without_raw(record: R) -> R:
+    """Return an equal record that does not hold on to the body of its response. Others are returned as they are."""
+    if not isinstance(record, Part) or source_of(record) in {None, NOT_KEPT, STILL_RUNNING}:
+        return record
+    light = msgspec.structs.replace(record)
+    set_source(light, STILL_RUNNING)
+    return light
+
+
+def bytes_held(record: object) -> int:
+    """Return about how many bytes of memory a record holds, its JSON included. Other objects count as a kilobyte."""
+    return _bytes_held(record, set()) if isinstance(record, Part) else 1024
+
+
+def _bytes_held(value: Any, counted: set[int]) -> int:
+    if id(value) in counted:
+        return 0
+    counted.add(id(value))
+    size = sys.getsizeof(value)
+    if isinstance(value, tuple):
+        return size + sum(_bytes_held(item, counted) for item in value)
+    if isinstance(value, Part):
+        source = source_of(value)
+        body = source[0] if isinstance(source, tuple) else source
+        size += _bytes_held(body, counted) if isinstance(body, bytes) else 0
+        return size + sum(_bytes_held(field, counted) for field in msgspec.structs.astuple(value))
+    return size
+
+
+def linked(*names: str) -> Callable[[type[P]], type[P]]:
+    """Have the parts in these fields know where in the JSON they are, from the moment that they are read.
+
+    Telling each part when a record is decoded would cost every lookup; this costs the readers of a field.
+    """
+
+    def link(cls: type[P]) -> type[P]:
+        for field in msgspec.structs.fields(cls):
+            if field.name in names:
+                setattr(cls, field.name, _Link(cls.__dict__[field.name], field.encode_name))
+        return cls
+
+    return link
+
+
+class _Link:
+    """Reads a field, and tells the parts in it where in the JSON they are."""
+
+    def __init__(self, member: Any, name: str) -> None:
+        self._read = member.__get__
+        self._name = name
+
+    def __get__(self, part: Part | None, owner: type[Part] | None = None) -> Any:
+        if part is None:
+            return self
+        value = self._read(part, owner)
+        source = source_of(part)
+        if source is not None:
+            self._tell(value, source)
+        return value
+
+    def _tell(self, value: Part | tuple[Part, ...] | None, source: Source) -> None:
+        if isinstance(value, Part):
+            if source_of(value) is None:
+                set_source(value, source if isinstance(source, str) else (source, self._name))
+        elif value and source_of(value[0]) is None:
+            for index, part in enumerate(value):
+                set_source(part, source if isinstance(source, str) else ((source, self._name), index))
+
+
+def _object_at(source: Source) -> dict[str, Any]:
+    found = _at(source)
+    return found if isinstance(found, dict) else {}
+
+
+def _at(source: Source) -> Any:
+    if isinstance(source, bytes):
+        return parse(source)
+    if isinstance(source, str):
+        raise AttributeError(f"the unknown fields of this record were not kept: {source}")  # noqa: TRY004 - as above
+    outer, place = source
+    return _at(outer)[place]
+
+
+@lru_cache(maxsize=256)
+def _known_names(cls: type[Part]) -> frozenset[str]:
+    return frozenset(field.encode_name for field in msgspec.structs.fields(cls))
+
+
+@lru_cache(maxsize=256)
+def _raw_decoder(name: str) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(msgspec.defstruct("Body", [("record", msgspec.Raw)], rename={"record": name}))
+
+
+def unwrapped(body: bytes, name: str) -> bytes:
+    """Return the bytes of the record in a body that wraps it in a field."""
+    decode = _raw_decoder(name).decode
+    try:
+        return bytes(decode(body).record)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        cleaned = clean(body)
+        record = bytes(decode(cleaned).record)
+    start = cleaned.index(record)
+    return body[start : start + len(record)]
+
+
+def _restore(rebuild: Callable[..., P], arguments: tuple[Any, ...], source: Source | None) -> P:
+    """Rebuild a record or part from a pickle."""
+    part = rebuild(*arguments)
+    if source is not None:
+        set_source(part, source)
+    return part
