@@ -2,7 +2,7 @@
 
 from kaizen_async._records.base import Record
 from kaizen_async.client import KaizenClient
-from kaizen_async.config import PollPolicy, RetryPolicy, __version__
+from kaizen_async.config import ConnectionPolicy, PollPolicy, RetryPolicy, __version__
 from kaizen_async.errors import (
     AttemptTimeoutError,
     AuthenticationError,
@@ -40,6 +40,7 @@ __all__ = [
     "Change",
     "ClientClosedError",
     "ClientStats",
+    "ConnectionPolicy",
     "ContextAuthentication",
     "ContextAuthenticationStatus",
     "DeadlineExceededError",

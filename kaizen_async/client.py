@@ -17,6 +17,7 @@ import msgspec
 from kaizen_async._lookup.engine import Engine, Limiter, require_limiter
 from kaizen_async._lookup.lookup import Lookups
 from kaizen_async._lookup.throttle import Gate, RetryBudget
+from kaizen_async._transport.proxies import environment_proxy, parse_proxy
 from kaizen_async._transport.transport import (
     Transport,
     may_leave_machine,
@@ -28,9 +29,11 @@ from kaizen_async._waiting.cadence import Cadence
 from kaizen_async._waiting.polling import EndedRecords, Group, Scheduler, require_end
 from kaizen_async.clock import Clock, SystemClock
 from kaizen_async.config import (
+    ConnectionPolicy,
     PollPolicy,
     RetryPolicy,
     Settings,
+    require_count,
     require_duration,
     resolve_api_key,
     resolve_base_url,
@@ -74,13 +77,18 @@ class KaizenClient:
         retry: When and how often failed attempts are repeated.
         poll: How waits look for the end of an execution.
         max_response_bytes: Size of an unpacked answer above which it is refused.
+        connection_max_age: Seconds after which a connection is not used for another request, so that a client that is
+            always busy follows changes of DNS.
+        connections: How long idle connections are kept, and what a response's headers may take.
         ended_records: Records of ended executions that waits keep to answer from; 0 for none.
         keep_raw: Whether records refer to the JSON that they came from, for `raw`, `extra` and `to_dict()`. False
             saves that memory, about as much as the records themselves take.
         session: An aiohttp session to use. It stays yours: it is not closed, and its proxy, TLS, tracing and
             connector settings apply. Its timeouts and redirects do not. Excludes `ssl_context` and `trust_env`.
         ssl_context: Replaces the default TLS verification, for instance to trust a company's own authority.
-        trust_env: Take a proxy from the environment (HTTPS_PROXY, NO_PROXY, ~/.netrc).
+        proxy: URL of an HTTP proxy, `http://user:password@host:port` or `https://…`.
+        trust_env: Take the proxy from the environment, as it is when the client is created: HTTPS_PROXY or HTTP_PROXY,
+            else ALL_PROXY, unless NO_PROXY names the server. Without effect if `proxy` is given.
         allow_insecure_http: Allow a plain http base_url to another machine, or to this one through a proxy or a
             connector of the session's own.
         limiter: A function that every request awaits before it is sent, for a rate that is shared with others:
@@ -107,10 +115,13 @@ class KaizenClient:
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
         poll: PollPolicy = PollPolicy(),  # noqa: B008 - frozen
         max_response_bytes: int = 512 * 1024,
+        connection_max_age: float = 300.0,
+        connections: ConnectionPolicy = ConnectionPolicy(),  # noqa: B008 - frozen
         ended_records: int = 1000,
         keep_raw: bool = True,
         session: aiohttp.ClientSession | None = None,
         ssl_context: SSLContext | None = None,
+        proxy: str | None = None,
         trust_env: bool = False,
         allow_insecure_http: bool = False,
         limiter: Limiter | None = None,
@@ -119,12 +130,12 @@ class KaizenClient:
     ) -> None:
         self._engine: Engine | None = None
         self._headers = request_headers(resolve_api_key(api_key))
-        require_session(session, self._headers, ssl_context=ssl_context, trust_env=trust_env)
+        require_session(session, self._headers, ssl_context=ssl_context, trust_env=trust_env, proxy=proxy)
         self._settings = Settings(
             base_url=resolve_base_url(
                 base_url,
                 allow_insecure_http=allow_insecure_http,
-                may_leave_machine=trust_env or may_leave_machine(session),
+                may_leave_machine=trust_env or proxy is not None or may_leave_machine(session),
             ),
             concurrency=concurrency,
             attempt_timeout=attempt_timeout,
@@ -134,10 +145,16 @@ class KaizenClient:
             max_response_bytes=max_response_bytes,
             ended_records=ended_records,
             keep_raw=keep_raw,
+            connections=connections,
+            connection_max_age=connection_max_age,
         )
         self._session = session
         self._ssl_context = ssl_context
-        self._trust_env = trust_env
+        self._proxy = None
+        if proxy is not None:
+            self._proxy = parse_proxy(proxy, "proxy")
+        elif trust_env:
+            self._proxy = environment_proxy(self._settings.base_url)
         require_limiter(limiter)
         self._limiter = limiter
         self._on_event = None if on_event is None else shielded(on_event)
@@ -237,6 +254,26 @@ class KaizenClient:
             retry_tokens=self._budget.tokens,
         )
 
+    async def warm_up(self, connections: int) -> None:
+        """Open connections to the server before they are needed, so that a burst of lookups need not wait for them.
+
+        Idle connections are closed after `ConnectionPolicy.idle_seconds`. A session that is passed in and does more
+        than send, for instance tracing, opens its connections only when it needs them; then nothing happens here.
+
+        Args:
+            connections: How many are to be open. More than `concurrency` would never be used and are not opened.
+
+        Raises:
+            TypeError, ValueError: That is no number of connections.
+            TransportError: No connection could be opened. Not retried.
+            DeadlineExceededError: They were not open within the client's `deadline`.
+            ClientClosedError: The client is closed.
+        """
+        require_count("connections", connections)
+        await self._engine_here().warm_up(
+            self._settings.base_url, min(connections, self._settings.concurrency), self._settings.deadline
+        )
+
     async def aclose(self, *, drain: float = 0.0) -> None:
         """Close the client: refuse new calls, end waits at once, and requests under way after a while.
 
@@ -325,7 +362,11 @@ class KaizenClient:
             max_response_bytes=settings.max_response_bytes,
             session=self._session,
             ssl_context=self._ssl_context,
-            trust_env=self._trust_env,
+            proxy=self._proxy,
+            attempt_timeout=settings.attempt_timeout,
+            connection_max_age=settings.connection_max_age,
+            connections=settings.connections,
+            random=self._random,
             deliver=getattr(self._clock, "deliver", None),  # a virtual clock knows the emulators of this process
         )
         engine = Engine(

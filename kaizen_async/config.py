@@ -95,6 +95,23 @@ class PollPolicy(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
             raise ValueError(f"min_interval {self.min_interval} is longer than max_interval {self.max_interval}")
 
 
+class ConnectionPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """How long connections are kept, and what the head of a response may take."""
+
+    idle_seconds: float = 15.0
+    """How long an idle connection is kept, in seconds. Keep it shorter than the servers and balancers on the way do:
+    many drop an idle connection after 60 seconds, some without a word."""
+    max_header_bytes: int = 32 * 1024
+    """Bytes of a response's headers, at most."""
+    max_header_lines: int = 256
+    """Lines of a response's headers, at most."""
+
+    def __post_init__(self) -> None:
+        require_duration("idle_seconds", self.idle_seconds)
+        _require_int("max_header_bytes", self.max_header_bytes, at_least=1024)
+        _require_int("max_header_lines", self.max_header_lines, at_least=16)
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What a client was set to, after defaults, environment and checks."""
 
@@ -107,8 +124,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_response_bytes: int
     ended_records: int
     keep_raw: bool
+    connections: ConnectionPolicy
+    connection_max_age: float
 
     def __post_init__(self) -> None:
+        if not isinstance(self.connections, ConnectionPolicy):
+            raise TypeError(f"connections must be a ConnectionPolicy, not {type(self.connections).__name__}")
+        require_duration("connection_max_age", self.connection_max_age)
         _require_int("concurrency", self.concurrency, at_least=1)
         require_duration("attempt_timeout", self.attempt_timeout)
         if self.deadline is not None:
@@ -213,6 +235,11 @@ def require_duration(name: str, seconds: float, *, zero_allowed: bool = False) -
     if not math.isfinite(seconds) or seconds < 0 or (seconds == 0 and not zero_allowed):
         least = "of at least 0" if zero_allowed else "above 0"
         raise ValueError(f"{name} must be a finite number of seconds {least}, not {seconds!r}")
+
+
+def require_count(name: str, number: int) -> None:
+    """Refuse anything but a whole number above 0."""
+    _require_int(name, number, at_least=1)
 
 
 def _require_share(name: str, share: float, *, zero_allowed: bool) -> None:

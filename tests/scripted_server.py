@@ -281,7 +281,11 @@ def assert_idle(client: KaizenClient) -> None:
     assert not engine._waiting
     session = getattr(engine.transport, "_session", None)
     if session is not None and not session.closed:
-        assert not session.connector._acquired, "a connection is held for a request that is over"
+        pool = getattr(engine.transport, "_pool", None)
+        addresses = () if pool is None else pool._addresses.values()
+        idle = sum(len(address.idle) for address in addresses)
+        assert len(session.connector._acquired) == idle, "a connection is held for a request that is over"
+        assert sum(address.capacity.open for address in addresses) == idle
 
 
 @asynccontextmanager

@@ -70,6 +70,7 @@ class ScriptedTransport:
         self.closed = False
 
     is_open = False
+    is_out_of_step = False
 
     @property
     def ids(self) -> list[str]:
@@ -91,6 +92,9 @@ class ScriptedTransport:
         """Return an error with its cause."""
         failure.__cause__ = cause
         return failure
+
+    def reject(self) -> None:
+        """Do nothing: there is no connection."""
 
     async def send(self, url: URL, body: bytes, is_held: Callable[[], bool]) -> Answer:
         """Take a request, and answer it."""

@@ -148,6 +148,11 @@ def is_final(error: Any) -> bool:
     return error.retryable is False
 
 
+def names_the_limit(error: Any) -> bool:
+    """Return whether the error says which setting the headers exceed."""
+    return "max_header_bytes" in error.reason
+
+
 def names_the_field(error: Any) -> bool:
     """Return whether the error says where the misfit is."""
     return error.path == "$.workflow" and is_final(error)
@@ -168,6 +173,11 @@ def without_workflow(request: Request) -> Script:
     return [response({name: value for name, value in record(request.id).items() if name != "workflow"})]
 
 
+def with_headers(count: int, size: int) -> bytes:
+    """Return a response with so many more headers of that size."""
+    return response(record("bad"), headers={f"X-{n}": "x" * size for n in range(count)})
+
+
 DEFLATED = zlib.compress(BODY)
 GZIPPED = gzip.compress(BODY)
 BAD_CRC = GZIPPED[:-8] + b"\0\0\0\0" + GZIPPED[-4:]
@@ -185,8 +195,12 @@ ROWS = [
     retried("RST inside the headers", always(b"HTTP/1.1 200 OK\r\nContent-Ty", SHORTLY, RESET)),
     retried_once("no HTTP at all", always(b"SSH-2.0-OpenSSH_9.6\r\n", CLOSE)),
     retried_once("bad status line", always(b"HTTP/1.1 abc OK\r\n\r\n", CLOSE)),
-    retried_once("header of 9,000 bytes", always(response(record("bad"), headers={"X-Long": "x" * 9000}))),
-    retried_once("200 headers", always(response(record("bad"), headers={f"X-{n}": "x" for n in range(200)}))),
+    final("header of 30,000 bytes", always(with_headers(1, 30_000)), None),
+    retried_once("header of 40,000 bytes", always(with_headers(1, 40_000)), check=names_the_limit),
+    retried_once("headers of 40,000 bytes", always(with_headers(100, 400)), check=names_the_limit),
+    retried_once("headers without an end", always(HEAD + b"X: y\r\n" * 6000, SILENCE), check=names_the_limit),
+    final("200 headers", always(with_headers(200, 1)), None),
+    retried_once("300 headers", always(with_headers(300, 1)), check=names_the_limit),
     retried_once("two lengths", always(plain(BODY, "Content-Length: 3\r\n"))),
     # In the body.
     retried("FIN in the body", always(plain(BODY)[:-9], CLOSE)),

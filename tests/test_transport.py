@@ -1,6 +1,7 @@
 """The HTTP attempt itself: what the server sees, what is read, and what becomes of aiohttp's errors."""
 
 import asyncio
+import base64
 import functools
 import gzip
 import inspect
@@ -31,6 +32,7 @@ from scripted_server import (
     record,
     response,
     run_on,
+    traces_of,
 )
 from yarl import URL
 
@@ -42,7 +44,10 @@ from kaizen_async import (
     TransportError,
     __version__,
 )
-from kaizen_async._transport import direct, transport
+from kaizen_async._transport import session as session_post
+from kaizen_async._transport import transport
+from kaizen_async._transport.pool import Pool
+from kaizen_async._transport.proxies import parse_proxy
 from kaizen_async._transport.transport import Answer, Secret, Transport, request_headers, translate
 from kaizen_async._transport.wire import request_body
 
@@ -210,7 +215,7 @@ async def test_an_answer_that_unpacks_to_too_much_is_given_up_early(way: Callabl
     async with ScriptedServer(play) as server, way() as sender:
         error = await refusal(sender, server)
         assert isinstance(error, DecodeError)
-        assert error.reason == "the answer is larger than max_response_bytes (100000)"
+        assert error.reason == "the response is larger than max_response_bytes (100000)"
         assert error.path == "$"
         assert len(error.body) == 4096
         assert not error.retryable
@@ -374,7 +379,7 @@ async def test_a_fault_of_the_callers_tracing_fails_one_look_up() -> None:
 
 async def test_a_fault_of_our_own_is_not_dressed_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """It comes out as it is."""
-    monkeypatch.setattr(direct.DirectSender, "connect", mock.Mock(side_effect=ZeroDivisionError))
+    monkeypatch.setattr(Pool, "open", mock.Mock(side_effect=ZeroDivisionError))
     async with ScriptedServer() as server, own_session() as sender:
         with pytest.raises(ZeroDivisionError):
             await send(sender, server)
@@ -398,40 +403,47 @@ async def test_a_large_answer_is_refused_with_its_beginning() -> None:
         assert error.body.startswith(b'{"head":xxx')
 
 
-async def test_a_proxy_of_the_environment_is_used_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And ignored otherwise."""
+PROXIED = pytest.mark.parametrize("way", [own_session, own_session_the_long_way], ids=lambda way: way.__name__)
+
+
+@PROXIED
+async def test_a_proxy_gets_the_whole_request(way: Callable[..., Any]) -> None:
+    """With the whole URL, the key for the server, and its own name and password."""
     async with ScriptedServer() as proxy, ScriptedServer() as server:
-        monkeypatch.setenv("http_proxy", proxy.url)
-        async with own_session(trust_env=True) as sender:
+        async with way(proxy=parse_proxy(f"http://me:pass%20word@127.0.0.1:{proxy.port}", "proxy")) as sender:
             await send(sender, server)
-        assert [request.target for request in proxy.requests] == [f"{server.url}/get"]
+        (request,) = proxy.requests
+        assert request.target == f"{server.url}/get"
+        assert request.headers["authorization"] == f"Bearer {KEY}"
+        assert request.headers["proxy-authorization"] == "Basic " + base64.b64encode(b"me:pass word").decode()
         assert not server.requests
-        async with own_session() as sender:
-            await send(sender, server)
-        assert len(server.requests) == len(proxy.requests) == 1
 
 
-@pytest.mark.parametrize(("status", "retryable"), [(407, False), (403, False), (502, True), (503, True)])
+@PROXIED
+@pytest.mark.parametrize(("status", "retryable"), [(407, False), (401, False), (403, False), (502, True), (503, True)])
 async def test_a_proxy_that_refuses_is_told_from_a_server_that_does(
-    monkeypatch: pytest.MonkeyPatch, status: int, retryable: bool
+    way: Callable[..., Any], status: int, retryable: bool
 ) -> None:
-    """Its answer to CONNECT is none of the API's; whether it may pass is seen by its status."""
+    """Its response to CONNECT is not the API's; its status says whether trying again may help. No password shows."""
 
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(f"HTTP/1.1 {status} Go away\r\nContent-Length: 0\r\n\r\n".encode())
+        writer.write(f"HTTP/1.1 {status} Go away, c2VjcmV0 s3cret-pass\r\nContent-Length: 0\r\n\r\n".encode())
         await writer.drain()
         writer.close()
 
-    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as proxy:
-        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}")
-        async with own_session(trust_env=True) as sender:
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as listener:
+        port = listener.sockets[0].getsockname()[1]
+        async with way(proxy=parse_proxy(f"me:s3cret-pass@127.0.0.1:{port}", "proxy")) as sender:
             with pytest.raises(TransportError) as caught:
                 await sender.send(URL("https://api.test/get"), request_body("a"), lambda: False)
-    assert caught.value.reason == f"the proxy answered {status} Go away"
+    assert caught.value.reason.startswith(f"the proxy answered {status} Go away")
+    assert ("password of the proxy" in caught.value.reason) == (status in {401, 407})
     assert caught.value.retryable is retryable
     assert not caught.value.garbled
-    assert KEY not in "".join(traceback.format_exception(caught.value))
+    shown = traces_of(caught.value)
+    assert KEY not in shown
+    assert "s3cret-pass" not in shown
 
 
 @EVERY_WAY
@@ -454,25 +466,24 @@ async def test_errors_of_the_network_show_no_key(way: Callable[..., Any]) -> Non
 
 async def test_a_connection_lost_before_the_request_is_told_from_one_lost_under_it() -> None:
     """Nothing was written to it."""
-    async with ScriptedServer() as server, aiohttp.ClientSession() as session:
-        sender = direct.DirectSender(session, URL(server.url) / "get", request_headers(None))
-        connection = await sender.connect()
-        assert connection.protocol is not None
-        assert connection.protocol.transport is not None
-        connection.protocol.transport.abort()
-        await server.until(lambda: server.connections == 1 and not server.open)
-        with pytest.raises(aiohttp.ClientConnectionResetError, match="before the request was sent"):
-            await sender.exchange(connection, request_body("a"))
-        connection.close()
-        assert not server.requests
+    async with ScriptedServer() as server, own_session() as sender:
+        await send(sender, server)
+        target = sender._pool.target(URL(server.url) / "get")
+        connection = sender._pool.take(target)
+        connection.transport.abort()
+        await server.until(lambda: not server.open)
+        with pytest.raises(aiohttp.ClientConnectionResetError, match="before the request"):
+            await connection.exchange(request_body("b"))
+        sender._pool.discard(target, connection)
+        assert len(server.requests) == 1
 
 
 def test_the_short_way_is_taken_only_on_versions_that_it_was_tested_on() -> None:
     """On others the way of aiohttp's own does the work."""
-    assert direct.is_supported()
-    assert direct.is_supported("3.14.99")
-    assert not direct.is_supported("3.12.0")
-    assert not direct.is_supported("4.0.0")
+    assert session_post.is_supported()
+    assert session_post.is_supported("3.14.99")
+    assert not session_post.is_supported("3.12.0")
+    assert not session_post.is_supported("4.0.0")
 
 
 def instance_of(cls: type[BaseException]) -> BaseException:
@@ -569,7 +580,7 @@ def test_what_a_missing_codec_would_read_is_not_tried_again() -> None:
     foreign = aiohttp.ClientPayloadError("400")
     foreign.__cause__ = http_exceptions.ContentEncodingError("Can not decode br. Please install `Brotli`")
     error = translate(foreign)
-    assert error.reason == "the answer does not unpack: Can not decode br. Please install `Brotli`"
+    assert error.reason == "the response does not unpack: Can not decode br. Please install `Brotli`"
     assert not error.retryable
 
 
@@ -599,7 +610,7 @@ def test_a_flood_of_interim_answers_is_cut_short(loop: str) -> None:
     async def main() -> None:
         flood = b"HTTP/1.1 100 Continue\r\n\r\n" * 10_000
         async with ScriptedServer(lambda _: [flood, SILENCE]) as server, client_for(server) as client:
-            with pytest.raises(TransportError, match="20 interim answers and no final one"):
+            with pytest.raises(TransportError, match="20 interim responses and no final one"):
                 await client.instructor_executions.get("a")
             assert len(server.requests) == 2
 

@@ -14,7 +14,9 @@ from typing import TypeAlias, TypeVar
 from yarl import URL
 
 from kaizen_async._lookup.throttle import Gate
-from kaizen_async._transport.transport import Answer, Transport
+from kaizen_async._transport.capacity import NoConnectionError
+from kaizen_async._transport.response import Answer
+from kaizen_async._transport.transport import Transport
 from kaizen_async.clock import Clock, RunningTimeout, Timeout, sleep
 from kaizen_async.errors import (
     AttemptTimeoutError,
@@ -170,18 +172,43 @@ class Engine:
         if self.on_event is not None and (pause := self.gate.resumed()) is not None:
             self.on_event(Ungated(pause))
 
-    async def send(self, url: URL, body: bytes, deadline_at: float) -> Answer | KaizenError | None:
+    async def send(
+        self, url: URL, body: bytes, deadline_at: float, *, fresh: bool = False
+    ) -> Answer | KaizenError | None:
         """Send one request within the attempt's timeout and the deadline, whichever ends first.
 
         Nothing was sent, and None is returned, if the gate closed while a connection was being made: `send_later`.
+        Waiting for one of the connections that work, if there cannot be more, takes nothing of the attempt's time.
         """
+        while True:
+            try:
+                return await self._send_once(url, body, deadline_at, fresh=fresh)
+            except NoConnectionError as error:
+                shortage = error
+            has_room = True
+            try:
+                has_room = await self.wait(self.transport.room(url), deadline_at)
+            except TimeoutError:
+                is_over = True
+            else:
+                is_over = self.closed
+            if is_over:
+                interruption = self.interruption("while it waited for a connection")
+                interruption.__cause__ = self.transport.no_connection(shortage)
+                return interruption
+            if not has_room:
+                return self.transport.no_connection(shortage)
+
+    async def _send_once(
+        self, url: URL, body: bytes, deadline_at: float, *, fresh: bool
+    ) -> Answer | KaizenError | None:
         is_held = partial(self._is_held, self.gate.epoch)
         timeout = RunningTimeout(self.clock, self._attempt_timeout, deadline_at)
         self._sending.add(timeout)
         self.clock.hold()
         try:
             async with timeout:
-                return await self.transport.send(url, body, is_held)
+                return await (self.transport.send_fresh if fresh else self.transport.send)(url, body, is_held)
         except TimeoutError:
             if self._cut_off or deadline_at <= self.clock.time():
                 return self.interruption("during an attempt")
@@ -238,6 +265,21 @@ class Engine:
         if self.closed:
             return ClientClosedError(f"the client was closed {when}")
         return DeadlineExceededError(f"its deadline passed {when}")
+
+    async def warm_up(self, url: URL, count: int, deadline: float | None) -> None:
+        """Open connections until that many are open.
+
+        Raises:
+            TransportError: None could be opened.
+            DeadlineExceededError, ClientClosedError: They were not open in time.
+        """
+        if self.closed:
+            raise ClientClosedError("the client is closed; create a new KaizenClient")
+        deadline_at = math.inf if deadline is None else self.clock.time() + deadline
+        try:
+            await self.wait(self.transport.warm_up(url, count), deadline_at)
+        except TimeoutError:
+            raise self.interruption("while connections were opened") from None
 
     async def close(self, drain: float) -> None:
         """Refuse new look-ups, end all waits, give requests under way `drain` seconds, then cut them off.

@@ -18,8 +18,8 @@ from yarl import URL
 from kaizen_async._lookup.engine import Engine
 from kaizen_async._lookup.retry import OVER_BUDGET, Retrier, is_retryable
 from kaizen_async._lookup.throttle import RetryBudget, is_throttling
+from kaizen_async._transport.response import Answer
 from kaizen_async._transport.statuses import status_error
-from kaizen_async._transport.transport import Answer
 from kaizen_async._transport.wire import Endpoint, request_body
 from kaizen_async.config import RetryPolicy
 from kaizen_async.errors import (
@@ -27,6 +27,7 @@ from kaizen_async.errors import (
     DeadlineExceededError,
     DecodeError,
     KaizenError,
+    NotFoundError,
     StatusError,
     printable,
     seconds,
@@ -196,11 +197,20 @@ class Lookups(Generic[T]):
             request = self._url, request_body(call.execution_id), call.deadline_at
             answer = await self.engine.send(*request) or await self.engine.send_later(*request)
             result = self._read(call, answer) if isinstance(answer, Answer) else answer
+            if isinstance(result, NotFoundError) and self._is_doubtful(call, result):
+                call.attempts += 1
+                self._counters.attempts += 1
+                answer = await self.engine.send(*request, fresh=True) or await self.engine.send_later(*request)
+                result = self._read(call, answer) if isinstance(answer, Answer) else answer
             return result
         finally:
             self.engine.end_turn()
             if self._on_event is not None:
                 self._tell_of_end(call, answer, result, self._on_event)
+
+    def _is_doubtful(self, call: Call, error: NotFoundError) -> bool:
+        """Return whether a 404 that names no id may belong to another request: the client has seen such responses."""
+        return self.engine.transport.is_out_of_step and call.execution_id.encode() not in error.body
 
     def _tell_of_start(self, call: Call, queued_at: float, hook: Hook) -> None:
         call.sent_at = self._now()
@@ -239,6 +249,8 @@ class Lookups(Generic[T]):
             try:
                 return self.endpoint.decode(answer.body, call.execution_id)
             except DecodeError as misfit:
+                if misfit.path == self.endpoint.id_path:
+                    self.engine.transport.reject()
                 error = misfit.with_traceback(None)
         return self.engine.transport.withhold(error)
 

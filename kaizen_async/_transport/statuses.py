@@ -31,6 +31,7 @@ _STATUS_CLASSES: Final[dict[int, type[StatusError]]] = {
     429: RateLimitError,
 }
 _REDIRECT_ADVICE: Final = "; redirects are not followed, they would carry the key elsewhere: check base_url"
+PROXY_ADVICE: Final = "; check the user and password of the proxy"
 _KEY_ADVICE: Final = "; check api_key or KAIZEN_API_KEY"
 
 _NUMBER: Final = re.compile(r"[0-9]{1,13}(\.[0-9]{1,10})?", re.ASCII)
@@ -65,11 +66,12 @@ def status_error(
     retry_after = parse_retry_after(headers, now)
     if retry_after is None and (status in THROTTLING or status in THROTTLING_IF_TIMED):
         retry_after = parse_reset(headers, now, is_exhausted=status in THROTTLING)
-    error_class = _STATUS_CLASSES.get(status, StatusError)
+    error_class = StatusError if _is_of_proxy(status, headers) else _STATUS_CLASSES.get(status, StatusError)
     if error_class is AuthenticationError and status in THROTTLING_IF_TIMED and retry_after is not None:
         error_class = RateLimitError
+    sender, advice = _sender(status, headers), _advice(error_class, status, headers)
     error = error_class(
-        f"the server answered {status}{_phrase(status)}{_explanation(body)}{_advice(error_class, status)}",
+        f"{sender} answered {status}{_phrase(status)}{_explanation(body)}{advice}",
         status=status,
         body=body,
         retry_after=retry_after,
@@ -87,9 +89,23 @@ def _phrase(status: int) -> str:
         return ""
 
 
-def _advice(error: type[StatusError], status: int) -> str:
+def _is_of_proxy(status: int, headers: Mapping[str, str]) -> bool:
+    """Return whether a proxy on the way asks for a name and a password (RFC 9110 section 15.5.8)."""
+    is_unauthorized = status == HTTPStatus.UNAUTHORIZED and "WWW-Authenticate" not in headers
+    return status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED or (is_unauthorized and "Proxy-Authenticate" in headers)
+
+
+def _sender(status: int, headers: Mapping[str, str]) -> str:
+    return "the proxy" if _is_of_proxy(status, headers) else "the server"
+
+
+def _advice(error: type[StatusError], status: int, headers: Mapping[str, str]) -> str:
+    if _is_of_proxy(status, headers):
+        return PROXY_ADVICE
     if error is AuthenticationError:
         return _KEY_ADVICE
+    if status == HTTPStatus.NOT_MODIFIED:
+        return "; nothing was asked for that could be unmodified: a cache on the way is at fault"
     return _REDIRECT_ADVICE if 300 <= status < 400 else ""  # noqa: PLR2004 - the class of redirects
 
 

@@ -1,4 +1,4 @@
-"""One HTTP attempt: bytes out, bytes in. The only file that knows aiohttp.
+"""One HTTP attempt: bytes out, bytes in, by our own connection or by `session.post`.
 
 aiohttp is used with most of its own policies off, because each of them would decide what `lookup.py` decides:
 
@@ -9,51 +9,50 @@ aiohttp is used with most of its own policies off, because each of them would de
 """
 
 import asyncio
-import errno
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from functools import partial
-from ssl import SSLCertVerificationError, SSLContext
-from typing import Final, NamedTuple, TypeAlias
+from random import Random, SystemRandom
+from ssl import SSLContext
+from typing import Any, Final, TypeAlias
 
 import aiohttp
-from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError
+from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
-from kaizen_async._transport.direct import DirectSender, is_supported
+from kaizen_async._transport.capacity import Capacity, NoConnectionError
+from kaizen_async._transport.connection import Connection
+from kaizen_async._transport.encodings import OFFERED, UnpackError
+from kaizen_async._transport.failures import one_line, said_by, shortage, translate, without_frames
+from kaizen_async._transport.pool import Pool, Target
+from kaizen_async._transport.proxies import Proxy
+from kaizen_async._transport.reading import Limits, TooLargeError, TooLongHeadError, is_success
+from kaizen_async._transport.resolver import ThreadResolver
+from kaizen_async._transport.response import Answer
+from kaizen_async._transport.session import Guard, is_patched, is_plain, is_supported, post
 from kaizen_async._transport.withhold import Secret, Withholder
-from kaizen_async.config import __version__
-from kaizen_async.errors import ClientClosedError, DecodeError, KaizenError, TransportError, printable
+from kaizen_async.config import ConnectionPolicy, __version__
+from kaizen_async.errors import ClientClosedError, DecodeError, KaizenError, TransportError
 
 USER_AGENT: Final = f"kaizen_async/{__version__} aiohttp/{aiohttp.__version__}"
 
-ERROR_BODY_LIMIT: Final = 65_536
-"""Bytes of an error's body that are read. A body read to its end leaves its connection usable for the next attempt."""
+_LONGEST_PATIENCE: Final = 1.0
+"""Seconds without a byte after which a kept-alive connection, and those like it, look dead to a lookup that ends."""
 
-KEEPALIVE_SECONDS: Final = 15.0
-"""How long an idle connection is kept: shorter than the 60 s after which common load balancers drop one silently."""
-
-_CHUNK: Final = 65_536
-_NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=None)
-_CODEC_ADVICE: Final = "Please install"
-"""In the message of aiohttp about an answer packed in a way that this installation does not know."""
-_DISCONNECTED_ERRNOS: Final = frozenset({errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED, None})
-
+log = logging.getLogger("kaizen_async")
 
 _holders: Final[set[object]] = set()
 """Keeps the garbage collector from an open session, about which aiohttp would complain beside our own warning."""
 
 
-class Answer(NamedTuple):
-    """What came back: status, headers (looked up without regard to case) and the unpacked body."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-
 def request_headers(api_key: str | None) -> dict[str, str]:
     """Return the headers of every request."""
-    headers = {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": USER_AGENT}
+    headers = {
+        "Accept": "application/json",
+        "Accept-Encoding": OFFERED,
+        "Content-Type": "application/json",
+        "User-Agent": USER_AGENT,
+    }
     if api_key is not None:
         headers["Authorization"] = Secret(f"Bearer {api_key}")
     return headers
@@ -65,6 +64,7 @@ def require_session(
     *,
     ssl_context: SSLContext | None = None,
     trust_env: bool = False,
+    proxy: object = None,
 ) -> None:
     """Refuse what is no session, and a session whose own settings contradict the others.
 
@@ -78,8 +78,8 @@ def require_session(
         return
     if not isinstance(session, aiohttp.ClientSession):
         raise TypeError(f"session must be an aiohttp.ClientSession, not {type(session).__name__}")
-    if ssl_context is not None or trust_env:
-        name = "trust_env" if ssl_context is None else "ssl_context"
+    if ssl_context is not None or trust_env or proxy is not None:
+        name = "ssl_context" if ssl_context is not None else "trust_env" if trust_env else "proxy"
         raise ValueError(f"session and {name} exclude each other; make the session with the setting that you want")
     if session.auth is not None and "Authorization" in headers:
         raise ValueError("session has auth of its own, which excludes an API key; take one of the two")
@@ -122,28 +122,50 @@ class Transport:
         max_response_bytes: int,
         session: aiohttp.ClientSession | None = None,
         ssl_context: SSLContext | None = None,
-        trust_env: bool = False,
+        proxy: Proxy | None = None,
+        attempt_timeout: float = 30.0,
+        connection_max_age: float = 300.0,
+        connections: ConnectionPolicy = ConnectionPolicy(),  # noqa: B008 - frozen
+        random: Random | None = None,
         deliver: Deliver | None = None,
     ) -> None:
         self._headers = headers
-        self._withholder = Withholder(headers.get("Authorization", "").removeprefix("Bearer "))
-        self._max_response_bytes = max_response_bytes
+        self._withholders = [Withholder(headers.get("Authorization", "").removeprefix("Bearer "))]
+        if proxy is not None:
+            self._withholders += [Withholder(secret) for secret in proxy.secrets]
+        self._limits = Limits(max_response_bytes, connections.max_header_bytes, connections.max_header_lines)
         self._session = session
         self._owns_session = session is None
         self._ssl_context = ssl_context
-        self._trust_env = trust_env
-        self._is_direct = self._owns_session and not trust_env and is_supported()
-        self._senders: dict[URL, DirectSender] = {}
+        self._proxy = proxy
+        self._deliver = deliver if session is None and proxy is None else None
+        self._silence = min(attempt_timeout / 2, _LONGEST_PATIENCE)
+        self._max_age = connection_max_age
+        self._idle_seconds = connections.idle_seconds
+        self._random = random or SystemRandom()
+        self._is_supported = is_supported()
+        self._init: object = None
+        self._opened: list[aiohttp.ClientSession] = []
+        self._pool: Pool | None = None
+        self._capacity: Capacity | None = None
+        self._last: Guard | tuple[Pool, Target, Connection] | None = None
+        self._has_seen_shift = False
         self._holder: AsyncGenerator[aiohttp.ClientSession, None] | None = None
-        self._deliver = deliver if self._owns_session and not trust_env else None
+        if not self._is_supported:
+            log.debug("our own connection is not tested with aiohttp %s; session.post sends", aiohttp.__version__)
 
     @property
     def is_open(self) -> bool:
         """Whether a session of our own is open."""
         return self._owns_session and self._session is not None and not self._session.closed
 
+    @property
+    def is_out_of_step(self) -> bool:
+        """Whether a response was seen that belonged to another request."""
+        return self._has_seen_shift or (self._pool is not None and self._pool.out_of_step)
+
     async def send(self, url: URL, body: bytes, is_held: Callable[[], bool]) -> Answer | None:
-        """Send one request and return its answer, whatever its status.
+        """Send one request and return its response, whatever its status.
 
         Unbounded in time; the caller bounds it.
 
@@ -151,105 +173,175 @@ class Transport:
             url: Where to.
             body: What to send.
             is_held: Whether it must not be sent any more, asked once there is a connection: making one takes time. Then
-                nothing is sent, and None is returned. A session passed in is not asked: it connects and sends in one.
+                nothing is sent, and None is returned. `session.post` is not asked: it connects and sends in one.
 
         Raises:
-            TransportError: No usable answer came back.
-            DecodeError: The answer is 2xx and larger than the limit.
+            TransportError: No usable response came back.
+            DecodeError: The response is 2xx and larger than the limit.
             ClientClosedError: The session passed in is closed.
+            NoConnectionError: There cannot be another connection now, but others work: wait for `room`.
         """
         if self._deliver is None:
             return await self._send(url, body, is_held)
         answer: Answer | None = await self._deliver(url, self._headers, body, partial(self._send, url, body, is_held))
-        if answer is not None and len(answer.body) > self._max_response_bytes and 200 <= answer.status < 300:  # noqa: PLR2004
+        if answer is not None and is_success(answer.status) and len(answer.body) > self._limits.body:
             raise self._too_large(answer.body)
         return answer
 
-    async def _send(self, url: URL, body: bytes, is_held: Callable[[], bool]) -> Answer | None:
-        session = self._session or await self._open()
+    async def send_fresh(self, url: URL, body: bytes, is_held: Callable[[], bool]) -> Answer | None:
+        """Send one request on a new connection, on which no response can be left of another request."""
+        return await self._send(url, body, is_held, fresh=True)
+
+    async def _send(self, url: URL, body: bytes, is_held: Callable[[], bool], *, fresh: bool = False) -> Answer | None:
+        session = await self._session_here()
         try:
-            if self._is_direct:
-                return await self._send_directly(session, url, body, is_held)
-            async with session.post(
-                url,
-                data=body,
-                headers=self._headers,
-                allow_redirects=False,
-                raise_for_status=False,
-                timeout=_NO_TIMEOUT,
-            ) as response:
-                return Answer(response.status, response.headers, await self._read(response.status, response.content))
-        except KaizenError:
+            if self._pool is not None and self._is_direct(session):
+                return await self._exchange(session, self._pool, url, body, is_held, fresh=fresh)
+            return await self._post(session, url, body)
+        except (KaizenError, NoConnectionError):
             raise
-        except (aiohttp.ClientError, HttpProcessingError, OSError) as error:
-            failure = self.failed(translate(error), error)
+        except TooLargeError as error:
+            raise self._too_large(error.beginning) from None
+        except (aiohttp.ClientError, HttpProcessingError, OSError, UnpackError, TooLongHeadError) as error:
+            failure = self.failed(translate(error, self._limits), error)
         except RuntimeError as error:
             if session.closed:
-                raise ClientClosedError("the aiohttp session is closed") from error.with_traceback(None)
+                raise ClientClosedError("the aiohttp session is closed") from without_frames(error)
             failure = self._crash(error)
-        except Exception as error:  # noqa: BLE001 - of middlewares and hooks of a session passed in; it costs one look-up
+        except Exception as error:  # noqa: BLE001 - of middlewares and hooks of a session passed in; it costs one lookup
             failure = self._crash(error)
         raise failure
+
+    async def _exchange(
+        self,
+        session: aiohttp.ClientSession,
+        pool: Pool,
+        url: URL,
+        body: bytes,
+        is_held: Callable[[], bool],
+        *,
+        fresh: bool,
+    ) -> Answer | None:
+        """Send by a connection of our own."""
+        if session.closed:
+            raise RuntimeError("Session is closed")
+        target = pool.target(url)
+        connection = None if fresh else pool.take(target)
+        if connection is None:
+            connection = await pool.open(target)
+        if is_held():
+            pool.put(target, connection)
+            return None
+        is_complete = True
+        try:
+            response = await connection.exchange(b"%b%d\r\n\r\n%b" % (target.head, len(body), body))
+            if response is None:
+                response, is_complete = await connection.finish()
+        except BaseException as error:
+            pool.fail(target, connection, error)
+            raise
+        if is_complete:
+            pool.put(target, connection)
+        else:
+            pool.discard(target, connection)
+        self._last = pool, target, connection
+        return response
+
+    async def _post(self, session: aiohttp.ClientSession, url: URL, body: bytes) -> Answer:
+        """Send by `session.post`."""
+        capacity = self._capacity
+        if capacity is None:
+            capacity = self._capacity = Capacity()
+        capacity.add()
+        try:
+            response, guard = await post(session, url, body, self._headers, self._limits, self._proxy)
+        except BaseException as error:
+            capacity.remove()
+            if isinstance(error, aiohttp.ClientConnectorError) and shortage(error) is not None:
+                capacity.refused(error)
+            raise
+        capacity.opened()
+        capacity.remove(works=True)
+        self._last = guard
+        return response
+
+    async def room(self, url: URL) -> bool:
+        """Wait, after a NoConnectionError, until trying again may succeed; return False if nothing works any more."""
+        if self._pool is not None and await self._pool.room(url):
+            return True
+        return self._capacity is not None and await self._capacity.room()
+
+    def reject(self) -> None:
+        """Close the connection of the response that `send` returned last: it belongs to another request.
+
+        To be called before anything else runs, because the connection may be used again.
+        """
+        self._has_seen_shift = True
+        last, self._last = self._last, None
+        if isinstance(last, Guard):
+            last.leave(close=True)
+        elif last is not None:
+            pool, target, connection = last
+            pool.expel(target, connection)
+
+    def no_connection(self, error: NoConnectionError) -> KaizenError:
+        """Return the error for a NoConnectionError after which `room` found nothing that works."""
+        return self.failed(translate(error.failure, self._limits), error.failure)
+
+    async def warm_up(self, url: URL, count: int) -> None:
+        """Open connections until that many are open. `session.post` opens its own when it needs them.
+
+        Raises:
+            TransportError: None could be opened.
+        """
+        session = await self._session_here()
+        if self._pool is None or not self._is_direct(session):
+            log.debug("connections of this session cannot be opened in advance")
+            return
+        try:
+            await self._pool.warm_up(url, count)
+        except NoConnectionError as error:
+            failure = self.no_connection(error)
+        except (aiohttp.ClientError, OSError) as error:
+            failure = self.failed(translate(error, self._limits), error)
+        else:
+            return
+        raise failure
+
+    def _too_large(self, body: bytes) -> KaizenError:
+        reason = f"the response is larger than max_response_bytes ({self._limits.body})"
+        return self.withhold(DecodeError(reason, path="$", body=body))
 
     def _crash(self, error: Exception) -> KaizenError:
         """Return the error for what none of our own sessions raises."""
         if self._owns_session:
             raise error
-        reason = f"the session raised {type(error).__name__}: {_one_line(str(error))}"
+        reason = f"the session raised {type(error).__name__}: {one_line(str(error))}"
         return self.failed(TransportError(reason, retryable=False), error)
 
     def failed(self, failure: KaizenError, cause: Exception) -> KaizenError:
         """Return an error that holds no key, with its cause if that holds none either."""
-        said = _told(cause)
-        if self._withholder.text(said) == said:
-            failure.__cause__ = cause.with_traceback(None)
+        said = said_by(cause)
+        if self._withheld(said) == said:
+            failure.__cause__ = without_frames(cause)
         return self.withhold(failure)
+
+    def _withheld(self, said: str) -> str:
+        for withholder in self._withholders:
+            said = withholder.text(said)
+        return said
 
     def withhold(self, error: KaizenError) -> KaizenError:
         """Take the key out of an error that quotes a foreign text: servers and proxies say back what they were sent."""
         for name, said in vars(error).items():
             if name != "execution_id" and isinstance(said, str):
-                setattr(error, name, self._withholder.text(said))
+                setattr(error, name, self._withheld(said))
             elif isinstance(said, bytes):
-                setattr(error, name, self._withholder.body(said))
+                for withholder in self._withholders:
+                    said = withholder.body(said)  # noqa: PLW2901 - one secret after the other
+                setattr(error, name, said)
         error.args = (error.reason,)
         return error
-
-    async def _send_directly(
-        self, session: aiohttp.ClientSession, url: URL, body: bytes, is_held: Callable[[], bool]
-    ) -> Answer | None:
-        sender = self._senders.get(url)
-        if sender is None:
-            sender = self._senders[url] = DirectSender(session, url, self._headers)
-        connection = await sender.connect()
-        answer = None
-        try:
-            if not is_held():
-                status, headers, content = await sender.exchange(connection, body)
-                answer = Answer(status, headers, await self._read(status, content))
-            connection.release()
-        finally:
-            connection.close()
-        return answer
-
-    async def _read(self, status: int, content: aiohttp.StreamReader) -> bytes:
-        succeeded = 200 <= status < 300  # noqa: PLR2004 - the class of successes
-        limit = self._max_response_bytes if succeeded else ERROR_BODY_LIMIT
-        chunks: list[bytes] = []
-        size = 0
-        while not content.at_eof():
-            chunk = content.read_nowait(_CHUNK) if content.is_eof() else await content.read(_CHUNK)
-            chunks.append(chunk)
-            size += len(chunk)
-            if size > limit:
-                if succeeded:
-                    raise self._too_large(chunks[0])
-                break
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-    def _too_large(self, body: bytes) -> KaizenError:
-        reason = f"the answer is larger than max_response_bytes ({self._max_response_bytes})"
-        return self.withhold(DecodeError(reason, path="$", body=body))
 
     def abandon(self, loop: asyncio.AbstractEventLoop) -> None:
         """Close what nobody closed, as far as a finalizer can: soon, if the loop runs; else let go of it."""
@@ -258,30 +350,65 @@ class Transport:
         else:
             _holders.discard(self._holder)
 
-    async def _open(self) -> aiohttp.ClientSession:
-        self._holder = self._hold_session()
-        _holders.add(self._holder)
-        return await anext(self._holder)
+    async def _session_here(self) -> aiohttp.ClientSession:
+        """Return the session. Ours is made again if somebody has since patched how aiohttp makes them: tracers do."""
+        session = self._session
+        if session is None:
+            self._holder = self._hold_session()
+            _holders.add(self._holder)
+            session = await anext(self._holder)
+        elif self._owns_session and _session_init() is not self._init:
+            session = self._make_session(session.connector)
+        if self._pool is None and self._is_supported and self._is_direct(session):
+            self._pool = self._make_pool(session)
+        return session
+
+    def _is_direct(self, session: aiohttp.ClientSession) -> bool:
+        """Return whether our own connection sends what this session would, and nobody waits for it to call them."""
+        if is_patched(session):
+            return False
+        if self._owns_session:
+            return not session.trace_configs
+        return is_plain(session)
+
+    def _make_pool(self, session: aiohttp.ClientSession) -> Pool:
+        return Pool(
+            session,
+            is_shared=not self._owns_session,
+            headers=self._headers,
+            limits=self._limits,
+            idle_seconds=self._idle_seconds,
+            max_age=self._max_age,
+            silence=self._silence,
+            random=self._random,
+            proxy=self._proxy,
+        )
 
     async def _hold_session(self) -> AsyncGenerator[aiohttp.ClientSession, None]:
         connector = aiohttp.TCPConnector(
             limit=0,
-            keepalive_timeout=KEEPALIVE_SECONDS,
+            resolver=ThreadResolver(),
+            keepalive_timeout=self._idle_seconds,
             ssl=True if self._ssl_context is None else self._ssl_context,
         )
-        session = aiohttp.ClientSession(
-            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=self._trust_env
-        )
-        # An instrumentation of aiohttp gives every session its tracing, which only session.post calls.
-        self._is_direct = self._is_direct and not session.trace_configs
-        self._session = session
+        session = self._make_session(connector)
         try:
             yield session
         finally:
-            self._session = None
-            self._senders.clear()
+            pool, self._pool, self._session = self._pool, None, None
             _holders.discard(self._holder)
-            await session.close()
+            if pool is not None:
+                pool.close()
+            for opened in self._opened:
+                await opened.close()
+            self._opened.clear()
+
+    def _make_session(self, connector: aiohttp.BaseConnector | None) -> aiohttp.ClientSession:
+        self._init = _session_init()
+        session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+        self._opened.append(session)
+        self._session = session
+        return session
 
     async def close(self) -> None:
         """Close the session if it is our own. Safe to call twice."""
@@ -289,52 +416,5 @@ class Transport:
             await self._holder.aclose()
 
 
-def translate(error: Exception) -> KaizenError:
-    """Return our error for one that aiohttp raised.
-
-    The order matters: a certificate error is a connection error, and a ClientResponseError is not an answer with that
-    status: aiohttp raises one with status 400 for whatever it cannot parse.
-    """
-    text = _one_line(str(error)) or type(error).__name__
-    if isinstance(error, (aiohttp.ClientConnectorCertificateError, SSLCertVerificationError)):
-        return TransportError(f"the server's certificate does not verify: {text}", retryable=False)
-    if isinstance(error, aiohttp.InvalidURL):
-        return TransportError(f"not a URL that can be requested: {text}", retryable=False)
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return TransportError(f"could not connect: {text}")
-    if isinstance(error, (aiohttp.ClientResponseError, HttpProcessingError)):
-        return _no_answer(error)
-    if isinstance(error, aiohttp.ServerDisconnectedError):
-        return TransportError("the server closed the connection without an answer", disconnected=True)
-    if isinstance(error, aiohttp.ClientPayloadError):
-        if isinstance(error.__cause__, ContentEncodingError):
-            return _garbled("the answer does not unpack", error.__cause__.message)
-        return TransportError("the answer was cut off")
-    disconnected = isinstance(error, OSError) and error.errno in _DISCONNECTED_ERRNOS
-    return TransportError(f"the connection failed: {text}", disconnected=disconnected)
-
-
-def _no_answer(error: aiohttp.ClientResponseError | HttpProcessingError) -> TransportError:
-    """Return the error for what is no answer of the server: the refusal of a proxy, or no HTTP."""
-    if isinstance(error, aiohttp.ClientHttpProxyError):
-        reason = f"the proxy answered {error.status} {_one_line(error.message)}"
-        return TransportError(reason, retryable=error.status >= 500)  # noqa: PLR2004 - the class of server errors
-    return _garbled("the answer is not valid HTTP", error.message)
-
-
-def _garbled(reason: str, message: str) -> TransportError:
-    """Return the error for an answer that cannot be read. What a codec would read that is not there, never can be."""
-    return TransportError(f"{reason}: {_one_line(message)}", retryable=_CODEC_ADVICE not in message, garbled=True)
-
-
-def _told(error: BaseException | None) -> str:
-    """Return what an error and its causes say. aiohttp's quote what they could not parse, cut off somewhere."""
-    said = ""
-    while error is not None:
-        said += f"{error} {error!r}"
-        error = error.__cause__ or error.__context__
-    return said
-
-
-def _one_line(text: str) -> str:
-    return printable(" ".join(text.split()))
+def _session_init() -> Any:
+    return aiohttp.ClientSession.__init__

@@ -52,7 +52,7 @@ class Endpoint(Generic[T]):
             raise TypeError(f"record must be a msgspec.Struct type with a field `id`, not {record!r}")
         fields = msgspec.structs.fields(cast("type[msgspec.Struct]", record))
         self._unwrap = unwrap
-        self._id_path = "$.id" if unwrap is None else f"$.{unwrap}.id"
+        self.id_path = "$.id" if unwrap is None else f"$.{unwrap}.id"
         self._has_source = issubclass(record, Record)
         self._keep_raw = keep_raw
         self._fills_raw = any(field.name == "raw" and field.type is msgspec.Raw for field in fields)
@@ -97,7 +97,7 @@ class Endpoint(Generic[T]):
             record = self._read_again(body, error.with_traceback(None))
         if record.id != execution_id:
             reason = f"the server returned the record of another id, {printable(str(record.id))!r}"
-            raise DecodeError(reason, path=self._id_path, body=body, retryable=True)
+            raise DecodeError(reason, path=self.id_path, body=body, retryable=True)
         if len(body) > LARGE_BODY and bytes_held(record) > LARGEST_RECORD:
             reason = f"the documented fields of the record take more than {LARGEST_RECORD} bytes of memory"
             raise DecodeError(reason, path="$", body=body)

@@ -20,7 +20,7 @@ import msgspec
 from aiohttp import web
 from multidict import CIMultiDict
 
-from kaizen_async._transport import transport
+from kaizen_async._transport import response as received
 from kaizen_async.testing.chance import fraction
 from kaizen_async.testing.checks import MOST_ID_CHARACTERS, check_count, check_epoch, check_id, check_number, check_type
 from kaizen_async.testing.clock import VirtualClock
@@ -457,7 +457,7 @@ class KaizenEmulator:
         finally:
             self._left()
 
-    def deliver_at_once(self, path: str, headers: Mapping[str, str], body: bytes) -> transport.Answer | None:
+    def deliver_at_once(self, path: str, headers: Mapping[str, str], body: bytes) -> received.Answer | None:
         """Answer a request of a client in this process, unless a fault is scripted; then return None."""
         if self.faults or self._server.scheme == "https":
             return None
@@ -473,7 +473,7 @@ class KaizenEmulator:
             answer = self._answer_to(error, execution_id)
         return self._sent(seen, answer)
 
-    async def deliver(self, path: str, headers: Mapping[str, str], body: bytes, hold: Hold) -> transport.Answer | None:
+    async def deliver(self, path: str, headers: Mapping[str, str], body: bytes, hold: Hold) -> received.Answer | None:
         """Answer a request of a client in this process without a connection; None if it needs one."""
         execution_id = _id_in(body)
         if self._server.scheme == "https" or self.faults.needs_connection(
@@ -505,12 +505,12 @@ class KaizenEmulator:
         except _RefusedError as refused:
             return seen, refused.answer
 
-    def _sent(self, seen: Request, answer: Answer) -> transport.Answer:
+    def _sent(self, seen: Request, answer: Answer) -> received.Answer:
         """Note the response to a request of this process, and return it as the client's transport does."""
         seen.status = answer.status
         self._history.statuses[answer.status] += 1
         headers = _JSON if answer.headers is JSON_HEADERS else CIMultiDict(answer.headers)
-        return transport.Answer(answer.status, headers, answer.body)
+        return received.Answer(answer.status, headers, answer.body)
 
     def _below_prefix(self, path: str) -> str | None:
         """Return a path without the prefix; None for one that does not begin with it."""

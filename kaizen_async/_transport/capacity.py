@@ -1,0 +1,170 @@
+"""How many connections an address allows, learned from those that it refuses.
+
+A process that may not open more files, a machine without free ports, or a server that accepts ten connections from one
+client is not down: the connections that are open work. So a lookup that cannot have one of its own waits for one of
+these, and from time to time one more is tried.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from typing import Final
+
+from kaizen_async._transport.failures import LOCAL_SHORTAGES, shortage
+
+log = logging.getLogger("kaizen_async")
+
+_FIRST_PROBE: Final = 0.1
+_LONGEST_PROBE: Final = 10.0
+"""Seconds after which a connection beyond the known limit is tried: the first time, and at most."""
+_SETTLING_SECONDS: Final = 0.25
+"""Seconds after the first refusal until which the number of connections that work has shown itself."""
+_SHORTEST_TIMER: Final = 0.01
+
+
+class NoConnectionError(Exception):
+    """Raised when a connection cannot be opened, or ended at once, while others work. `room` waits for these.
+
+    Attributes:
+        failure: What happened. It is the result of the attempt if no connection is left that works.
+    """
+
+    def __init__(self, failure: Exception) -> None:
+        super().__init__()
+        self.failure = failure
+
+
+class Capacity:
+    """Counts the connections to one address, and lets lookups wait for one of them when there cannot be more.
+
+    Attributes:
+        open: Connections that are open or being opened.
+        most: How many the address was seen to allow; None if it has not refused one.
+    """
+
+    __slots__ = ("_growth", "_has_warned", "_loop", "_probe_at", "_probe_delay", "_timer", "_waiters", "most", "open")
+
+    def __init__(self) -> None:
+        self.open = 0
+        self.most: int | None = None
+        self._loop = asyncio.get_running_loop()
+        self._growth = 1
+        self._has_warned = False
+        self._probe_at = 0.0
+        self._probe_delay = _FIRST_PROBE
+        self._timer: asyncio.TimerHandle | None = None
+        self._waiters: deque[asyncio.Future[bool]] = deque()
+
+    def add(self) -> None:
+        """Count a connection that is going to be opened.
+
+        Raises:
+            NoConnectionError: There cannot be another one now.
+        """
+        if self.most is not None and self.open >= self.most:
+            if self._loop.time() < self._probe_at:
+                raise NoConnectionError(OSError("no more connections can be opened"))
+            self._probe_at = self._loop.time() + self._probe_delay
+        self.open += 1
+
+    def opened(self) -> None:
+        """Note that the one more works: try more of them, twice as many each time."""
+        if self.most is not None and self.open > self.most:
+            self.most = self.open + self._growth
+            self._growth *= 2
+            self._probe_delay = _FIRST_PROBE
+            for _ in range(self._growth):
+                self.wake()
+
+    def remove(self, *, works: bool = False) -> None:
+        """Stop counting a connection.
+
+        Args:
+            works: Whether it went back to aiohttp's pool, from which the next request takes it. Otherwise it is closed,
+                and if it was the last, a lookup that waits has nothing to wait for.
+        """
+        self.open -= 1
+        if self.open:
+            self.wake()
+            return
+        self.most = None
+        while self._waiters:
+            self._end(self._waiters.popleft(), has_room=works)
+
+    def refused(self, error: Exception) -> None:
+        """Learn from a connection that could not be opened, or ended before its first response.
+
+        Raises:
+            NoConnectionError: Others are open.
+        """
+        if not self.open:
+            return
+        if self.most is None:
+            self.most = self.open
+            self._probe_delay = _FIRST_PROBE
+            if not self._has_warned:
+                self._has_warned = True
+                self._loop.call_later(_SETTLING_SECONDS, self._warn, shortage(error))
+        else:
+            self.most = min(self.most, self.open)
+            self._probe_delay = min(2 * self._probe_delay, _LONGEST_PROBE)
+        self._growth = 1
+        self._probe_at = self._loop.time() + self._probe_delay
+        raise NoConnectionError(error)
+
+    def wake(self) -> None:
+        """Let the first that waits try again."""
+        while self._waiters:
+            if self._end(self._waiters.popleft(), has_room=True):
+                return
+
+    async def room(self) -> bool:
+        """Wait until a connection may be free; return False if none is left that works."""
+        if self.most is None:
+            return self.open > 0
+        waiter: asyncio.Future[bool] = self._loop.create_future()
+        self._waiters.append(waiter)
+        self._watch()
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+            elif not waiter.cancelled():
+                self.wake()  # the turn of this one goes to the next
+            raise
+
+    def close(self) -> None:
+        """End the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    @staticmethod
+    def _end(waiter: asyncio.Future[bool], *, has_room: bool) -> bool:
+        if waiter.done():
+            return False
+        waiter.set_result(has_room)
+        return True
+
+    def _watch(self) -> None:
+        if self._timer is None:
+            self._timer = self._loop.call_at(max(self._probe_at, self._loop.time() + _SHORTEST_TIMER), self._probe)
+
+    def _probe(self) -> None:
+        """Let one that waits try whether there can be one more by now."""
+        self._timer = None
+        self.wake()
+        if self._waiters:
+            self._watch()
+
+    def _warn(self, number: int | None) -> None:
+        if self.most is None:
+            self._has_warned = False
+            return
+        advice = (
+            "the server, or something on the way to it, refuses more of them from this address; "
+            "raise that limit, or set concurrency to this number"
+            if number is None
+            else LOCAL_SHORTAGES[number]
+        )
+        log.warning("only %d connections can be open at once, so lookups wait for one of them: %s", self.most, advice)

@@ -1,0 +1,471 @@
+"""One HTTP/1.1 connection: writes a request, and reads the response to it.
+
+aiohttp opens the connection. Then this protocol takes the place of aiohttp's on the transport. It reads only common
+responses: a final status, a plain body of known length or in chunks, optionally compressed. Everything else goes to
+aiohttp's parser, from the first byte of the response on, and is read from there.
+
+Because all bytes pass through here, a connection also knows what aiohttp's pool does not see: bytes that nobody asked
+for, silence, and framing that broke.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+import aiohttp
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection as BorrowedConnection
+from aiohttp.http_exceptions import BadHttpMessage
+
+from kaizen_async._transport.encodings import UnpackError, can_unpack, unpack_small
+from kaizen_async._transport.head import CHUNKED, HeadFields, is_plain_interim, parse_head
+from kaizen_async._transport.reading import (
+    INTERIM_STATUSES,
+    MOST_INTERIM,
+    Limits,
+    TooLongHeadError,
+    read_body,
+    unpack_body,
+)
+from kaizen_async._transport.response import Answer
+
+READ_SIZE: Final = 65_536
+_SMALL_READ_SIZE: Final = 8192
+"""Bytes read at once of a response that is expensive per byte, so that many of them together do not stall the loop."""
+_MOST_CHUNKS_REREAD: Final = 4096
+"""Chunks of a response that aiohttp's parser reads again, if it turns out late that the response is not common."""
+_LONGEST_CHUNK_SIZE: Final = 8
+_HEX_DIGITS: Final = frozenset(b"0123456789abcdefABCDEF")
+_INTERIM_START: Final = b"HTTP/1.1 1"
+
+# What a connection waits for.
+_NOTHING: Final = 0
+_HEAD: Final = 1
+_BODY: Final = 2
+_CHUNKS: Final = 3
+_PARSER: Final = 4
+
+
+class Connection(asyncio.BufferedProtocol):
+    """Stands in the place of aiohttp's protocol on a transport.
+
+    Args:
+        borrowed: The connection as aiohttp's connector gave it out. It is given back when this one is closed.
+        buffer: Where bytes are received. All connections of one event loop share it.
+        limits: What a response may take.
+        on_end: Called when the connection is lost or spoiled while it is idle.
+
+    Attributes:
+        opened_at: The loop's time at which it was opened.
+        expires_at: The loop's time from which on it is not used for another request.
+        idle_since: The loop's time at which its last response was complete.
+        sent_at: The loop's time at which the last request was sent.
+        served: Responses read so far.
+        silent: Whether no byte came since the last request.
+        spoiled: Whether it must not be used again.
+        out_of_step: Whether bytes came that belong to no request.
+    """
+
+    __slots__ = (
+        "_body_size",
+        "_borrowed",
+        "_buffer",
+        "_chunk_count",
+        "_coding",
+        "_content",
+        "_early",
+        "_head",
+        "_interim",
+        "_limits",
+        "_loop",
+        "_missing",
+        "_next_chunk",
+        "_on_end",
+        "_open_head",
+        "_packed",
+        "_parser_bytes",
+        "_parts",
+        "_raw",
+        "_stage",
+        "_start",
+        "_status",
+        "_waiter",
+        "expires_at",
+        "handler",
+        "idle_since",
+        "lost",
+        "opened_at",
+        "out_of_step",
+        "sent_at",
+        "served",
+        "silent",
+        "spoiled",
+        "transport",
+    )
+
+    def __init__(
+        self,
+        borrowed: BorrowedConnection,
+        buffer: memoryview,
+        limits: Limits,
+        on_end: "Callable[[Connection], None]",
+        *,
+        opened_at: float,
+        expires_at: float,
+    ) -> None:
+        handler = borrowed.protocol
+        transport = None if handler is None else handler.transport
+        if handler is None or transport is None:
+            raise aiohttp.ClientConnectionResetError("the connection was closed before the request was sent")
+        self._borrowed: BorrowedConnection | None = borrowed
+        self._buffer = buffer
+        self._limits = limits
+        self._on_end = on_end
+        self._loop = asyncio.get_running_loop()
+        self._stage = _NOTHING
+        self._waiter: asyncio.Future[Answer | None] | None = None
+        self._parts: list[bytes] = []
+        self._raw = bytearray()
+        self._early = self._open_head = b""
+        self._missing = self._start = self._status = self._next_chunk = 0
+        self._body_size = self._chunk_count = self._interim = self._parser_bytes = 0
+        self._coding = ""
+        self._head = self._packed = b""
+        self._content: aiohttp.StreamReader | None = None
+        self.handler: ResponseHandler = handler
+        self.transport: asyncio.Transport = transport
+        self.lost = False
+        self.silent = True
+        self.out_of_step = self.spoiled = False
+        self.served = 0
+        self.opened_at = self.idle_since = self.sent_at = opened_at
+        self.expires_at = expires_at
+        self.transport.set_protocol(self)
+
+    # What the pool does with it.
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether another request can be sent: nothing is left of the last one, and nothing came since."""
+        return self._stage == _NOTHING and not self.lost and not self.spoiled and not self.handler.should_close
+
+    def lend_again(self, borrowed: BorrowedConnection) -> None:
+        """Take the transport over again, after aiohttp's pool kept the connection meanwhile."""
+        self._borrowed = borrowed
+        self.transport.set_protocol(self)
+
+    def give_back(self) -> None:
+        """Give the connection back to aiohttp's pool, for whoever uses the session next."""
+        borrowed, self._borrowed = self._borrowed, None
+        if borrowed is not None:
+            self.transport.set_protocol(self.handler)
+            borrowed.release()
+
+    def abort(self) -> None:
+        """Close at once, without waiting for a peer that may have stopped reading."""
+        borrowed, self._borrowed = self._borrowed, None
+        if borrowed is not None:
+            self._stage = _NOTHING
+            self.lost = True
+            self.transport.abort()
+            self.handler.abort()
+            borrowed.close()
+
+    # Request and response.
+
+    def exchange(self, request: bytes) -> "asyncio.Future[Answer | None]":
+        """Send a request; return a future of the response, or of None if `finish` has to read it.
+
+        The future raises what aiohttp would if the connection ends without a response.
+        """
+        waiter = self._waiter = self._loop.create_future()
+        if self.lost:
+            waiter.set_exception(aiohttp.ClientConnectionResetError("the connection was closed before the request"))
+            return waiter
+        self._stage = _HEAD
+        self.silent = True
+        self.sent_at = self._loop.time()
+        self._interim = self._chunk_count = 0
+        self.transport.write(request)
+        if self._early or self.handler.should_close:
+            # An overloaded server may respond before it has read anything.
+            self._raw, self._early = bytearray(self._early), b""
+            self._hand_over()
+        return waiter
+
+    async def finish(self) -> tuple[Answer, bool]:
+        """Read the response that `exchange` gave None for; return it and whether it was read to its end.
+
+        Raises:
+            TooLargeError, TooLongHeadError, UnpackError, aiohttp's errors: No usable response came.
+        """
+        if self._stage == _NOTHING and self._packed:
+            packed, self._packed = self._packed, b""
+            body = await unpack_body(self._coding, packed, self._limits.of_status(self._status))
+            return Answer(self._status, HeadFields(self._head), body), True
+        handler = self.handler
+        for _ in range(MOST_INTERIM):
+            message, content = await handler.read()
+            if message.code not in INTERIM_STATUSES:
+                break
+        else:
+            raise too_many_interim()
+        self._content = content
+        error = handler.exception()
+        if error is not None and not content.is_eof():
+            raise error
+        response, is_complete = await read_body(message.code, message.headers, content, self._limits)
+        self._content = None
+        if is_complete and not handler.should_close:
+            self._stage = _NOTHING
+            self.served += 1
+        return response, is_complete
+
+    # What the event loop calls.
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - the event loop's hint
+        """Return where to receive bytes."""
+        return self._buffer if self._stage <= _BODY else self._buffer[:_SMALL_READ_SIZE]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Read what was received."""
+        self.silent = False
+        stage = self._stage
+        if stage == _HEAD:
+            data = bytes(self._buffer[:nbytes])
+            if self._raw:
+                data = bytes(self._raw) + data
+                self._raw = bytearray()
+            self._read_head(data)
+        elif stage == _BODY:
+            self._parts.append(bytes(self._buffer[:nbytes]))
+            self._missing -= nbytes
+            if self._missing == 0:
+                raw = b"".join(self._parts)
+                self._parts = []
+                self._complete(raw[self._start :])
+            elif self._missing < 0:
+                self.out_of_step = True
+                self._hand_over()
+        elif stage == _CHUNKS:
+            self._raw += self._buffer[:nbytes]
+            self._read_chunks()
+        elif stage == _PARSER:
+            self._feed(bytes(self._buffer[:nbytes]))
+        else:
+            self._receive_unasked(bytes(self._buffer[:nbytes]))
+
+    def eof_received(self) -> None:
+        """Let the transport close: a peer that has stopped sending is of no use."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End the exchange, as aiohttp's parser would."""
+        self.lost = True
+        handler = self.handler
+        if self._stage in {_HEAD, _BODY, _CHUNKS}:
+            if self._parts or self._raw:
+                self._hand_over()
+            else:
+                self._fail(_disconnection(exc))
+        handler.connection_lost(exc)
+        if self._content is not None and not self._content.is_eof() and self._content.exception() is None:
+            self._content.set_exception(handler.exception() or aiohttp.ClientPayloadError())
+        self._on_end(self)
+
+    # The common response.
+
+    def _read_head(self, data: bytes) -> None:
+        end = data.find(b"\r\n\r\n")
+        if end > self._limits.head:
+            self._fail(TooLongHeadError())
+            return
+        common = parse_head(data[:end], self._limits.head_lines) if end > 0 else None
+        if common is None or (common[2] and not can_unpack(common[2])):
+            self._read_uncommon_head(data, end)
+            return
+        status, length, coding = common
+        self._status, self._coding = status, coding
+        self._head = data[:end]
+        start = end + 4
+        if length == CHUNKED:
+            self._stage = _CHUNKS
+            self._raw = bytearray(data)
+            self._next_chunk = start
+            self._chunk_count = self._body_size = 0
+            self._read_chunks()
+            return
+        missing = start + length - len(data)
+        if missing == 0 and length <= self._body_limit():
+            self._complete(data[start:])
+        elif missing < 0 or length > self._body_limit():
+            self.out_of_step = missing < 0
+            self._raw = bytearray(data)
+            self._hand_over()
+        else:
+            self._stage = _BODY
+            self._parts = [data]
+            self._missing = missing
+            self._start = start
+
+    def _read_uncommon_head(self, data: bytes, end: int) -> None:
+        """Drop an interim response in front of the final one, and leave everything else to aiohttp's parser."""
+        is_interim = is_plain_interim(data[:end].split(b"\r\n") if end >= 0 else data.split(b"\r\n")[:-1])
+        if not data.startswith(_INTERIM_START) or not is_interim:
+            self._raw = bytearray(data)
+            self._hand_over()
+        elif end < 0:
+            self._raw = bytearray(data)
+            if len(data) > self._limits.head:
+                self._fail(TooLongHeadError())
+        elif self._interim + 1 >= MOST_INTERIM:
+            self._fail(too_many_interim())
+        else:
+            self._interim += 1
+            if len(data) > end + 4:
+                self._read_head(data[end + 4 :])
+
+    def _read_chunks(self) -> None:
+        """Read the chunks that are complete. Extensions, trailers and mistakes are left to aiohttp's parser."""
+        raw, position = self._raw, self._next_chunk
+        while True:
+            end = raw.find(b"\r\n", position, position + _LONGEST_CHUNK_SIZE + 2)
+            digits = raw[position : position + _LONGEST_CHUNK_SIZE + 1].rstrip(b"\r") if end < 0 else raw[position:end]
+            if len(digits) > _LONGEST_CHUNK_SIZE or not _HEX_DIGITS.issuperset(digits) or not (digits or end < 0):
+                self._hand_over()
+                return
+            if end < 0:
+                break
+            size = int(digits, 16)
+            after = end + 2 + size
+            closing = raw[after : after + 2]
+            if not b"\r\n".startswith(closing):
+                self._hand_over()
+                return
+            if len(closing) < 2:  # noqa: PLR2004 - CR and LF
+                break
+            if size == 0:
+                self._finish_chunks(after + 2)
+                return
+            self._parts.append(bytes(raw[end + 2 : after]))
+            self._body_size += size
+            self._chunk_count += 1
+            position = after + 2
+        self._next_chunk = position
+        if self._body_size > self._body_limit() or len(raw) > self._limits.wire:
+            self._hand_over()
+
+    def _finish_chunks(self, end: int) -> None:
+        if end != len(self._raw) or self._body_size > self._body_limit():
+            self._hand_over()
+            return
+        body = b"".join(self._parts)
+        self._parts = []
+        self._complete(body)
+
+    def _body_limit(self) -> int:
+        return self._limits.wire if self._coding else self._limits.of_status(self._status)
+
+    def _complete(self, body: bytes) -> None:
+        """Unpack a complete body, and wake up the lookup that waits for it."""
+        if self._coding:
+            try:
+                unpacked = unpack_small(self._coding, body)
+            except UnpackError:
+                self._raw = self._raw or bytearray(self._head + b"\r\n\r\n" + body)
+                self._hand_over()
+                return
+            if unpacked is None or len(unpacked) > self._limits.of_status(self._status):
+                self._packed = body
+                self._end(None)
+                return
+            body = unpacked
+        self._end(Answer(self._status, HeadFields(self._head), body))
+
+    def _end(self, response: Answer | None) -> None:
+        """Give out the result of an exchange that was read completely."""
+        self._stage = _NOTHING
+        self.served += 1
+        if self._raw:
+            self._raw = bytearray()
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(response)
+
+    # The uncommon response.
+
+    def _hand_over(self) -> None:
+        """Let aiohttp's parser read the response from its first byte."""
+        raw = bytes(self._raw) or b"".join(self._parts)
+        self._raw = bytearray()
+        self._parts = []
+        if self._chunk_count > _MOST_CHUNKS_REREAD:
+            self._fail(BadHttpMessage("the chunks of the response do not fit together"))
+            return
+        self._stage = _PARSER
+        self._parser_bytes = 0
+        self._open_head = b""
+        self._content = None
+        self.handler.set_response_params(
+            read_until_eof=True,
+            max_line_size=self._limits.head,
+            max_field_size=self._limits.head,
+            max_headers=self._limits.head_lines,
+        )
+        self._feed(raw)
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def _feed(self, data: bytes) -> None:
+        self._parser_bytes += len(data)
+        handler = self.handler
+        if data:
+            handler.data_received(data)
+        error = handler.exception()
+        if error is None and self._exceeds_limits(data):
+            error = TooLongHeadError() if self._open_head else BadHttpMessage("the response has too many bytes")
+            handler.set_exception(error)
+        content = self._content
+        if error is not None and content is not None and not content.is_eof():
+            content.set_exception(error)  # else a mistake after the head would be noticed by its silence only
+
+    def _exceeds_limits(self, data: bytes) -> bool:
+        """Return whether aiohttp's parser got more than a response may have."""
+        limit = self._limits.head
+        if self._parser_bytes == len(data) or self._open_head:
+            head = self._open_head + data
+            end = head.find(b"\r\n\r\n", max(0, len(self._open_head) - 3))
+            self._open_head = b"" if 0 <= end <= limit else head
+            if end > limit or (end < 0 and len(head) > limit):
+                return True
+        return self._parser_bytes > self._limits.wire
+
+    def _fail(self, error: Exception) -> None:
+        """End an exchange whose response is of no use."""
+        self._stage = _NOTHING
+        self.spoiled = True
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(error)
+
+    def _receive_unasked(self, data: bytes) -> None:
+        """Note what nobody asked for: whatever comes next on this connection may belong to another request."""
+        if not self.served:
+            self._early += data[: READ_SIZE - len(self._early)]
+            return
+        # With a 408, servers say that they close an idle connection.
+        self.out_of_step = not data.startswith(b"HTTP/1.1 408 ")
+        self.spoiled = True
+        self._on_end(self)
+
+
+def too_many_interim() -> BadHttpMessage:
+    """Return the error for a server that never comes to its final response."""
+    return BadHttpMessage(f"{MOST_INTERIM} interim responses and no final one")
+
+
+def _disconnection(exc: Exception | None) -> Exception:
+    """Return the error that aiohttp raises for a connection that ended before a response."""
+    if exc is None:
+        return aiohttp.ServerDisconnectedError()
+    return aiohttp.ClientOSError(*exc.args) if isinstance(exc, OSError) else exc

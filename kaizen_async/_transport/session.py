@@ -1,0 +1,248 @@
+"""A request by `session.post`, for sessions with tracing, middlewares, a proxy or classes of their own.
+
+It also does the work on versions of aiohttp that our own connection was not tested with, and for whoever has patched
+aiohttp: mocks and tracers must get every request.
+"""
+
+import asyncio
+import types
+from typing import Any, Final
+
+import aiohttp
+from aiohttp import client as aiohttp_client
+from aiohttp import payload
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.http_exceptions import BadHttpMessage
+from yarl import URL
+
+from kaizen_async._transport.connection import too_many_interim
+from kaizen_async._transport.proxies import Proxy
+from kaizen_async._transport.reading import MOST_INTERIM, Limits, read_body
+from kaizen_async._transport.response import Answer
+
+TESTED_VERSIONS: Final = frozenset({"3.14"})
+
+_NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=None)
+_READ_SIZE: Final = 8192
+_PATCHED: Final = ("_request", "request", "post")
+_PLAIN_CONNECTORS: Final = frozenset({aiohttp.TCPConnector, aiohttp.UnixConnector})
+_HTTP_1_1: Final = aiohttp.HttpVersion11
+
+
+def is_supported(version: str = aiohttp.__version__) -> bool:
+    """Return whether our own connection was tested with a version of aiohttp."""
+    return ".".join(version.split(".")[:2]) in TESTED_VERSIONS
+
+
+def _genuine(name: str) -> object:
+    """Return a method of ClientSession, or a unique object if somebody has replaced it already."""
+    method = vars(aiohttp.ClientSession).get(name)
+    is_own = isinstance(method, types.FunctionType) and method.__globals__ is vars(aiohttp_client)
+    return method if is_own else object()
+
+
+_SESSION_CLASS: Final = aiohttp.ClientSession
+_REQUEST, _GENERAL, _POST = (_genuine(name) for name in _PATCHED)
+
+
+def is_patched(session: aiohttp.ClientSession) -> bool:
+    """Return whether somebody has replaced how aiohttp, or this session, sends requests. Asked for every request."""
+    if (
+        _SESSION_CLASS._request is not _REQUEST  # noqa: SLF001 - what mocks and tracers replace
+        or _SESSION_CLASS.post is not _POST
+        or _SESSION_CLASS.request is not _GENERAL
+        or aiohttp.ClientSession is not _SESSION_CLASS
+    ):
+        return True
+    own = session.__dict__
+    return "_request" in own or "post" in own or "request" in own
+
+
+def is_plain(session: aiohttp.ClientSession) -> bool:
+    """Return whether a session adds nothing to a request but headers, so that our own connection may send it.
+
+    Settings that cannot be seen from outside are looked up by their private names. A session that does not have one of
+    these is not plain.
+    """
+    state = vars(session)
+    return (
+        type(session) is _SESSION_CLASS
+        and type(session.connector) in _PLAIN_CONNECTORS
+        and not session.trace_configs
+        and not state.get("_middlewares", True)
+        and state.get("_default_proxy", True) is None
+        and state.get("_request_class") is aiohttp.ClientRequest
+        and state.get("_response_class") is aiohttp.ClientResponse
+        and state.get("_default_auth", True) is None
+        and state.get("_version") == _HTTP_1_1
+        and not session.trust_env
+        and not session.skip_auto_headers
+        and session.auto_decompress
+        and (isinstance(session.cookie_jar, aiohttp.DummyCookieJar) or not len(session.cookie_jar))
+        and not state["_connector"].force_close
+    )
+
+
+class _Body(bytes):
+    """The bytes of a request, for which aiohttp makes a payload that notes on which transport they go out."""
+
+    guard: "Guard"
+
+
+class _BodyPayload(payload.BytesPayload):
+    def __init__(self, value: _Body, *args: Any, **kwargs: Any) -> None:
+        super().__init__(bytes(value), *args, **kwargs)
+        self._guard = value.guard
+
+    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
+        self._guard.watch(getattr(writer, "transport", None))
+        await super().write_with_length(writer, content_length)
+
+
+payload.PAYLOAD_REGISTRY.register(_BodyPayload, _Body, order=payload.Order.try_first)
+
+
+class Guard(asyncio.BufferedProtocol):
+    """Stands before aiohttp's protocol while it reads one response, and ends the attempt when that breaks its limits.
+
+    aiohttp itself bounds neither interim responses nor bytes on the wire, and does not notice framing that breaks after
+    the headers before the attempt times out.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._buffer = memoryview(bytearray(_READ_SIZE))
+        self._received = 0
+        self._interim = 0
+        self._timeout: asyncio.Timeout | None = None
+        self._handler: Any = None
+        self.transport: asyncio.Transport | None = None
+        self.failure: Exception | None = None
+
+    def bound(self, timeout: asyncio.Timeout) -> None:
+        """Take the timeout by which the attempt is ended."""
+        self._timeout = timeout
+
+    def watch(self, transport: asyncio.Transport | None) -> None:
+        """Begin to read what comes on a transport."""
+        self.transport = transport
+        if transport is None or transport.is_closing():
+            return
+        handler = transport.get_protocol()
+        if isinstance(handler, ResponseHandler):
+            self._handler = handler
+            transport.set_protocol(self)
+
+    def leave(self, *, close: bool) -> None:
+        """Give the transport back to aiohttp's protocol, or close it at once if asked to, or if aiohttp closes it."""
+        transport = self.transport
+        if transport is None:
+            return
+        if close or transport.is_closing():
+            transport.abort()
+        elif transport.get_protocol() is self:
+            transport.set_protocol(self._handler)
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - the event loop's hint
+        """Return where to receive bytes."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Pass bytes on to aiohttp's protocol."""
+        data = bytes(self._buffer[:nbytes])
+        self._received += nbytes
+        self._interim += data.startswith(b"HTTP/1.1 1") + data.count(b"\r\n\r\nHTTP/1.1 1")
+        handler = self._handler
+        if self._received > self._limits.wire:
+            self._end(BadHttpMessage("the response has too many bytes"))
+        elif self._interim >= MOST_INTERIM and self._received <= self._limits.head + _READ_SIZE:
+            self._end(too_many_interim())
+        else:
+            handler.data_received(data)
+            if (error := handler.exception()) is not None:
+                self._end(error)
+
+    def eof_received(self) -> bool | None:
+        """Pass the end of the stream on."""
+        self._handler.eof_received()
+        return None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Pass the end of the connection on."""
+        self._handler.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Pass on that the transport is full."""
+        self._handler.pause_writing()
+
+    def resume_writing(self) -> None:
+        """Pass on that the transport has room again."""
+        self._handler.resume_writing()
+
+    def _end(self, failure: Exception) -> None:
+        self.failure = self.failure or failure
+        if self._timeout is not None and not self._timeout.expired():
+            self._timeout.reschedule(asyncio.get_running_loop().time())
+
+
+def _route(session: aiohttp.ClientSession, url: URL, headers: dict[str, str], proxy: Proxy | None) -> dict[str, Any]:
+    """Return the settings of a request that say how it travels, and with which key."""
+    if proxy is not None:
+        authorization = {} if proxy.authorization is None else {"Proxy-Authorization": proxy.authorization}
+        if url.scheme == "http":
+            return {"headers": {**headers, **authorization}, "proxy": proxy.url}
+        return {"headers": headers, "proxy": proxy.url, "proxy_headers": authorization}
+    key = headers.get("Authorization")
+    if key is None or not session.trust_env:
+        return {"headers": headers}
+    # aiohttp refuses a header beside what ~/.netrc says. So the key is set later, in place of that.
+    others = {name: value for name, value in headers.items() if name != "Authorization"}
+
+    async def set_key(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        request.headers["Authorization"] = key
+        return await handler(request)
+
+    own = vars(session).get("_middlewares", ())
+    return {"headers": others, "middlewares": (*own, set_key)}
+
+
+async def post(
+    session: aiohttp.ClientSession,
+    url: URL,
+    body: bytes,
+    headers: dict[str, str],
+    limits: Limits,
+    proxy: Proxy | None,
+) -> tuple[Answer, Guard]:
+    """Send one request; return its response, and the guard that can still close its connection.
+
+    Raises:
+        Exception: What aiohttp, or code that the session runs, raises.
+    """
+    guard = Guard(limits)
+    data = _Body(body)
+    data.guard = guard
+    is_complete = False
+    try:
+        async with asyncio.timeout(None) as timeout:
+            guard.bound(timeout)
+            async with session.post(
+                url,
+                data=data,
+                allow_redirects=False,
+                raise_for_status=False,
+                timeout=_NO_TIMEOUT,
+                max_line_size=limits.head,
+                max_field_size=limits.head,
+                max_headers=limits.head_lines,
+                **_route(session, url, headers, proxy),
+            ) as response:
+                read, is_complete = await read_body(response.status, response.headers, response.content, limits)
+    except TimeoutError:
+        if guard.failure is not None:
+            raise guard.failure from None
+        raise
+    finally:
+        guard.leave(close=not is_complete)
+    return read, guard
