@@ -73,7 +73,7 @@ def test_a_proxy_that_cannot_be_used_is_refused_by_name(
         *(({"HTTPS_PROXY": "http://a:1", "NO_PROXY": names}, None) for names in ("*", "example.com", ".example.com")),
         *(
             ({"HTTPS_PROXY": "http://a:1", "NO_PROXY": names}, None)
-            for names in ("x.test, api.example.com", "*.example.com", "api.example.com:443", "API.EXAMPLE.COM.", "a b example.com")
+            for names in ("x, api.example.com", "*.example.com", "api.example.com:443", "API.EXAMPLE.COM.")
         ),
         *(
             ({"HTTPS_PROXY": "http://a:1", "no_proxy": names}, "http://a:1")

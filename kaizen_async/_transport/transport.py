@@ -132,7 +132,7 @@ class Transport:
         self._headers = headers
         self._withholders = [Withholder(headers.get("Authorization", "").removeprefix("Bearer "))]
         if proxy is not None:
-            self._withholders += [Withholder(secret) for secret in proxy.secrets]
+            self._withholders += [Withholder(str(secret)) for secret in proxy.secrets]
         self._limits = Limits(max_response_bytes, connections.max_header_bytes, connections.max_header_lines)
         self._session = session
         self._owns_session = session is None
