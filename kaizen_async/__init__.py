@@ -29,7 +29,7 @@ from kaizen_async.models import (
     Workflow,
     WorkflowExecution,
 )
-from kaizen_async.outcomes import Change, Outcome
+from kaizen_async.outcomes import Change, Found, LookupFailed, Outcome, Seen, WatchFailed
 from kaizen_async.stats import ClientStats
 
 __all__ = [
@@ -47,20 +47,24 @@ __all__ = [
     "DecodeError",
     "ExecutionStatus",
     "Executions",
+    "Found",
     "InstructorExecution",
     "InvalidIdError",
     "KaizenClient",
     "KaizenError",
     "Login",
     "LoginSummary",
+    "LookupFailed",
     "NotFoundError",
     "Outcome",
     "PollPolicy",
     "RateLimitError",
     "Record",
     "RetryPolicy",
+    "Seen",
     "StatusError",
     "TransportError",
+    "WatchFailed",
     "Workflow",
     "WorkflowExecution",
     "__version__",

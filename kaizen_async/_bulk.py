@@ -7,7 +7,7 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar
 from kaizen_async._ids import IdSource, InvalidId, checked
 from kaizen_async._ledger import Ledger
 from kaizen_async._streams import AccountedStream
-from kaizen_async.outcomes import Outcome
+from kaizen_async.outcomes import LookupFailed, Outcome
 
 T = TypeVar("T")
 
@@ -20,7 +20,7 @@ workers need not stand still between two steps of a consumer that keeps up."""
 
 def refused(invalid: InvalidId) -> Outcome[Any]:
     """Return the outcome of an id that cannot be sent."""
-    return Outcome(invalid.id, None, invalid.error, 0, 0.0)
+    return LookupFailed(invalid.id, None, invalid.error, 0, 0.0)
 
 
 async def collect_ids(source: IdSource) -> list[str | InvalidId]:

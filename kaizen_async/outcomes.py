@@ -1,6 +1,21 @@
-"""What becomes of one id."""
+"""What becomes of one id.
 
-from typing import Generic, TypeVar, cast
+`Outcome` and `Change` are unions of two classes each, so that type checkers know after one test what is there:
+
+    if outcome.error is None:
+        print(outcome.execution.status)
+
+    match outcome:
+        case Found(execution=execution):
+            print(execution.status)
+        case LookupFailed(error=error):
+            print(error)
+
+An outcome describes the lookup, not the execution: an execution that failed was found, so its outcome is `ok`. Whether
+the execution succeeded is what `outcome.execution.succeeded` tells.
+"""
+
+from typing import TYPE_CHECKING, Generic, Literal, NoReturn, TypeAlias, TypeVar, cast
 
 import msgspec
 
@@ -9,8 +24,8 @@ from kaizen_async.errors import KaizenError
 T = TypeVar("T")
 
 
-class Outcome(msgspec.Struct, Generic[T], frozen=True):
-    """The end of one look-up or wait: a record, or the error that stands in its place. Exactly one for each input id.
+class AnyOutcome(msgspec.Struct, Generic[T], frozen=True):
+    """The end of one lookup or wait: a record, or the error in its place. There is exactly one for each input id.
 
     An outcome that stands for several equal ids in flight together is the same object for each of them.
     """
@@ -18,17 +33,19 @@ class Outcome(msgspec.Struct, Generic[T], frozen=True):
     id: str
     """The id as it was passed in."""
     execution: T | None
-    """The record; None if the look-up failed."""
+    """The record; None if the lookup failed."""
     error: KaizenError | None
-    """Why it failed; None if it did not."""
+    """Why the lookup failed; None if it did not."""
     attempts: int
     """HTTP requests sent for it, the first included. 0: nothing was sent."""
     elapsed: float
-    """Seconds from the start of the look-up to this outcome: waiting for a slot, attempts and back-off."""
+    """Seconds from the start of the lookup to this outcome: waiting for a slot, attempts and back-off."""
+    request_id: str | None = None
+    """What the server calls the request that decided, for its support; None if it does not say."""
 
     @property
     def ok(self) -> bool:
-        """Whether there is a record."""
+        """Whether there is a record. It says nothing about whether the execution succeeded."""
         return self.error is None
 
     def unwrap(self) -> T:
@@ -42,8 +59,33 @@ class Outcome(msgspec.Struct, Generic[T], frozen=True):
         return cast("T", self.execution)
 
 
-class Change(msgspec.Struct, Generic[T], frozen=True):
-    """A change of an execution that is watched, or the error that ended the watch of it."""
+class Found(AnyOutcome[T], Generic[T], frozen=True):
+    """The outcome of a lookup that found the record, or of a wait that saw the execution end."""
+
+    execution: T
+    error: None
+
+    if TYPE_CHECKING:
+
+        @property
+        def ok(self) -> Literal[True]: ...  # noqa: D102 - as above
+
+
+class LookupFailed(AnyOutcome[T], Generic[T], frozen=True):
+    """The outcome of a lookup or wait that failed."""
+
+    execution: None
+    error: KaizenError
+
+    if TYPE_CHECKING:
+
+        @property
+        def ok(self) -> Literal[False]: ...  # noqa: D102 - as above
+        def unwrap(self) -> NoReturn: ...  # noqa: D102 - as above
+
+
+class AnyChange(msgspec.Struct, Generic[T], frozen=True):
+    """A change of an execution that is watched, or the error that ended its watch."""
 
     id: str
     """The id as it was passed in."""
@@ -53,3 +95,27 @@ class Change(msgspec.Struct, Generic[T], frozen=True):
     """The record now; None if the watch of this id ended with an error."""
     error: KaizenError | None
     """Why the watch of this id ended before the execution did."""
+
+
+class Seen(AnyChange[T], Generic[T], frozen=True):
+    """A new state of an execution that is watched."""
+
+    after: T
+    error: None
+
+
+class WatchFailed(AnyChange[T], Generic[T], frozen=True):
+    """The end of a watch with an error."""
+
+    before: None
+    after: None
+    error: KaizenError
+
+
+if TYPE_CHECKING:
+    Outcome: TypeAlias = Found[T] | LookupFailed[T]
+    Change: TypeAlias = Seen[T] | WatchFailed[T]
+else:
+    # At run time they are the classes that the two have in common, so that isinstance works.
+    Outcome = AnyOutcome
+    Change = AnyChange

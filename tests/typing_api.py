@@ -24,17 +24,21 @@ from kaizen_async import (
     DecodeError,
     Executions,
     ExecutionStatus,
+    Found,
     InstructorExecution,
     KaizenClient,
     KaizenError,
     Login,
     LoginSummary,
+    LookupFailed,
     Outcome,
     PollPolicy,
     RateLimitError,
     RetryPolicy,
+    Seen,
     StatusError,
     TransportError,
+    WatchFailed,
     Workflow,
     WorkflowExecution,
 )
@@ -122,7 +126,34 @@ async def many(kaizen: KaizenClient, ids: list[str]) -> None:
         assert_type(outcome.error, KaizenError | None)
         assert_type(outcome.attempts, int)
         assert_type(outcome.elapsed, float)
+        assert_type(outcome.request_id, str | None)
         assert_type(outcome.unwrap(), InstructorExecution)
+
+
+def narrowed(outcome: Outcome[InstructorExecution], change: Change[InstructorExecution]) -> None:
+    """Test an outcome once, and know what is there."""
+    if outcome.error is None:
+        assert_type(outcome.execution, InstructorExecution)
+        assert_type(outcome, Found[InstructorExecution])
+    else:
+        assert_type(outcome.error, KaizenError)
+        assert_type(outcome.execution, None)
+    assert_type(outcome.execution.status if outcome.error is None else None, ExecutionStatus | None)
+    if outcome.execution is not None:
+        assert_type(outcome.error, None)
+    match outcome:
+        case Found(execution=execution):
+            assert_type(execution, InstructorExecution)
+        case LookupFailed(error=error):
+            assert_type(error, KaizenError)
+    if change.error is None:
+        assert_type(change.before, InstructorExecution | None)
+        assert_type(change.after, InstructorExecution)
+    match change:
+        case Seen(after=after):
+            assert_type(after, InstructorExecution)
+        case WatchFailed(error=error):
+            assert_type(error, KaizenError)
 
 
 def lines() -> Iterator[str]:

@@ -42,7 +42,7 @@ from kaizen_async.events import (
     LookUpStarted,
     RetryScheduled,
 )
-from kaizen_async.outcomes import Outcome
+from kaizen_async.outcomes import Found, LookupFailed, Outcome
 from kaizen_async.stats import Counters
 
 T = TypeVar("T")
@@ -146,7 +146,7 @@ class Lookups(Generic[T]):
         except TimeoutError:
             error = self.engine.interruption("while another look-up of the same id was under way")
             error.execution_id = execution_id
-            return Outcome(execution_id, None, error, 0, self._now() - started)
+            return LookupFailed(execution_id, None, error, 0, self._now() - started)
         if outcome is None or _only_lacked_time(outcome.error, deadline_at - self._now()):
             return None
         self._counters.shared += 1
@@ -161,10 +161,10 @@ class Lookups(Generic[T]):
         elapsed = self._now() - started
         if not isinstance(result, KaizenError):
             self._counters.succeeded += 1
-            return Outcome(call.execution_id, result, None, call.attempts, elapsed)
+            return Found(call.execution_id, result, None, call.attempts, elapsed)
         self._counters.failed += 1
         result.attempts = call.attempts
-        return Outcome(call.execution_id, None, result, call.attempts, elapsed)
+        return LookupFailed(call.execution_id, None, result, call.attempts, elapsed)
 
     async def _attempt(self, call: Call) -> T | KaizenError:
         """Make one attempt: wait for a turn, send, read the answer."""

@@ -6,7 +6,7 @@ encoding a record never look at it.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any, ClassVar, Final, Self, TypeAlias, TypeVar, cast
@@ -157,15 +157,13 @@ def _bytes_held(value: Any, counted: set[int]) -> int:
     if id(value) in counted:
         return 0
     counted.add(id(value))
-    size = sys.getsizeof(value)
-    if isinstance(value, tuple):
-        return size + sum(_bytes_held(item, counted) for item in value)
     if isinstance(value, Part):
         source = source_of(value)
         body = source[0] if isinstance(source, tuple) else source
-        size += _bytes_held(body, counted) if isinstance(body, bytes) else 0
-        return size + sum(_bytes_held(field, counted) for field in msgspec.structs.astuple(value))
-    return size
+        held = [*msgspec.structs.astuple(value), body if isinstance(body, bytes) else None]
+    else:
+        held = list(cast("Iterable[Any]", value)) if isinstance(value, tuple) else []
+    return sys.getsizeof(cast("object", value)) + sum(_bytes_held(one, counted) for one in held)
 
 
 def linked(*names: str) -> Callable[[type[P]], type[P]]:
@@ -209,8 +207,8 @@ class _Link:
 
 
 def _object_at(source: Source) -> dict[str, Any]:
-    found = _at(source)
-    return found if isinstance(found, dict) else {}
+    found: Any = _at(source)
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
 
 
 def _at(source: Source) -> Any:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from functools import lru_cache
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 import msgspec
 from msgspec import inspect
@@ -98,6 +98,20 @@ def parse_moment(text: str) -> datetime | str | None:
     return None if is_zero(moment) else moment
 
 
+def time_fields(record: type[Any]) -> set[str]:
+    """Return the names of the fields of a Struct that hold times."""
+    return {
+        field.name
+        for field in _fields_of(record)
+        if any(isinstance(one, inspect.DateTimeType) for one in _kinds(field.type))
+    }
+
+
+def _fields_of(record: type[Any]) -> tuple[inspect.Field, ...]:
+    kind = inspect.type_info(record)
+    return kind.fields if isinstance(kind, inspect.StructType) else ()
+
+
 @lru_cache(maxsize=256)
 def repair_of(record: type[Any]) -> Repair:
     """Return the function that repairs parsed JSON so that it fits a type, as far as that is safe."""
@@ -132,9 +146,14 @@ def _repair(kind: inspect.Type, known: dict[type, Repair]) -> Repair | None:
 def _repair_items(repair: Repair | None) -> Repair | None:
     if repair is None:
         return None
-    return lambda value: (
-        [repair(item) for item in value] if isinstance(value, list | tuple) and len(value) <= MOST_PARTS else value
-    )
+
+    def repair_items(value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            return value
+        items = cast("list[Any]", value)
+        return [repair(item) for item in items] if len(items) <= MOST_PARTS else items
+
+    return repair_items
 
 
 def _repair_struct(kind: inspect.StructType, known: dict[type, Repair]) -> Repair:
@@ -144,8 +163,8 @@ def _repair_struct(kind: inspect.StructType, known: dict[type, Repair]) -> Repai
     def repair_fields(value: Any) -> Any:
         if not isinstance(value, Mapping):
             return value
-        repaired = {}
-        for name, part in value.items():
+        repaired: dict[str, Any] = {}
+        for name, part in cast("Mapping[str, Any]", value).items():
             if part is None and name in may_lack:
                 continue  # null says as little as a field that is absent
             repair = repairs.get(name)
@@ -156,6 +175,10 @@ def _repair_struct(kind: inspect.StructType, known: dict[type, Repair]) -> Repai
 
 
 def _allows_null(kind: inspect.Type) -> bool:
+    return any(isinstance(one, inspect.NoneType | inspect.AnyType) for one in _kinds(kind))
+
+
+def _kinds(kind: inspect.Type) -> tuple[inspect.Type, ...]:
+    """Return the members of a union, or a type alone."""
     inner = kind.type if isinstance(kind, inspect.Metadata) else kind
-    kinds = inner.types if isinstance(inner, inspect.UnionType) else (inner,)
-    return any(isinstance(one, inspect.NoneType | inspect.AnyType) for one in kinds)
+    return inner.types if isinstance(inner, inspect.UnionType) else (inner,)

@@ -12,7 +12,7 @@ import msgspec
 from yarl import URL
 
 from kaizen_async._records.base import NOT_KEPT, Record, bytes_held, set_source, unwrapped
-from kaizen_async._records.tolerance import LARGEST_REPAIR, clean, repair_of
+from kaizen_async._records.tolerance import LARGEST_REPAIR, clean, repair_of, time_fields
 from kaizen_async.errors import DecodeError, printable
 
 T = TypeVar("T")
@@ -56,8 +56,8 @@ class Endpoint(Generic[T]):
         self._has_source = issubclass(record, Record)
         self._keep_raw = keep_raw
         self._fills_raw = any(field.name == "raw" and field.type is msgspec.Raw for field in fields)
-        names = {field.name for field in fields}
-        self._has_start, self._has_end = "start_time" in names, "end_time" in names
+        times = time_fields(record)
+        self._has_start, self._has_end = "start_time" in times, "end_time" in times
         self._record = record
         self._body: Any = record
         if unwrap is not None:

@@ -37,7 +37,7 @@ from kaizen_async.errors import (
     printable,
 )
 from kaizen_async.events import RecordEnded
-from kaizen_async.outcomes import Outcome
+from kaizen_async.outcomes import Found, LookupFailed, Outcome
 from kaizen_async.stats import Counters
 
 log = logging.getLogger("kaizen_async")
@@ -356,16 +356,16 @@ class Scheduler:
         """Tell a subscriber the outcome if that takes no poll; return whether it did."""
         if self.engine.closed:
             closed = ClientClosedError("the client is closed; create a new KaizenClient", execution_id=execution_id)
-            subscriber.on_end(Outcome(execution_id, None, closed, 0, 0.0))
+            subscriber.on_end(LookupFailed(execution_id, None, closed, 0, 0.0))
             return True
         record = self._ended.get(subscriber.flow.group.lookups.endpoint, execution_id)
         if record is not None:
             subscriber.on_change(execution_id, None, record)
-            subscriber.on_end(Outcome(execution_id, record, None, 0, 0.0))
+            subscriber.on_end(Found(execution_id, record, None, 0, 0.0))
             return True
         if subscriber.deadline_at <= now:
             late = DeadlineExceededError("the deadline passed before a poll could be made", execution_id=execution_id)
-            subscriber.on_end(Outcome(execution_id, None, late, 0, 0.0))
+            subscriber.on_end(LookupFailed(execution_id, None, late, 0, 0.0))
             return True
         return False
 
@@ -549,7 +549,7 @@ class Scheduler:
         lookups = entry.group.lookups
         record = self._ended.get(lookups.endpoint, entry.id)
         if record is not None:
-            return Outcome(entry.id, record, None, 0, 0.0)
+            return Found(entry.id, record, None, 0, 0.0)
         deadline_at = self.clock.time() + self._deadline
         return await lookups.look_up(entry.id, deadline_at, functools.partial(self._note_delay, entry.due))
 
@@ -587,7 +587,7 @@ class Scheduler:
         workflow_id, duration = workflow_of(record), duration_of(record)
         if workflow_id is not None and duration is not None:
             entry.group.cadence.learn(workflow_id, duration)
-        outcome = Outcome(entry.id, record, None, entry.attempts, self.clock.time() - entry.since)
+        outcome = Found(entry.id, record, None, entry.attempts, self.clock.time() - entry.since)
         lookups = entry.group.lookups
         if self._ended.get(lookups.endpoint, entry.id) is not record:
             self._ended.put(lookups.endpoint, entry.id, record)
@@ -623,7 +623,7 @@ class Scheduler:
     def _failed(self, entry: Entry, error: KaizenError) -> Outcome[Any]:
         error.execution_id = entry.id
         error.attempts = entry.attempts
-        return Outcome(entry.id, None, error, entry.attempts, self.clock.time() - entry.since)
+        return LookupFailed(entry.id, None, error, entry.attempts, self.clock.time() - entry.since)
 
     def _end(self, entry: Entry, outcome: Outcome[Any]) -> None:
         for index, subscriber in enumerate(self._forget(entry)):

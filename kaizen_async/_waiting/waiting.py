@@ -16,7 +16,7 @@ from kaizen_async._waiting.polling import AT_ONCE, Flow, Group, Scheduler
 from kaizen_async.clock import Timer
 from kaizen_async.errors import KaizenError
 from kaizen_async.events import Verb, WaitEnded, WaitStarted
-from kaizen_async.outcomes import Change, Outcome
+from kaizen_async.outcomes import AnyOutcome, Change, Outcome, Seen, WatchFailed
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -72,7 +72,7 @@ class Waiter(Generic[T]):
 
     def _tell_of_end(self) -> None:
         result = self._future.result() if self._future.done() and not self._future.cancelled() else None
-        self._told.end(result.error if isinstance(result, Outcome) else None)
+        self._told.end(result.error if isinstance(result, AnyOutcome) else None)
 
     def on_change(self, execution_id: str, before: Any, after: Any) -> None:
         """Do nothing: only the end counts."""
@@ -340,18 +340,18 @@ class ChangeStream(PolledStream[Change[T]], Generic[T]):
         if before == after:
             self._ready.pop((execution_id, True), None)
         else:
-            self._put(Change(execution_id, before, after, None))
+            self._put(Seen(execution_id, before, after, None))
 
     def on_end(self, outcome: Outcome[Any]) -> None:
         """Put the error in that ended the watch of an id. A record that ended it has come as a change already."""
         self._ledger.done += self._ledger.end(outcome.id)
         if outcome.error is not None:
-            self._put(Change(outcome.id, None, None, outcome.error))
+            self._put(WatchFailed(outcome.id, None, None, outcome.error))
         self._changed.set()
 
     def _refuse(self, invalid: InvalidId, count: int = 1) -> None:
         self._ledger.done += count
-        self._ready[object(), False] = Change(invalid.id, None, None, invalid.error)
+        self._ready[object(), False] = WatchFailed(invalid.id, None, None, invalid.error)
         self._changed.set()
 
     def _put(self, result: Change[T]) -> None:
