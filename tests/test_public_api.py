@@ -1,8 +1,10 @@
 """What users may rely on: names, signatures, that settings matter, and which way imports go."""
 
 import ast
+import importlib
 import inspect
 import itertools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +67,27 @@ def test_a_public_name_is_there_and_documented(name: str) -> None:
     """`help()` says something about each."""
     thing = getattr(kaizen_async, name)
     assert isinstance(thing, str) or inspect.getdoc(thing)
+
+
+PUBLIC_MODULES = ["events", "otel", "testing", "workers"]
+"""Modules that users import names from, beside the package itself. Each says which in `__all__`."""
+
+
+def test_the_reference_shows_every_public_name_and_no_other() -> None:
+    """A module in it stands for its `__all__`."""
+    reference = Path(__file__).parents[1] / "docs" / "reference.md"
+    shown = re.findall(r"^::: kaizen_async\.(\S+)$", reference.read_text(), re.MULTILINE)
+    assert len(shown) == len(set(shown))
+    assert {name for name in kaizen_async.__all__ if not name.startswith("__")} | set(PUBLIC_MODULES) == set(shown)
+
+
+@pytest.mark.parametrize("module", PUBLIC_MODULES)
+def test_every_public_module_says_what_it_exports(module: str) -> None:
+    """Each name in its `__all__` is there, and each class is documented."""
+    imported = importlib.import_module(f"kaizen_async.{module}")
+    for name in imported.__all__:
+        thing = getattr(imported, name)
+        assert not isinstance(thing, type) or inspect.getdoc(thing)
 
 
 def test_every_error_is_public() -> None:
