@@ -2,11 +2,14 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import copy_context
+from types import TracebackType
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from kaizen_async._ids import IdSource, InvalidId, checked
 from kaizen_async._ledger import Ledger
 from kaizen_async._streams import AccountedStream
+from kaizen_async.events import BatchEnded, BatchStarted, BatchVerb, Hook
 from kaizen_async.outcomes import LookupFailed, Outcome
 
 T = TypeVar("T")
@@ -33,22 +36,57 @@ async def collect_ids(source: IdSource) -> list[str | InvalidId]:
     return ids
 
 
-async def look_up_all(ids: Sequence[str | InvalidId], look_up: LookUp[T], workers: int) -> list[Outcome[T]]:
+class Report:
+    """What `on_event` is told about one call of `get_many` or `stream`.
+
+    Its lookups run in copies of `context`, so that what they tell belongs to this call; the caller's own code does not.
+    """
+
+    def __init__(self, hook: Hook | None, now: Callable[[], float], verb: BatchVerb, url: str) -> None:
+        self.context = copy_context()
+        self._hook = hook
+        self._now = now
+        self._facts = (verb, url)
+        self._started = now()
+        self._succeeded = self._failed = 0
+        if hook is not None:
+            self.context.run(hook, BatchStarted(verb, url))
+
+    def count(self, outcome: Outcome[Any]) -> None:
+        """Count an outcome."""
+        self._succeeded += outcome.error is None
+        self._failed += outcome.error is not None
+
+    def end(self, *, cancelled: bool) -> None:
+        """Report the end of the call."""
+        if self._hook is not None:
+            elapsed = self._now() - self._started
+            self.context.run(self._hook, BatchEnded(*self._facts, elapsed, self._succeeded, self._failed, cancelled))
+
+
+async def look_up_all(
+    ids: Sequence[str | InvalidId], look_up: LookUp[T], workers: int, report: Report
+) -> list[Outcome[T]]:
     """Return the outcomes of all ids, in their order. Equal ids share one lookup."""
     outcomes: dict[str, Outcome[T]] = {}
     todo = iter(dict.fromkeys(each for each in ids if isinstance(each, str)))
 
     async def work() -> None:
         for execution_id in todo:
-            outcomes[execution_id] = await look_up(execution_id)
+            outcome = outcomes[execution_id] = await look_up(execution_id)
+            report.count(outcome)
 
+    cancelled = True
     try:
         async with asyncio.TaskGroup() as group:
             for _ in range(min(workers, len(ids))):
-                group.create_task(work())
+                group.create_task(work(), context=report.context.copy())
+        cancelled = False
     except BaseExceptionGroup as crash:
         # What a hook of the caller's session or record raised comes out as from `get`, not in a group.
         raise crash.exceptions[0] from None
+    finally:
+        report.end(cancelled=cancelled)
     return [refused(each) if isinstance(each, InvalidId) else outcomes[each] for each in ids]
 
 
@@ -61,8 +99,17 @@ class OutcomeStream(AccountedStream[Outcome[T]], Generic[T]):
     `InvalidIdError`.
     """
 
-    def __init__(self, ledger: Ledger, look_up: LookUp[T], workers: int, wall: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        look_up: LookUp[T],
+        workers: int,
+        wall: Callable[[], float],
+        begin_report: Callable[[], Report],
+    ) -> None:
         super().__init__(ledger)
+        self._begin_report = begin_report
+        self._report: Report | None = None
         self._look_up = look_up
         self._workers = workers
         self._wall = wall
@@ -84,14 +131,25 @@ class OutcomeStream(AccountedStream[Outcome[T]], Generic[T]):
         return self._ledger.checkpoint(self._ledger.unfinished(), ready, now=self._wall())
 
     def _start(self) -> list[asyncio.Task[None]]:
-        return [asyncio.create_task(self._work()) for _ in range(self._workers)]
+        report = self._report = self._begin_report()
+        return [asyncio.create_task(self._work(report), context=report.context.copy()) for _ in range(self._workers)]
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        is_over = self._is_over() and not self._ready
+        try:
+            await super().__aexit__(exc_type, exc, traceback)
+        finally:
+            if self._report is not None:
+                self._report.end(cancelled=not is_over)
 
     def _take(self) -> Any:
         self._room.release()
         self._ledger.done += 1
         return super()._take()
 
-    async def _work(self) -> None:
+    async def _work(self, report: Report) -> None:
         source = self._ledger.source
         try:
             while True:
@@ -105,6 +163,7 @@ class OutcomeStream(AccountedStream[Outcome[T]], Generic[T]):
                 self._ledger.begin(execution_id)
                 outcome = await self._look_up(execution_id)
                 self._ledger.end_one(execution_id)
+                report.count(outcome)
                 self._put(outcome)
         except Exception as crash:
             # The id of this worker has no outcome. Without this, an endless source would hide that for ever.

@@ -5,6 +5,7 @@ import math
 import os
 import sys
 import warnings
+from collections.abc import Iterable
 from functools import partial
 from ssl import SSLContext
 from types import TracebackType
@@ -39,10 +40,10 @@ from kaizen_async.config import (
     resolve_base_url,
     untraced,
 )
-from kaizen_async.events import Hook, shielded
+from kaizen_async.events import Hook, hooks_of, shielded
 from kaizen_async.executions import Executions
 from kaizen_async.models import InstructorExecution, WorkflowExecution
-from kaizen_async.stats import ClientStats, Counters
+from kaizen_async.stats import ClientStats, Counters, total
 
 T = TypeVar("T")
 
@@ -95,7 +96,7 @@ class KaizenClient:
             `AsyncLimiter(100, 1).acquire` of aiolimiter, or one over Redis that the workers of all machines use. It is
             awaited with a slot held and within the deadline of the look-up, and cancelled with it. What it returns is
             ignored; if it raises, nothing is sent, and the look-up fails with a TransportError from that.
-        on_event: A function that is told what happens: see `kaizen_async.events`.
+        on_event: A function that is told what happens, or several of them: see `kaizen_async.events`.
         clock: Replaces the time that deadlines, timeouts, waits and back-off count in:
             `kaizen_async.testing.VirtualClock`.
 
@@ -125,7 +126,7 @@ class KaizenClient:
         trust_env: bool = False,
         allow_insecure_http: bool = False,
         limiter: Limiter | None = None,
-        on_event: Hook | None = None,
+        on_event: Hook | Iterable[Hook] | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._engine: Engine | None = None
@@ -157,13 +158,15 @@ class KaizenClient:
             self._proxy = environment_proxy(self._settings.base_url)
         require_limiter(limiter)
         self._limiter = limiter
-        self._on_event = None if on_event is None else shielded(on_event)
+        hooks = hooks_of(on_event)
+        self._on_event = shielded(hooks)
         self._closed = False
         self._clock = clock or SystemClock()
         self._random = self._clock.random
         self._gate = Gate(self._clock.time, self._random)
         self._budget = RetryBudget()
         self._counters = Counters()
+        self._counters_by_path: dict[str, Counters] = {}
         self._ended = EndedRecords(ended_records)
         self._cadences: dict[tuple[object, PollPolicy], Cadence] = {}
         self._endpoints: dict[tuple[str, type, str | None], Endpoint[Any]] = {}
@@ -224,7 +227,7 @@ class KaizenClient:
                 endpoint.url_below(self._settings.base_url),
                 policy,
                 budget=self._budget,
-                counters=self._counters,
+                counters=self._counters_by_path.setdefault(f"/{endpoint.url.path}", Counters()),
                 random=self._random,
             )
             forget_oldest(self._lookups)
@@ -244,11 +247,16 @@ class KaizenClient:
 
     def stats(self) -> ClientStats:
         """Return a snapshot of what the client has done and is doing. Cheap; no history is kept."""
+        by_path = {path: msgspec.structs.replace(counters) for path, counters in self._counters_by_path.items()}
+        in_flight = 0 if self._engine is None else self._engine.in_flight
+        totals = total([self._counters, *by_path.values()])
         return ClientStats(
-            **msgspec.structs.asdict(self._counters),
+            **totals,
+            queued=max(0, totals["in_progress"] - in_flight),
+            by_path=by_path,
             waiting=0 if self._scheduler is None else self._scheduler.waiting,
             poll_delay=0.0 if self._scheduler is None else self._scheduler.delay,
-            in_flight=0 if self._engine is None else self._engine.in_flight,
+            in_flight=in_flight,
             gate_pace=self._gate.pace(),
             gate_seconds_left=self._gate.seconds_left(),
             retry_tokens=self._budget.tokens,

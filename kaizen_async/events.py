@@ -20,7 +20,9 @@ All times are seconds. No event holds a key or a header; records and errors are 
 
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextvars import Context
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -30,13 +32,19 @@ from kaizen_async.outcomes import Outcome
 
 __all__ = [
     "AttemptEnded",
+    "AttemptHeld",
     "AttemptStarted",
+    "BatchEnded",
+    "BatchStarted",
     "BudgetRefused",
     "Event",
     "Gated",
     "LookUpEnded",
+    "LookUpShared",
     "LookUpStarted",
+    "PollShared",
     "RecordEnded",
+    "RecordFailed",
     "RetryScheduled",
     "Ungated",
     "WaitEnded",
@@ -46,6 +54,7 @@ __all__ = [
 log = logging.getLogger("kaizen_async")
 
 Verb: TypeAlias = Literal["wait", "wait_many", "watch"]
+BatchVerb: TypeAlias = Literal["get_many", "stream"]
 
 
 class LookUpStarted(msgspec.Struct, frozen=True):
@@ -57,13 +66,24 @@ class LookUpStarted(msgspec.Struct, frozen=True):
     """Where it is looked up, which tells the kinds of look-ups apart."""
 
 
+class LookUpShared(msgspec.Struct, frozen=True):
+    """A lookup waits for another one of the same id that is in flight, instead of sending a request of its own."""
+
+    id: str
+    url: str
+    leader: Context
+    """The context variables of the lookup that sends, for tracing. They belong to another caller."""
+
+
 class LookUpEnded(msgspec.Struct, frozen=True):
-    """A look-up is over."""
+    """A lookup is over."""
 
     id: str
     url: str
     outcome: Outcome[Any] | None
     """What its caller gets; None if the caller was cancelled."""
+    elapsed: float
+    """Seconds for which this caller waited."""
 
 
 class AttemptStarted(msgspec.Struct, frozen=True):
@@ -75,6 +95,19 @@ class AttemptStarted(msgspec.Struct, frozen=True):
     """Which request of the look-up it is, from 1."""
     queued: float
     """Seconds for which it waited for a slot, the gate and the limiter."""
+    headers: dict[str, str] = msgspec.field(default_factory=dict[str, str])
+    """Headers to send with this request beside the client's own, such as `traceparent`: the function may add some."""
+
+
+class AttemptHeld(msgspec.Struct, frozen=True):
+    """A request that was about to be sent is not: a pause began while its connection was made. It queues again.
+
+    `AttemptStarted` is told once more when it is sent after all.
+    """
+
+    id: str
+    url: str
+    attempt: int
 
 
 class AttemptEnded(msgspec.Struct, frozen=True):
@@ -86,9 +119,11 @@ class AttemptEnded(msgspec.Struct, frozen=True):
     elapsed: float
     """Seconds from its start to the last byte of the answer, or to the fault in its place."""
     status: int | None
-    """The HTTP status of the answer; None if none came, or none that could be read to its end."""
+    """The HTTP status of the response, also of one that broke off; None if none came."""
     error: KaizenError | None
-    """Why there is no record; None if there is one. A cancelled attempt has neither status nor error."""
+    """Why there is no record; None if there is one. A cancelled attempt has no error."""
+    peer: tuple[str, int] | None = None
+    """Address and port of the server, or of the proxy, if they are known."""
 
 
 class RetryScheduled(msgspec.Struct, frozen=True):
@@ -150,7 +185,9 @@ class WaitEnded(msgspec.Struct, frozen=True):
     id: str | None
     elapsed: float
     error: KaizenError | None
-    """What `wait` raises; None if it returns a record, and for the verbs that take many."""
+    """What `wait` raises; None if it returns a record, and for the methods that take many."""
+    cancelled: bool = False
+    """Whether the caller was cancelled, or left the block of a method that takes many before all had ended."""
 
 
 class RecordEnded(msgspec.Struct, frozen=True):
@@ -162,10 +199,50 @@ class RecordEnded(msgspec.Struct, frozen=True):
     """What those who wait get: the record, the requests sent for it, and the seconds since the first began to wait."""
 
 
+class RecordFailed(msgspec.Struct, frozen=True):
+    """A call of `wait_many` or `watch` ends for one id with an error. Told in each call that waits for the id."""
+
+    id: str
+    url: str
+    outcome: Outcome[Any]
+
+
+class PollShared(msgspec.Struct, frozen=True):
+    """A call that waits for an execution got its end from the polls of another call. Told in each such call."""
+
+    id: str
+    url: str
+    leader: Context
+    """The context variables of the poll, for tracing. They belong to the other call."""
+
+
+class BatchStarted(msgspec.Struct, frozen=True):
+    """A call of `get_many` or `stream` begins."""
+
+    verb: BatchVerb
+    url: str
+
+
+class BatchEnded(msgspec.Struct, frozen=True):
+    """A call of `get_many` or `stream` is over."""
+
+    verb: BatchVerb
+    url: str
+    elapsed: float
+    succeeded: int
+    """Lookups that found a record."""
+    failed: int
+    """Lookups that ended with an error."""
+    cancelled: bool
+    """Whether the caller was cancelled, or left the block before the end."""
+
+
 Event: TypeAlias = (
     LookUpStarted
+    | LookUpShared
     | LookUpEnded
     | AttemptStarted
+    | AttemptHeld
     | AttemptEnded
     | RetryScheduled
     | BudgetRefused
@@ -174,27 +251,74 @@ Event: TypeAlias = (
     | WaitStarted
     | WaitEnded
     | RecordEnded
+    | RecordFailed
+    | PollShared
+    | BatchStarted
+    | BatchEnded
 )
 Hook: TypeAlias = Callable[[Event], None]
 
 
-def shielded(hook: object) -> Hook:
-    """Return a hook that raises nothing.
+def hooks_of(on_event: "Hook | Iterable[Hook] | None") -> tuple[Hook, ...]:
+    """Return the functions that `on_event` names: one, or an iterable of several.
 
     Raises:
-        TypeError: What was passed in is no plain function of one argument.
+        TypeError: One of them is not a plain function of one argument.
     """
-    if not callable(hook) or inspect.iscoroutinefunction(hook) or inspect.iscoroutinefunction(type(hook).__call__):
-        raise TypeError(f"on_event must be a plain function of one event, not {hook!r}; it is called, and not awaited")
+    if on_event is None:
+        return ()
+    hooks: tuple[Hook, ...] = (on_event,) if callable(on_event) or not isinstance(on_event, Iterable) else (*on_event,)
+    for hook in hooks:
+        if not callable(hook) or _is_coroutine_function(hook):
+            raise TypeError(
+                f"on_event must be a plain function of one event, or several of them, not {hook!r:.100}; "
+                "it is called and not awaited"
+            )
+    return hooks
+
+
+def _is_coroutine_function(hook: Any) -> bool:
+    """Return whether calling a hook makes a coroutine, as far as that shows without calling it."""
+    while isinstance(hook, partial):
+        hook = hook.func
+    if any(inspect.iscoroutinefunction(each) for each in (hook, type(hook).__call__, inspect.unwrap(hook))):
+        return True
+    returned = str(getattr(hook, "__annotations__", {}).get("return", ""))
+    return "Coroutine" in returned or "Awaitable" in returned
+
+
+def shielded(hooks: tuple[Hook, ...]) -> Hook | None:
+    """Return one hook that calls all of them and raises nothing; None if there are none."""
+    if not hooks:
+        return None
+    tells = tuple(_shielded(hook) for hook in hooks)
+    if len(tells) == 1:
+        return tells[0]
+
+    def tell_all(event: Event) -> None:
+        for tell in tells:
+            tell(event)
+
+    return tell_all
+
+
+def _shielded(hook: Callable[[Event], object]) -> Hook:
     failed = False
 
     def tell(event: Event) -> None:
         nonlocal failed
         try:
-            hook(event)
+            returned = hook(event)
+            if inspect.iscoroutine(returned):
+                returned.close()
+            if returned is None or failed:
+                return
         except Exception:
             if not failed:
                 failed = True
-                log.exception("on_event raised; look-ups go on, and what else it may raise is not logged")
+                log.exception("on_event raised; lookups go on, and what else it may raise is not logged")
+            return
+        failed = True
+        log.error("on_event returned something, which is ignored: it must be a plain function that returns None")
 
     return tell

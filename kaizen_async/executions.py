@@ -3,11 +3,11 @@
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from msgspec import UNSET, UnsetType
 
-from kaizen_async._bulk import OutcomeStream, collect_ids, look_up_all
+from kaizen_async._bulk import OutcomeStream, Report, collect_ids, look_up_all
 from kaizen_async._ids import Ids, IdSource, require_id, require_ids
 from kaizen_async._ledger import Checkpoint, Ledger
 from kaizen_async._lookup.engine import Engine
@@ -15,6 +15,7 @@ from kaizen_async._lookup.lookup import Lookups
 from kaizen_async._waiting.polling import Group, Scheduler
 from kaizen_async._waiting.waiting import ChangeStream, Waiter, WaitStream
 from kaizen_async.config import PollPolicy, RetryPolicy, require_duration
+from kaizen_async.events import BatchVerb
 from kaizen_async.outcomes import Outcome
 
 T = TypeVar("T")
@@ -102,7 +103,8 @@ class Executions(Generic[T]):
         lookups = self._lookups(_checked_retry(retry))
         ends_at = _after(lookups.engine, _checked(deadline))
         collected = await collect_ids(_source(ids, lookups.engine, ends_at))
-        return await look_up_all(collected, self._bounded(lookups, ends_at), lookups.engine.concurrency)
+        report = _report(lookups, "get_many")
+        return await look_up_all(collected, self._bounded(lookups, ends_at), lookups.engine.concurrency, report)
 
     def stream(
         self,
@@ -138,7 +140,13 @@ class Executions(Generic[T]):
         state = None if checkpoint is None else Checkpoint.load(checkpoint)
         ledger = Ledger(_source(ids, lookups.engine, ends_at), state)
         clock = lookups.engine.clock
-        return OutcomeStream(ledger, self._bounded(lookups, ends_at), lookups.engine.concurrency, clock.wall)
+        return OutcomeStream(
+            ledger,
+            self._bounded(lookups, ends_at),
+            lookups.engine.concurrency,
+            clock.wall,
+            lambda: _report(lookups, "stream"),
+        )
 
     async def wait(self, execution_id: str, *, deadline: float | None = 3600.0, poll: PollPolicy | None = None) -> T:
         """Wait for one execution to end, and return its record.
@@ -256,6 +264,11 @@ class Executions(Generic[T]):
             return outcome
 
         return look_up
+
+
+def _report(lookups: Lookups[Any], verb: BatchVerb) -> Report:
+    engine = lookups.engine
+    return Report(engine.on_event, engine.clock.time, verb, lookups.url)
 
 
 def _source(ids: Ids, engine: Engine, ends_at: float) -> IdSource:

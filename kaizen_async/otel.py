@@ -1,58 +1,89 @@
 """OpenTelemetry: `KaizenClient(on_event=Telemetry())` makes spans and metrics of what a client does (extra `otel`).
 
 Spans
-    One for each look-up, `look_up /instructor/executions/get`, in the trace of whoever asks. Its attempts, retries and
-    the pauses of the gate are events in it. One for each call of `wait`, `wait_many` and `watch`, with a look-up for
-    each poll below it. A look-up that shares the request of another has a span without attempts, and `kaizen.shared`.
+    look_up /instructor/executions/get   INTERNAL  one lookup, in the trace of its caller. Retries and pauses are events
+                                                   in it. If it shares the request of another, it links to that lookup.
+    POST /instructor/executions/get      CLIENT    one attempt, below its lookup, as the conventions for HTTP say. Its
+                                                   context travels to the server in the header `traceparent`.
+    get_many, stream                     INTERNAL  one call, above its lookups.
+    wait, wait_many, watch               INTERNAL  one call, above its polls, which are lookups. The ends of executions,
+                                                   and the errors of ids, are events in it.
+
+    A span holds 128 events at most, which is the SDK's own limit; `kaizen.events.dropped` tells how many more
+    there were.
 
 Metrics
     http.client.request.duration    s            histogram: the attempts
-    http.client.active_requests     {request}    how many are under way
-    kaizen.look_up.duration         s            histogram: the look-ups; those that failed have an `error.type`
-    kaizen.look_up.time             s            the same time by `kaizen.look_up.phase`: queue (for a slot, gate and
-                                                 limiter), network, backoff, shared (the request of another)
+    http.client.active_requests     {request}    attempts in flight
+    kaizen.look_up.duration         s            histogram: the lookups; those that failed have an `error.type`
+    kaizen.look_up.time             s            the same time by `kaizen.look_up.phase`: queue (for a slot, pace, pause
+                                                 and limiter), network, backoff, shared (the request of another)
     kaizen.look_up.retries          {retry}      by the `error.type` that made them necessary
+    kaizen.look_up.queued           {look_up}    lookups in progress without a request in flight
     kaizen.retry_budget.refusals    {refusal}    retries that the client's budget did not allow
     kaizen.gate.pauses              {pause}      by the status that asked for them
     kaizen.gate.time                s            how long they took
+    kaizen.gate.pace                {request}/s  what may be sent now; no value when nothing is held back
+    kaizen.wait.duration            s            histogram: calls of wait, wait_many and watch, by `kaizen.wait.method`
+                                                 and `kaizen.wait.outcome`: succeeded, failed, cancelled
+    kaizen.wait.failures            {execution}  ids for which wait_many and watch ended with an error, by `error.type`
+    kaizen.wait.executions          {execution}  executions that are waited for now
+    kaizen.poll.delay               s            by which polls come later than they are due, as a running mean
     kaizen.execution.ends           {execution}  ends that waits have seen, by `kaizen.execution.status`
 
-Whatever starts with `http`, `url`, `server` or `error` follows the semantic conventions for HTTP clients
-(https://opentelemetry.io/docs/specs/semconv/http/). Keys, headers and bodies are in none of this; the ids of executions
-are in spans only.
+Names that start with `http`, `url`, `server`, `network` or `error` follow the semantic conventions for HTTP clients
+(https://opentelemetry.io/docs/specs/semconv/http/). No key, header or body is in any of this. The ids of executions are
+in spans only. Of statuses, only those that this version knows are named; others count as `_OTHER`.
 
-The span of a look-up is current while its requests are sent. So those of opentelemetry-instrumentation-aiohttp-client
-nest in it, and carry the trace to the server. Pass `aiohttp_instrumented=True` then, or requests are told twice.
-It sees the requests of a session that the client opens after `instrument()`, and of a session passed in that was made
-with `create_trace_config()`. They go through `session.post` then, which costs more than the client's own way, on which
-there is nothing to instrument.
+With an instrumentation of aiohttp, pass `aiohttp_instrumented=True`: then its spans describe the requests, below those
+of the lookups, and carry the trace to the server. It sees the requests of a session that the client opens after
+`instrument()`, and of a session passed in that was made with `create_trace_config()`.
 """
 
-import asyncio
-from collections.abc import Mapping
-from typing import Any, Final, cast
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from contextvars import Context
+from typing import Any, Final, Literal, Protocol, cast
+from weakref import WeakSet
 
-from opentelemetry import context
-from opentelemetry.metrics import MeterProvider, get_meter
-from opentelemetry.trace import Span, SpanKind, StatusCode, TracerProvider, get_tracer, set_span_in_context
+from opentelemetry import context, propagate
+from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation, get_meter
+from opentelemetry.trace import (
+    INVALID_SPAN,
+    Span,
+    SpanKind,
+    StatusCode,
+    TracerProvider,
+    get_current_span,
+    get_tracer,
+    set_span_in_context,
+)
 from yarl import URL
 
 from kaizen_async.config import __version__
 from kaizen_async.errors import DecodeError, KaizenError, StatusError
 from kaizen_async.events import (
     AttemptEnded,
+    AttemptHeld,
     AttemptStarted,
+    BatchEnded,
+    BatchStarted,
     BudgetRefused,
     Event,
     Gated,
     LookUpEnded,
+    LookUpShared,
     LookUpStarted,
+    PollShared,
     RecordEnded,
+    RecordFailed,
     RetryScheduled,
     Ungated,
     WaitEnded,
     WaitStarted,
 )
+from kaizen_async.models import ExecutionStatus
+from kaizen_async.stats import ClientStats
 
 __all__ = ["Telemetry"]
 
@@ -62,15 +93,27 @@ SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.44.0"
 REQUEST_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 """The bounds that the conventions give for http.client.request.duration."""
 LOOK_UP_SECONDS: Final = (*REQUEST_SECONDS, 30, 60)
+WAIT_SECONDS: Final = (1, 5, 15, 60, 300, 900, 3600, 10_800, 43_200, 86_400)
+MOST_EVENTS: Final = 128
+"""Events in a span: the default limit of SDKs, which drop further ones without a word."""
 CANCELLED: Final = "CancelledError"
+OTHER: Final = "_OTHER"
+"""What the conventions put in place of values that are not known, so that a server cannot make up new time series."""
 
+_PROTOCOL: Final = {"network.protocol.version": "1.1"}
+_KNOWN_STATUSES: Final = frozenset(status.value for status in ExecutionStatus)
 _OPEN: Final = context.create_key("kaizen_async.open")
 
 Attributes = Mapping[str, str | int | float | bool]
+Phase = Literal["queue", "network", "backoff", "shared"]
+
+
+class _Client(Protocol):
+    def stats(self) -> ClientStats: ...
 
 
 class _Place:
-    """What is said of all look-ups of one kind."""
+    """What is known about all lookups of one kind: attributes, and totals that are read when metrics are collected."""
 
     def __init__(self, url: str) -> None:
         parsed = URL(url)
@@ -78,45 +121,73 @@ class _Place:
         self.server: Attributes = {"server.address": parsed.host or "", "server.port": parsed.port or 0}
         self.metric: Attributes = {**self.server, "url.template": self.path}
         self.request: Attributes = {"http.request.method": "POST", **self.metric}
-        self.span: Attributes = {**self.server, "url.full": url}
+        self.span: Attributes = {**self.server, "url.full": url, "url.template": self.path}
+        self.attempt: Attributes = {**self.span, **_PROTOCOL, "http.request.method": "POST"}
+        self.active = 0
+        self.seconds: dict[Phase, float] = {"queue": 0.0, "network": 0.0, "backoff": 0.0, "shared": 0.0}
+        self.retries: defaultdict[str, int] = defaultdict(int)
+        self.refusals = 0
+        self.pauses: defaultdict[int, int] = defaultdict(int)
+        self.paused = 0.0
+        self.ends: defaultdict[str, int] = defaultdict(int)
+        self.failures: defaultdict[str, int] = defaultdict(int)
+        self._results: dict[tuple[str | None, int | None], Attributes] = {}
+
+    def looked_up(self, error_type: str | None) -> Attributes:
+        """Return the attributes of a lookup's duration."""
+        return self.metric if error_type is None else {**self.metric, "error.type": error_type}
+
+    def requested(self, error_type: str | None, status: int | None) -> Attributes:
+        """Return the attributes of a request's duration; the same object for the same result, which is cheap."""
+        known = self._results.get((error_type, status))
+        if known is None:
+            known = self._results[error_type, status] = {**self.request, **_PROTOCOL, **_result(error_type, status)}
+        return known
 
 
 class _Open:
-    """A look-up or wait under way."""
+    """A lookup, a wait or a batch in progress."""
 
-    def __init__(self, span: Span, place: _Place) -> None:
+    __slots__ = ("_noted", "attempt", "attempts", "backoff", "is_wait", "network", "place", "shares", "span", "token")
+
+    def __init__(self, span: Span, place: _Place, *, is_wait: bool) -> None:
         self.span = span
         self.place = place
-        self.token = context.attach(context.set_value(_OPEN, self, set_span_in_context(span)))
-        self.started = _now()
+        self.is_wait = is_wait
+        current = context.get_current() if span is INVALID_SPAN else set_span_in_context(span)
+        self.token = context.attach(context.set_value(_OPEN, self, current))
         self.attempts = 0
-        self.status: int | None = None
-        self.queued = 0.0
+        self.attempt: Span | None = None
+        self.shares = False
         self.network = 0.0
         self.backoff = 0.0
+        self._noted = 0
 
     def note(self, name: str, attributes: Attributes) -> None:
-        """Put an event in the span."""
+        """Put an event in the span, unless it is full."""
         if self.span.is_recording():
-            self.span.add_event(name, attributes)
+            self._noted += 1
+            if self._noted <= MOST_EVENTS:
+                self.span.add_event(name, attributes)
 
     def close(self, error_type: str | None, description: str | None = None) -> None:
         """End the span, and make the one before it current again."""
-        if error_type is not None:
-            self.span.set_attribute("error.type", error_type)
-            self.span.set_status(StatusCode.ERROR, description)
-        self.span.end()
+        if self._noted > MOST_EVENTS:
+            self.span.set_attribute("kaizen.events.dropped", self._noted - MOST_EVENTS)
+        _end(self.span, error_type, description)
         context.detach(self.token)
 
 
 class Telemetry:
-    """Makes spans and metrics of the events of a client. One will do for any number of clients.
+    """Makes spans and metrics of the events of a client. One instance serves any number of clients.
 
     Args:
         tracer_provider: Where spans go, if not to the global provider.
         meter_provider: Where metrics go, if not to the global provider.
-        aiohttp_instrumented: Whether an instrumentation of aiohttp describes the requests. Then the spans of look-ups
-            leave that to its spans: they are INTERNAL instead of CLIENT, and there is no http.client.request.duration.
+        aiohttp_instrumented: Whether an instrumentation of aiohttp describes the requests. Then there are no spans of
+            attempts, no http.client.request.duration, and no `traceparent` from here.
+        spans: Whether there are spans. Without them, `traceparent` carries the span of the caller, if there is one.
+        poll_spans: Whether the polls of waits have spans.
     """
 
     def __init__(
@@ -125,15 +196,22 @@ class Telemetry:
         meter_provider: MeterProvider | None = None,
         *,
         aiohttp_instrumented: bool = False,
+        spans: bool = True,
+        poll_spans: bool = True,
     ) -> None:
         self._tracer = get_tracer(SCOPE, __version__, tracer_provider, SCHEMA_URL)
         self._describes_requests = not aiohttp_instrumented
+        self._spans = spans
+        self._poll_spans = poll_spans
         self._places: dict[str, _Place] = {}
-        self._make_instruments(meter_provider)
-        self._takers: dict[type, Any] = {
+        self._clients: WeakSet[_Client] = WeakSet()
+        self._make_instruments(get_meter(SCOPE, __version__, meter_provider, SCHEMA_URL))
+        self._handlers: dict[type, Any] = {
             LookUpStarted: self._on_look_up_started,
+            LookUpShared: self._on_look_up_shared,
             LookUpEnded: self._on_look_up_ended,
             AttemptStarted: self._on_attempt_started,
+            AttemptHeld: self._on_attempt_held,
             AttemptEnded: self._on_attempt_ended,
             RetryScheduled: self._on_retry_scheduled,
             BudgetRefused: self._on_budget_refused,
@@ -142,39 +220,123 @@ class Telemetry:
             WaitStarted: self._on_wait_started,
             WaitEnded: self._on_wait_ended,
             RecordEnded: self._on_record_ended,
+            RecordFailed: self._on_record_failed,
+            PollShared: self._on_poll_shared,
+            BatchStarted: self._on_batch_started,
+            BatchEnded: self._on_batch_ended,
         }
 
-    def _make_instruments(self, provider: MeterProvider | None) -> None:
-        meter = get_meter(SCOPE, __version__, provider, SCHEMA_URL)
+    def bind(self, client: _Client) -> None:
+        """Report the state of a client too. Every client calls this for what is passed to it as `on_event`."""
+        self._clients.add(client)
+
+    def __call__(self, event: Event) -> None:
+        """Handle an event. Those that this version does not know are ignored."""
+        handle = self._handlers.get(type(event))
+        if handle is not None:
+            handle(event)
+
+    def _make_instruments(self, meter: Meter) -> None:
         self._request_duration = meter.create_histogram(
             "http.client.request.duration",
             "s",
             "Duration of HTTP client requests.",
             explicit_bucket_boundaries_advisory=REQUEST_SECONDS,
         )
-        self._active_requests = meter.create_up_down_counter(
-            "http.client.active_requests", "{request}", "Number of active HTTP requests."
-        )
         self._duration = meter.create_histogram(
             "kaizen.look_up.duration",
             "s",
-            "Duration of look-ups.",
+            "Duration of lookups.",
             explicit_bucket_boundaries_advisory=LOOK_UP_SECONDS,
         )
-        self._time = meter.create_counter("kaizen.look_up.time", "s", "What the time of look-ups went into.")
-        self._retries = meter.create_counter("kaizen.look_up.retries", "{retry}", "Attempts after a failed one.")
-        self._refusals = meter.create_counter(
-            "kaizen.retry_budget.refusals", "{refusal}", "Retries that the client's budget did not allow."
+        self._wait_duration = meter.create_histogram(
+            "kaizen.wait.duration",
+            "s",
+            "Duration of calls that wait for executions.",
+            explicit_bucket_boundaries_advisory=WAIT_SECONDS,
         )
-        self._pauses = meter.create_counter("kaizen.gate.pauses", "{pause}", "Pauses that the server asked for.")
-        self._paused = meter.create_counter("kaizen.gate.time", "s", "How long pauses took.")
-        self._ends = meter.create_counter("kaizen.execution.ends", "{execution}", "Ends that waits have seen.")
+        self._observe_places(meter)
+        self._observe_clients(meter)
 
-    def __call__(self, event: Event) -> None:
-        """Take an event. Those that this version does not know are let pass."""
-        take = self._takers.get(type(event))
-        if take is not None:
-            take(event)
+    def _observe_places(self, meter: Meter) -> None:
+        """Make the instruments that cost nothing while lookups run: they read totals when metrics are collected."""
+
+        def counter(name: str, unit: str, description: str, read: "Callable[[_Place], Iterable[Observation]]") -> None:
+            meter.create_observable_counter(name, [self._reader(read)], unit, description)
+
+        meter.create_observable_up_down_counter(
+            "http.client.active_requests",
+            [self._reader(lambda place: [Observation(place.active, place.request)])],
+            "{request}",
+            "Number of active HTTP requests.",
+        )
+        counter("kaizen.look_up.time", "s", "Time of lookups by phase.", _phases)
+        counter(
+            "kaizen.look_up.retries", "{retry}", "Attempts after a failed one.", _by("retries", "error.type", "metric")
+        )
+        counter(
+            "kaizen.retry_budget.refusals",
+            "{refusal}",
+            "Retries that the client's budget did not allow.",
+            lambda place: [Observation(place.refusals, place.metric)] if place.refusals else [],
+        )
+        counter(
+            "kaizen.gate.pauses",
+            "{pause}",
+            "Pauses that the server asked for.",
+            _by("pauses", "http.response.status_code", "server"),
+        )
+        counter(
+            "kaizen.gate.time",
+            "s",
+            "Seconds of pauses.",
+            lambda place: [Observation(place.paused, place.server)] if place.paused else [],
+        )
+        counter(
+            "kaizen.execution.ends",
+            "{execution}",
+            "Ends that waits have seen.",
+            _by("ends", "kaizen.execution.status", "metric"),
+        )
+        counter(
+            "kaizen.wait.failures",
+            "{execution}",
+            "Ids for which a wait for many ended with an error.",
+            _by("failures", "error.type", "metric"),
+        )
+
+    def _observe_clients(self, meter: Meter) -> None:
+        def state(read: "Callable[[Any], float | None]") -> "Callable[[CallbackOptions], Iterable[Observation]]":
+            def observe(_: CallbackOptions) -> Iterable[Observation]:
+                values = [read(client.stats()) for client in list(self._clients)]
+                known = [value for value in values if value is not None]
+                return [Observation(sum(known))] if known else []
+
+            return observe
+
+        meter.create_observable_up_down_counter(
+            "kaizen.wait.executions",
+            [state(lambda stats: stats.waiting)],
+            "{execution}",
+            "Executions that are waited for now.",
+        )
+        meter.create_observable_up_down_counter(
+            "kaizen.look_up.queued",
+            [state(lambda stats: stats.queued)],
+            "{look_up}",
+            "Lookups in progress without a request in flight.",
+        )
+        meter.create_observable_gauge(
+            "kaizen.poll.delay", [state(lambda stats: stats.poll_delay)], "s", "By which polls come later than due."
+        )
+        meter.create_observable_gauge(
+            "kaizen.gate.pace", [state(lambda stats: stats.gate_pace)], "{request}/s", "What may be sent now."
+        )
+
+    def _reader(
+        self, read: "Callable[[_Place], Iterable[Observation]]"
+    ) -> "Callable[[CallbackOptions], Iterable[Observation]]":
+        return lambda _: [observation for place in list(self._places.values()) for observation in read(place)]
 
     def _place(self, url: str) -> _Place:
         place = self._places.get(url)
@@ -182,111 +344,200 @@ class Telemetry:
             place = self._places[url] = _Place(url)
         return place
 
-    def _begin(self, verb: str, url: str, execution_id: str | None, kind: SpanKind, attributes: Attributes) -> None:
+    def _begin(self, method: str, url: str, execution_id: str | None, *, is_wait: bool) -> None:
+        """Open a lookup, a wait or a batch, with a span if it is to have one."""
         place = self._place(url)
-        about = {} if execution_id is None else {"kaizen.execution.id": execution_id}
-        name = f"{verb} {place.path}"
-        _Open(self._tracer.start_span(name, kind=kind, attributes={**place.span, **attributes, **about}), place)
+        span: Span = INVALID_SPAN
+        if self._spans and (self._poll_spans or is_wait or not _is_poll()):
+            attributes = place.span if execution_id is None else {**place.span, "kaizen.execution.id": execution_id}
+            span = self._tracer.start_span(f"{method} {place.path}", attributes=attributes)
+        _Open(span, place, is_wait=is_wait)
 
     def _on_look_up_started(self, event: LookUpStarted) -> None:
-        if self._describes_requests:
-            self._begin("look_up", event.url, event.id, SpanKind.CLIENT, {"http.request.method": "POST"})
-        else:
-            self._begin("look_up", event.url, event.id, SpanKind.INTERNAL, {})
+        self._begin("look_up", event.url, event.id, is_wait=False)
+
+    def _on_look_up_shared(self, event: LookUpShared) -> None:
+        look_up = _current()
+        look_up.shares = True
+        _link(look_up.span, event.leader)
+
+    @staticmethod
+    def _on_poll_shared(event: PollShared) -> None:
+        _link(_current().span, event.leader)
 
     def _on_look_up_ended(self, event: LookUpEnded) -> None:
         look_up, outcome = _current(), event.outcome
-        elapsed = _now() - look_up.started
+        place = look_up.place
         error = None if outcome is None else outcome.error
-        shared = outcome is not None and outcome.attempts > look_up.attempts
         error_type = CANCELLED if outcome is None else _type_of(error)
-        metric = look_up.place.metric
-        self._duration.record(elapsed, metric if error_type is None else {**metric, "error.type": error_type})
-        rest = max(0.0, elapsed - look_up.network - look_up.backoff)
-        phases = {"network": look_up.network, "backoff": look_up.backoff, "shared" if shared else "queue": rest}
-        for phase, seconds in phases.items():
-            if seconds:
-                self._time.add(seconds, {**metric, "kaizen.look_up.phase": phase})
-        look_up.span.set_attributes(self._result_of(look_up, event, shared=shared))
+        self._duration.record(event.elapsed, place.looked_up(error_type))
+        place.seconds["network"] += look_up.network
+        place.seconds["backoff"] += look_up.backoff
+        rest = max(0.0, event.elapsed - look_up.network - look_up.backoff)
+        place.seconds["shared" if look_up.shares else "queue"] += rest
+        if look_up.span.is_recording():
+            result: dict[str, str | int | float | bool] = {"kaizen.attempts": look_up.attempts}
+            if look_up.shares:
+                result["kaizen.shared"] = True
+            if outcome is not None:
+                result |= _status_of(outcome.execution)
+            look_up.span.set_attributes(result)
         look_up.close(error_type, _description_of(error))
-
-    def _result_of(self, look_up: _Open, event: LookUpEnded, *, shared: bool) -> Attributes:
-        result: dict[str, str | int | float | bool] = {"kaizen.attempts": look_up.attempts}
-        if shared:
-            result["kaizen.shared"] = True
-        if event.outcome is not None:
-            result |= _status_of(event.outcome.execution)
-        if self._describes_requests and look_up.status is not None:
-            result["http.response.status_code"] = look_up.status
-        if self._describes_requests and look_up.attempts > 1:
-            result["http.request.resend_count"] = look_up.attempts - 1
-        return result
 
     def _on_attempt_started(self, event: AttemptStarted) -> None:
         look_up = _current()
         look_up.attempts = event.attempt
-        look_up.queued = event.queued
-        self._active_requests.add(1, look_up.place.request)
+        look_up.shares = False
+        look_up.place.active += 1
+        if not self._describes_requests:
+            return
+        if look_up.span.is_recording():
+            attributes = {**look_up.place.attempt, "kaizen.attempt.queued": event.queued}
+            if event.attempt > 1:
+                attributes["http.request.resend_count"] = event.attempt - 1
+            look_up.attempt = self._tracer.start_span(
+                f"POST {look_up.place.path}", kind=SpanKind.CLIENT, attributes=attributes
+            )
+            propagate.inject(event.headers, set_span_in_context(look_up.attempt))
+        elif get_current_span().get_span_context().is_valid:
+            propagate.inject(event.headers)
+
+    def _on_attempt_held(self, _: AttemptHeld) -> None:
+        look_up = _current()
+        look_up.place.active -= 1
+        if look_up.attempt is not None:
+            look_up.attempt.set_attributes({"kaizen.attempt.held": True})
+            _end(look_up.attempt, None)
+            look_up.attempt = None
 
     def _on_attempt_ended(self, event: AttemptEnded) -> None:
         look_up = _current()
-        look_up.status = event.status
         look_up.network += event.elapsed
-        self._active_requests.add(-1, look_up.place.request)
-        result: dict[str, str | int | float | bool] = {}
-        if event.status is not None:
-            result["http.response.status_code"] = event.status
-        if event.error is not None or event.status is None:
-            result["error.type"] = _type_of(event.error) or CANCELLED
-        if self._describes_requests:
-            self._request_duration.record(event.elapsed, {**look_up.place.request, **result})
-        figures = {"number": event.attempt, "queued": look_up.queued, "duration": event.elapsed}
-        look_up.note("kaizen.attempt", {f"kaizen.attempt.{name}": figure for name, figure in figures.items()} | result)
+        look_up.place.active -= 1
+        if not self._describes_requests:
+            return
+        error_type = _cause_of(event)
+        self._request_duration.record(event.elapsed, look_up.place.requested(error_type, event.status))
+        span, look_up.attempt = look_up.attempt, None
+        if span is not None:
+            result = _result(error_type, event.status)
+            if event.peer is not None:
+                result |= {"network.peer.address": event.peer[0], "network.peer.port": event.peer[1]}
+            span.set_attributes(result)
+            _end(span, error_type, _description_of(event.error))
 
     def _on_retry_scheduled(self, event: RetryScheduled) -> None:
         look_up = _current()
         look_up.backoff += event.delay
-        reason = {"error.type": _type_of(event.error) or ""}
-        self._retries.add(1, {**look_up.place.metric, **reason})
-        look_up.note("kaizen.retry", {"kaizen.retry.delay": event.delay, **reason})
+        error_type = _type_of(event.error) or OTHER
+        look_up.place.retries[error_type] += 1
+        look_up.note("kaizen.retry", {"kaizen.retry.delay": event.delay, "error.type": error_type})
 
     def _on_budget_refused(self, event: BudgetRefused) -> None:
         look_up = _current()
-        self._refusals.add(1, look_up.place.metric)
+        look_up.place.refusals += 1
         look_up.note("kaizen.retry_budget.refusal", {"kaizen.attempts": event.attempts})
 
     def _on_gated(self, event: Gated) -> None:
         look_up = _current()
-        status = {"http.response.status_code": event.status}
-        self._pauses.add(1, {**look_up.place.server, **status})
-        look_up.note("kaizen.gate.closed", {"kaizen.gate.pause": event.pause, **status})
+        look_up.place.pauses[event.status] += 1
+        look_up.note(
+            "kaizen.gate.closed", {"kaizen.gate.pause": event.pause, "http.response.status_code": event.status}
+        )
 
     def _on_ungated(self, event: Ungated) -> None:
         look_up = _current()
-        self._paused.add(event.pause, look_up.place.server)
+        look_up.place.paused += event.pause
         look_up.note("kaizen.gate.opened", {"kaizen.gate.pause": event.pause})
 
     def _on_wait_started(self, event: WaitStarted) -> None:
-        self._begin(event.verb, event.url, event.id, SpanKind.INTERNAL, {})
+        self._begin(event.verb, event.url, event.id, is_wait=True)
 
     def _on_wait_ended(self, event: WaitEnded) -> None:
-        _current().close(_type_of(event.error), _description_of(event.error))
+        wait = _current()
+        error_type = CANCELLED if event.cancelled else _type_of(event.error)
+        outcome = "cancelled" if event.cancelled else "succeeded" if event.error is None else "failed"
+        attributes = {"kaizen.wait.method": event.verb, "kaizen.wait.outcome": outcome}
+        self._wait_duration.record(event.elapsed, {**wait.place.looked_up(error_type), **attributes})
+        if wait.span.is_recording():
+            wait.span.set_attribute("kaizen.wait.outcome", outcome)
+        wait.close(error_type, _description_of(event.error))
 
     def _on_record_ended(self, event: RecordEnded) -> None:
         wait = _current()
         status = _status_of(event.outcome.execution)
-        self._ends.add(1, {**wait.place.metric, **status})
+        wait.place.ends[status.get("kaizen.execution.status", OTHER)] += 1
         wait.note("kaizen.execution.end", {"kaizen.execution.id": event.id, **status})
 
+    def _on_record_failed(self, event: RecordFailed) -> None:
+        wait = _current()
+        error_type = _type_of(event.outcome.error) or OTHER
+        wait.place.failures[error_type] += 1
+        wait.note("kaizen.execution.failure", {"kaizen.execution.id": event.id, "error.type": error_type})
 
-def _now() -> float:
-    """Return seconds of the clock that the events count by."""
-    return asyncio.get_running_loop().time()
+    def _on_batch_started(self, event: BatchStarted) -> None:
+        self._begin(event.verb, event.url, None, is_wait=False)
+
+    def _on_batch_ended(self, event: BatchEnded) -> None:
+        batch = _current()
+        if batch.span.is_recording():
+            batch.span.set_attributes({"kaizen.batch.succeeded": event.succeeded, "kaizen.batch.failed": event.failed})
+        batch.close(CANCELLED if event.cancelled else None)
 
 
 def _current() -> _Open:
-    """Return the look-up or wait in whose context an event is told: all are told in that of one."""
+    """Return the lookup, wait or batch in whose context an event is told."""
     return cast("_Open", context.get_value(_OPEN))
+
+
+def _is_poll() -> bool:
+    """Return whether a lookup that begins now is a poll."""
+    above = context.get_value(_OPEN)
+    return isinstance(above, _Open) and above.is_wait
+
+
+def _link(span: Span, leader: Context) -> None:
+    """Link a span to the one that is current in another context."""
+    if span.is_recording():
+        linked = leader.run(get_current_span).get_span_context()
+        if linked.is_valid:
+            span.add_link(linked)
+
+
+def _end(span: Span, error_type: str | None, description: str | None = None) -> None:
+    if error_type is not None:
+        span.set_attribute("error.type", error_type)
+        span.set_status(StatusCode.ERROR, description)
+    span.end()
+
+
+def _phases(place: _Place) -> list[Observation]:
+    return [
+        Observation(seconds, {**place.metric, "kaizen.look_up.phase": phase})
+        for phase, seconds in place.seconds.items()
+        if seconds
+    ]
+
+
+def _by(
+    totals: str, attribute: str, common: Literal["metric", "server"]
+) -> "Callable[[_Place], Iterable[Observation]]":
+    """Return a function that reads the totals of a place by an attribute."""
+
+    def read(place: _Place) -> list[Observation]:
+        counts: dict[Any, int] = getattr(place, totals)
+        return [Observation(count, {**getattr(place, common), attribute: value}) for value, count in counts.items()]
+
+    return read
+
+
+def _result(error_type: str | None, status: int | None) -> dict[str, str | int | float | bool]:
+    result: dict[str, str | int | float | bool] = {}
+    if status is not None:
+        result["http.response.status_code"] = status
+    if error_type is not None:
+        result["error.type"] = error_type
+    return result
 
 
 def _type_of(error: KaizenError | None) -> str | None:
@@ -296,11 +547,25 @@ def _type_of(error: KaizenError | None) -> str | None:
     return str(error.status) if isinstance(error, StatusError) else type(error).__name__
 
 
+def _cause_of(event: AttemptEnded) -> str | None:
+    """Return the `error.type` of an attempt: the class of what really happened, such as ConnectionRefusedError."""
+    error = event.error
+    if error is None:
+        return None if event.status is not None else CANCELLED
+    if isinstance(error, StatusError) or error.__cause__ is None:
+        return _type_of(error)
+    cause: BaseException = error.__cause__
+    return type(getattr(cause, "os_error", cause)).__name__
+
+
 def _description_of(error: KaizenError | None) -> str | None:
-    """Return what an error says, unless it may quote the server's answer."""
+    """Return what an error says, unless it may quote the server's response."""
     return None if error is None or isinstance(error, StatusError | DecodeError) else error.reason
 
 
 def _status_of(record: object) -> dict[str, str]:
+    """Return the status of a record, if it has one: only those are named that this version knows."""
     status = getattr(record, "status", None)
-    return {"kaizen.execution.status": str(status)} if isinstance(status, str) else {}
+    if not isinstance(status, str):
+        return {}
+    return {"kaizen.execution.status": str(status) if status in _KNOWN_STATUSES else OTHER}

@@ -1,20 +1,51 @@
 """Running totals of one client: a snapshot costs a copy, and no history is kept."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import msgspec
 
 
 class Counters(msgspec.Struct, gc=False):
-    """Totals since the client was created, counted by the engine."""
+    """Totals since the client was created: of one kind of lookup, or of what concerns all."""
 
     lookups: int = 0
+    in_progress: int = 0
     succeeded: int = 0
     failed: int = 0
     shared: int = 0
+    cancelled: int = 0
     attempts: int = 0
     retries: int = 0
     throttled: int = 0
     pauses: int = 0
     polls: int = 0
+    responses_2xx: int = 0
+    responses_3xx: int = 0
+    responses_4xx: int = 0
+    responses_5xx: int = 0
+    unanswered: int = 0
+    attempt_seconds: float = 0.0
+
+    def note_attempt(self, elapsed: float, status: int | None) -> None:
+        """Count a request that is over, by its status if there was one."""
+        self.attempt_seconds += elapsed
+        if status is None:
+            self.unanswered += 1
+        elif status < 300:  # noqa: PLR2004 - the classes of statuses
+            self.responses_2xx += 1
+        elif status < 400:  # noqa: PLR2004 - the same
+            self.responses_3xx += 1
+        elif status < 500:  # noqa: PLR2004 - the same
+            self.responses_4xx += 1
+        else:
+            self.responses_5xx += 1
+
+
+def total(counters: Iterable[Counters]) -> dict[str, Any]:
+    """Return the sums, by their names."""
+    each = list(counters)
+    return {name: sum(getattr(one, name) for one in each) for name in Counters.__struct_fields__}
 
 
 class ClientStats(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -25,9 +56,15 @@ class ClientStats(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     succeeded: int
     """Look-ups that ended with a record."""
     failed: int
-    """Look-ups that ended with an error. Cancelled ones count as neither."""
+    """Lookups that ended with an error."""
     shared: int
-    """Look-ups answered by the request of another that asked for the same id at the same time."""
+    """Lookups that ended with the outcome of another one, which asked for the same id at the same time."""
+    cancelled: int
+    """Lookups whose caller was cancelled. Each call ends as one of succeeded, failed, shared and cancelled."""
+    in_progress: int
+    """Lookups that have begun and not ended, those that wait for another's request not included."""
+    queued: int
+    """Those of them that have no request in flight: they wait for a slot, for a pause to end, or in back-off."""
     attempts: int
     """HTTP requests sent."""
     retries: int
@@ -36,6 +73,17 @@ class ClientStats(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Answers 429, and 503 with Retry-After."""
     pauses: int
     """Times that the gate closed."""
+    responses_2xx: int
+    """Responses by the class of their status, also those that broke off after it."""
+    responses_3xx: int
+    responses_4xx: int
+    responses_5xx: int
+    unanswered: int
+    """Requests without a response: not connected, timed out, reset, cancelled."""
+    attempt_seconds: float
+    """Seconds that all requests took together; divided by their number, the mean latency."""
+    by_path: dict[str, Counters]
+    """The same totals for each kind of lookup, by its path below the base URL."""
     polls: int
     """Look-ups made by waits."""
     waiting: int

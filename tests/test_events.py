@@ -1,8 +1,11 @@
 """What a client tells its hook, in which order and with which figures; in virtual time."""
 
 import asyncio
+import functools
 import logging
+from collections.abc import Coroutine
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, get_args
 
 import pytest
@@ -10,6 +13,7 @@ from scripted_lives import EVERY_SECOND, EVERY_TEN, ended, ending, never_ending,
 from scripted_transport import NEVER, Reply, ScriptedTransport, record, status
 from virtual_time import virtual_time
 
+import kaizen_async._bulk
 import kaizen_async._lookup.engine
 import kaizen_async._lookup.lookup
 import kaizen_async._waiting.polling
@@ -29,13 +33,17 @@ from kaizen_async import (
 from kaizen_async._transport.transport import Answer
 from kaizen_async.events import (
     AttemptEnded,
+    AttemptHeld,
     AttemptStarted,
+    BatchEnded,
+    BatchStarted,
     BudgetRefused,
     Event,
     Gated,
     LookUpEnded,
     LookUpStarted,
     RecordEnded,
+    RecordFailed,
     RetryScheduled,
     Ungated,
     WaitEnded,
@@ -83,7 +91,7 @@ async def test_a_look_up_that_goes_well_tells_four_times() -> None:
             LookUpStarted("a", url),
             AttemptStarted("a", _, attempt=1, queued=0),
             AttemptEnded("a", _, attempt=1, elapsed=elapsed, status=200, error=None),
-            LookUpEnded("a", _, outcome),
+            LookUpEnded("a", _, outcome, _),
         ]:
             assert url == URL
             assert elapsed == request
@@ -162,7 +170,7 @@ async def test_a_cancelled_look_up_still_tells_both_ends() -> None:
     async with ScriptedTransport(lambda *_: (NEVER, status(500))).client(on_event=events.append) as client:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(client.instructor_executions.get("a"), 3)
-    assert events[-2:] == [AttemptEnded("a", URL, 1, 3, None, None), LookUpEnded("a", URL, None)]
+    assert events[-2:] == [AttemptEnded("a", URL, 1, 3, None, None), LookUpEnded("a", URL, None, 3)]
 
 
 @virtual_time
@@ -172,7 +180,7 @@ async def test_a_look_up_that_shares_a_request_tells_no_attempt() -> None:
     async with ScriptedTransport().client(on_event=events.append) as client:
         await asyncio.gather(client.instructor_executions.get("a"), client.instructor_executions.get("a"))
     assert names(events) == [
-        *["LookUpStarted", "AttemptStarted", "LookUpStarted"],
+        *["LookUpStarted", "AttemptStarted", "LookUpStarted", "LookUpShared"],
         *["AttemptEnded", "LookUpEnded", "LookUpEnded"],
     ]
 
@@ -270,14 +278,123 @@ async def test_a_wait_that_fails_tells_its_error() -> None:
     assert not of(RecordEnded, events)
 
 
+@pytest.mark.parametrize("method", ["wait_many", "watch"])
+def test_an_id_that_fails_is_told_in_its_call(method: str) -> None:
+    """With its error; the call itself goes on."""
+
+    @virtual_time
+    async def play() -> None:
+        events: list[Event] = []
+        transport = ScriptedTransport(lambda i, _: status(404) if i == "gone" else ended(i), latency=0)
+        async with transport.client(on_event=events.append) as client:
+            async with getattr(client.instructor_executions, method)(["gone", "a"], poll=EVERY_SECOND) as results:
+                async for _ in results:
+                    pass
+        (failed,) = of(RecordFailed, events)
+        assert (failed.id, failed.url) == ("gone", URL)
+        assert isinstance(failed.outcome.error, NotFoundError)
+        assert [event.cancelled for event in of(WaitEnded, events)] == [False]
+
+    play()
+
+
+@virtual_time
+async def test_leaving_a_wait_for_many_early_is_told() -> None:
+    """It is no success."""
+    events: list[Event] = []
+    async with ScriptedTransport(never_ending).client(on_event=events.append) as client:
+        async with client.instructor_executions.wait_many(["a"], poll=EVERY_TEN):
+            await asyncio.sleep(1)
+    assert [event.cancelled for event in of(WaitEnded, events)] == [True]
+
+
+@virtual_time
+async def test_a_batch_tells_its_start_and_its_end() -> None:
+    """With what became of its lookups; and whether it was left early."""
+    events: list[Event] = []
+    transport = ScriptedTransport(lambda i, _: status(404) if i == "gone" else record(i))
+    async with transport.client(on_event=events.append) as client:
+        executions = client.instructor_executions
+        await executions.get_many(["a", "gone"])
+        async with executions.stream(["a", "b"]) as outcomes:
+            assert {outcome.id async for outcome in outcomes} == {"a", "b"}
+        async with executions.stream(["a", "b"]):
+            pass
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(executions.get_many(["a"]), 0.05)
+    assert [event.verb for event in of(BatchStarted, events)] == ["get_many", "stream", "stream", "get_many"]
+    ends = [(event.succeeded, event.failed, event.cancelled) for event in of(BatchEnded, events)]
+    assert ends == [(1, 1, False), (2, 0, False), (0, 0, True), (0, 0, True)]
+    assert of(BatchEnded, events)[0].elapsed == request
+
+
+@virtual_time
+async def test_a_request_that_a_pause_holds_is_in_the_queue() -> None:
+    """What began to connect before the pause is not in flight during it, and its wait is not the network's."""
+    events: list[Event] = []
+
+    class SlowToConnect(ScriptedTransport):
+        async def send(self, url: Any, body: bytes, is_held: Any) -> Answer:
+            await asyncio.sleep(1.0 if b"slow" in body else 0.0)
+            return None if is_held() else await super().send(url, body, is_held)  # type: ignore[return-value]
+
+    transport = SlowToConnect(lambda i, n: status(429, retry_after="20") if (i, n) == ("a", 1) else record(i))
+    async with transport.client(on_event=events.append, attempt_timeout=2) as client:
+        await client.instructor_executions.get_many(["a", "slow"])
+    mine = [event for event in events if getattr(event, "id", None) == "slow"]
+    assert names(mine) == [
+        "LookUpStarted",
+        "AttemptStarted",
+        "AttemptHeld",
+        "AttemptStarted",
+        "AttemptEnded",
+        "LookUpEnded",
+    ]
+    again = of(AttemptStarted, mine)[1]
+    assert again.queued > 20
+    assert again.attempt == of(AttemptHeld, mine)[0].attempt == 1
+    assert of(AttemptEnded, mine)[0].elapsed == pytest.approx(1.1)
+
+
+@virtual_time
+async def test_every_call_ends_in_exactly_one_counter() -> None:
+    """Those that share, run out of time while they do, or are cancelled, as well."""
+    transport = ScriptedTransport(lambda i, _: {"gone": status(404)}.get(i, record(i)), latency=10)
+    async with transport.client() as client:
+        get = client.instructor_executions.get
+        calls = [get("a"), get("a"), get("a", deadline=5), get("gone"), asyncio.wait_for(get("b"), 1)]
+        calls += [asyncio.wait_for(get("a"), 1)]
+        await asyncio.gather(*calls, return_exceptions=True)
+        stats = client.stats()
+    assert (stats.succeeded, stats.shared, stats.failed, stats.cancelled) == (1, 1, 2, 2)
+    assert (stats.lookups, stats.in_progress, stats.queued) == (3, 0, 0)
+    assert (stats.responses_2xx, stats.responses_4xx, stats.unanswered) == (1, 1, 1)
+    assert stats.attempt_seconds == pytest.approx(21)
+    assert stats.by_path["/instructor/executions/get"].succeeded == 1
+
+
+@virtual_time
+async def test_several_functions_are_told() -> None:
+    """Each of them, and one that raises does not keep events from the others."""
+    first: list[Event] = []
+    second: list[Event] = []
+
+    def break_down(event: Event) -> None:
+        raise LookupError
+
+    async with ScriptedTransport().client(on_event=[first.append, break_down, second.append]) as client:
+        await client.instructor_executions.get("a")
+    assert names(first) == names(second) == ["LookUpStarted", "AttemptStarted", "AttemptEnded", "LookUpEnded"]
+
+
 @virtual_time
 async def test_a_cancelled_wait_tells_its_end() -> None:
-    """Without an error: the caller gets none from here."""
+    """As cancelled, and without an error: the caller gets none from here."""
     events: list[Event] = []
     async with ScriptedTransport(never_ending).client(on_event=events.append) as client:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(client.instructor_executions.wait("a", poll=EVERY_TEN), 3)
-    assert of(WaitEnded, events) == [WaitEnded("wait", URL, "a", 3, None)]
+    assert of(WaitEnded, events) == [WaitEnded("wait", URL, "a", 3, None, cancelled=True)]
 
 
 @pytest.mark.parametrize("verb", ["wait_many", "watch"])
@@ -365,7 +482,7 @@ async def test_a_hook_that_raises_is_logged_once_and_disturbs_nothing(caplog: py
     async with ScriptedTransport().client(on_event=break_down) as client:
         outcomes = await client.instructor_executions.get_many(["a", "b", "c"])
     assert all(outcome.ok for outcome in outcomes)
-    assert calls == 12
+    assert calls == 2 + 3 * 4
     (complaint,) = [line for line in caplog.records if line.levelno >= logging.ERROR]
     assert complaint.name == "kaizen_async"
     assert complaint.exc_info is not None
@@ -383,11 +500,35 @@ async def awaited(event: Event) -> None:
     """Do nothing, later."""
 
 
-@pytest.mark.parametrize("hook", [awaited, Awaited(), "print"])
+def annotated(event: Event) -> Coroutine[Any, Any, None]:
+    """Return a coroutine."""
+    return awaited(event)
+
+
+@functools.wraps(awaited)
+def decorated(*arguments: Any) -> object:
+    """Return a coroutine."""
+    return awaited(*arguments)
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [awaited, Awaited(), partial(awaited), [print, awaited], annotated, decorated, "print", 5],
+    ids=["function", "object", "partial", "list", "annotated", "decorated", "text", "number"],
+)
 def test_what_cannot_be_called_is_refused_at_once(hook: Any) -> None:
     """A coroutine function would be called and never run."""
     with pytest.raises(TypeError, match="on_event must be a plain function"):
         KaizenClient(on_event=hook)
+
+
+@virtual_time
+async def test_a_coroutine_that_only_shows_when_it_is_made_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """And closed, so that Python does not complain about it for every event."""
+    async with ScriptedTransport().client(on_event=lambda event: awaited(event)) as client:  # type: ignore[arg-type, return-value]  # noqa: PLW0108
+        await client.instructor_executions.get("a")
+    (complaint,) = [line for line in caplog.records if line.levelno >= logging.ERROR]
+    assert "must be a plain function" in complaint.getMessage()
 
 
 def test_without_a_hook_no_event_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,6 +538,7 @@ def test_without_a_hook_no_event_is_made(monkeypatch: pytest.MonkeyPatch) -> Non
         raise AssertionError("an event was made")
 
     modules = [
+        kaizen_async._bulk,
         kaizen_async._lookup.engine,
         kaizen_async._lookup.lookup,
         kaizen_async._waiting.polling,
@@ -413,7 +555,8 @@ def test_without_a_hook_no_event_is_made(monkeypatch: pytest.MonkeyPatch) -> Non
         transport = ScriptedTransport(lambda i, number: replies.get(number, ended(i)))
         async with transport.client() as client:
             assert (await client.instructor_executions.wait("a", poll=EVERY_SECOND)).is_finished
-        assert len(transport.sent) == 4
+            await client.instructor_executions.get_many(["a"])
+        assert len(transport.sent) == 5
 
     play()
 

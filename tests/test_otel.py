@@ -40,6 +40,8 @@ PATH = "/instructor/executions/get"
 SERVER = {"server.address": "api.kaizenautomation.com", "server.port": 443}
 KIND = {**SERVER, "url.template": PATH}
 REQUEST = {**KIND, "http.request.method": "POST"}
+PROTOCOL = {"network.protocol.version": "1.1"}
+RESULT = ("error.type", "http.response.status_code", "http.request.resend_count")
 
 
 class Backend:
@@ -102,6 +104,17 @@ def having(*attributes: dict[str, Any], **others: Any) -> frozenset[tuple[str, A
     return frozenset((merged | {name.replace("__", "."): value for name, value in others.items()}).items())
 
 
+def look_up_of(backend: Backend) -> ReadableSpan:
+    """Return the span of the only lookup."""
+    (span,) = backend.spans(f"look_up {PATH}")
+    return span
+
+
+def attempts_of(backend: Backend) -> list[ReadableSpan]:
+    """Return the spans of all attempts."""
+    return backend.spans(f"POST {PATH}")
+
+
 def events_of(span: ReadableSpan) -> list[str]:
     """Return the names of the events in a span."""
     return [event.name for event in span.events]
@@ -127,51 +140,48 @@ async def failing(client: KaizenClient, execution_id: str = "a", **options: Any)
 
 @virtual_time
 async def test_a_look_up_is_one_span_in_the_trace_of_its_caller(backend: Backend) -> None:
-    """With its request as an event; and the caller's span is current again after it."""
+    """With its request as a span below it; and the caller's span is current again after it."""
     async with ScriptedTransport().client(on_event=backend.telemetry()) as client:
         with backend.tracer.start_as_current_span("handler") as handler:
             await client.instructor_executions.get("a")
             assert get_current_span() is handler
-    look_up, outer = sorted(backend.spans(), key=lambda span: span.name, reverse=True)
+    look_up, (attempt,) = look_up_of(backend), attempts_of(backend)
+    (outer,) = backend.spans("handler")
     assert parent_of(look_up) == id_of(outer)
-    assert look_up.name == f"look_up {PATH}"
-    assert look_up.kind is SpanKind.CLIENT
+    assert look_up.kind is SpanKind.INTERNAL
     assert look_up.status.status_code is StatusCode.UNSET
     assert look_up.attributes == {
-        **SERVER,
+        **KIND,
         "url.full": f"https://api.kaizenautomation.com{PATH}",
-        "http.request.method": "POST",
-        "http.response.status_code": 200,
         "kaizen.execution.id": "a",
         "kaizen.execution.status": "InProgress",
         "kaizen.attempts": 1,
     }
-    (attempt,) = look_up.events
-    assert attempt.name == "kaizen.attempt"
+    assert parent_of(attempt) == id_of(look_up)
+    assert attempt.kind is SpanKind.CLIENT
     assert attempt.attributes == {
-        "kaizen.attempt.number": 1,
+        **REQUEST,
+        "url.full": f"https://api.kaizenautomation.com{PATH}",
         "kaizen.attempt.queued": 0,
-        "kaizen.attempt.duration": pytest.approx(0.1),
         "http.response.status_code": 200,
+        "network.protocol.version": "1.1",
     }
 
 
 @virtual_time
-async def test_every_attempt_and_retry_is_an_event_of_the_look_up(backend: Backend) -> None:
-    """An error that was overcome is none of the look-up's."""
+async def test_every_attempt_is_a_span_and_every_retry_an_event(backend: Backend) -> None:
+    """An error that was overcome is an attempt's, not the lookup's."""
     transport = ScriptedTransport(lambda i, number: status(503) if number < 3 else record(i))
     async with transport.client(on_event=backend.telemetry()) as client:
         client._random.uniform = lambda _, high: high  # type: ignore[method-assign]
         await client.instructor_executions.get("a")
-    (span,) = backend.spans()
-    assert events_of(span) == ["kaizen.attempt", "kaizen.retry"] * 2 + ["kaizen.attempt"]
-    assert span.events[0].attributes is not None
-    assert span.events[0].attributes["error.type"] == "503"
-    assert span.events[3].attributes == {"kaizen.retry.delay": 0.5, "error.type": "503"}
-    assert span.attributes is not None
-    assert span.attributes["http.request.resend_count"] == 2
-    assert span.attributes["http.response.status_code"] == 200
-    assert span.status.status_code is StatusCode.UNSET
+    look_up, attempts = look_up_of(backend), attempts_of(backend)
+    assert events_of(look_up) == ["kaizen.retry"] * 2
+    assert look_up.events[1].attributes == {"kaizen.retry.delay": 0.5, "error.type": "503"}
+    assert look_up.status.status_code is StatusCode.UNSET
+    seen = [[dict(each.attributes or {}).get(name) for name in RESULT] for each in attempts]
+    assert seen == [["503", 503, None], ["503", 503, 1], [None, 200, 2]]
+    assert [each.status.status_code for each in attempts] == [StatusCode.ERROR, StatusCode.ERROR, StatusCode.UNSET]
 
 
 @pytest.mark.parametrize(
@@ -193,13 +203,14 @@ def test_a_look_up_that_fails_says_so(backend: Backend, reply: Reply, error_type
             await failing(client)
 
     play()
-    (span,) = backend.spans()
-    assert span.status.status_code is StatusCode.ERROR
-    assert span.status.description == description
+    for span in backend.spans():
+        assert span.status.status_code is StatusCode.ERROR
+        assert span.status.description == description
+        assert "of the server" not in span.to_json()
+    span = look_up_of(backend)
     assert span.attributes is not None
     assert span.attributes["error.type"] == error_type
     assert "kaizen.execution.status" not in span.attributes
-    assert "of the server" not in span.to_json()
     assert backend.values("kaizen.look_up.duration") == {having(KIND, error__type=error_type): 1}
     requests = backend.values("http.client.request.duration")
     assert [dict(attributes)["error.type"] for attributes in requests] == [error_type]
@@ -211,24 +222,26 @@ async def test_a_cancelled_look_up_ends_its_span(backend: Backend) -> None:
     async with ScriptedTransport(lambda *_: (NEVER, status(500))).client(on_event=backend.telemetry()) as client:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(client.instructor_executions.get("a"), 3)
-    (span,) = backend.spans()
-    assert span.attributes is not None
-    assert span.attributes["error.type"] == "CancelledError"
-    assert "http.response.status_code" not in span.attributes
-    assert span.status.status_code is StatusCode.ERROR
+    for span in backend.spans():
+        assert span.attributes is not None
+        assert span.attributes["error.type"] == "CancelledError"
+        assert "http.response.status_code" not in span.attributes
+        assert span.status.status_code is StatusCode.ERROR
     assert backend.values("http.client.active_requests") == {having(REQUEST): 0}
-    assert backend.values("http.client.request.duration") == {having(REQUEST, error__type="CancelledError"): 1}
+    assert backend.values("http.client.request.duration") == {
+        having(REQUEST, PROTOCOL, error__type="CancelledError"): 1
+    }
     assert backend.values("kaizen.look_up.time") == {having(KIND, kaizen__look_up__phase="network"): 3}
 
 
 @virtual_time
 async def test_a_look_up_that_shares_a_request_has_a_span_of_its_own(backend: Backend) -> None:
-    """Without attempts; and the time it waited counts as shared."""
+    """Without attempts, and with a link to the one that sent; the time it waited counts as shared."""
     async with ScriptedTransport().client(on_event=backend.telemetry()) as client:
         await asyncio.gather(client.instructor_executions.get("a"), client.instructor_executions.get("a"))
-    leader, follower = sorted(backend.spans(), key=lambda span: len(span.events), reverse=True)
-    assert events_of(leader) == ["kaizen.attempt"]
-    assert events_of(follower) == []
+    leader, follower = backend.spans(f"look_up {PATH}")
+    assert [parent_of(attempt) for attempt in attempts_of(backend)] == [id_of(leader)]
+    assert [link.context for link in follower.links] == [leader.context]
     assert follower.attributes is not None
     assert follower.attributes["kaizen.shared"] is True
     assert follower.attributes["kaizen.attempts"] == 0
@@ -275,8 +288,8 @@ async def test_the_duration_of_requests_follows_the_conventions(backend: Backend
         await client.instructor_executions.get_many(["a", "b"])
     points = backend.metrics()["http.client.request.duration"]
     assert {frozenset(point.attributes.items()) for point in points} == {
-        having(REQUEST, http__response__status_code=200),
-        having(REQUEST, http__response__status_code=404, error__type="404"),
+        having(REQUEST, PROTOCOL, http__response__status_code=200),
+        having(REQUEST, PROTOCOL, http__response__status_code=404, error__type="404"),
     }
     assert [point.sum for point in points] == [pytest.approx(0.1)] * 2
     assert {tuple(point.explicit_bounds) for point in points} == {REQUEST_SECONDS}
@@ -293,11 +306,7 @@ async def test_pauses_are_counted_and_timed(backend: Backend) -> None:
     assert backend.values("kaizen.gate.pauses") == {having(SERVER, http__response__status_code=429): 1}
     assert backend.values("kaizen.gate.time") == {having(SERVER): pytest.approx(20)}
     assert backend.values("kaizen.look_up.retries") == {having(KIND, error__type="429"): 1}
-    (span,) = backend.spans()
-    assert events_of(span) == [
-        *["kaizen.attempt", "kaizen.gate.closed", "kaizen.retry"],
-        *["kaizen.gate.opened", "kaizen.attempt"],
-    ]
+    assert events_of(look_up_of(backend)) == ["kaizen.gate.closed", "kaizen.retry", "kaizen.gate.opened"]
 
 
 @virtual_time
@@ -307,8 +316,7 @@ async def test_refusals_of_the_retry_budget_are_counted(backend: Backend) -> Non
         client._budget.tokens = 0
         await failing(client)
     assert backend.values("kaizen.retry_budget.refusals") == {having(KIND): 1}
-    (span,) = backend.spans()
-    assert events_of(span)[-1] == "kaizen.retry_budget.refusal"
+    assert events_of(look_up_of(backend))[-1] == "kaizen.retry_budget.refusal"
 
 
 @virtual_time
@@ -400,6 +408,7 @@ async def test_a_look_up_that_is_not_sampled_still_counts() -> None:
         await client.instructor_executions.get_many(["a", "b"])
     assert not backend.spans()
     assert sum(backend.values("kaizen.look_up.duration").values()) == 2
+    assert sum(backend.values("http.client.request.duration").values()) == 2
 
 
 @virtual_time

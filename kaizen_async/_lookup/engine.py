@@ -177,7 +177,7 @@ class Engine:
     ) -> Answer | KaizenError | None:
         """Send one request within the attempt's timeout and the deadline, whichever ends first.
 
-        Nothing was sent, and None is returned, if the gate closed while a connection was being made: `send_later`.
+        Nothing was sent, and None is returned, if the gate closed while a connection was being made: `pass_again`.
         Waiting for one of the connections that work, if there cannot be more, takes nothing of the attempt's time.
         """
         while True:
@@ -224,16 +224,12 @@ class Engine:
     def _is_held(self, epoch: int) -> bool:
         return self.gate.epoch != epoch
 
-    async def send_later(self, url: URL, body: bytes, deadline_at: float) -> Answer | KaizenError:
-        """Send one request that was held: wait for the gate again, then take a whole attempt's time."""
-        answer: Answer | KaizenError | None = None
-        while answer is None:
-            try:
-                answer = await self.wait(self._permission(deadline_at), deadline_at)
-            except TimeoutError:
-                answer = self.interruption("while it waited for its turn to send")
-            answer = answer or await self.send(url, body, deadline_at)
-        return answer
+    async def pass_again(self, deadline_at: float) -> KaizenError | None:
+        """Wait for the gate once more with a request that was held; return None, or why it may not be sent."""
+        try:
+            return await self.wait(self._permission(deadline_at), deadline_at)
+        except TimeoutError:
+            return self.interruption("while it waited for its turn to send")
 
     async def pause(self, delay: float) -> None:
         """Sleep, unless the client is closed.

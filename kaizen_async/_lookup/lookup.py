@@ -9,6 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Coroutine
+from contextvars import Context, copy_context
 from random import Random
 from typing import Any, Generic, TypeVar
 
@@ -20,6 +21,7 @@ from kaizen_async._lookup.retry import OVER_BUDGET, Retrier, is_retryable
 from kaizen_async._lookup.throttle import RetryBudget, is_throttling
 from kaizen_async._transport.response import Answer
 from kaizen_async._transport.statuses import status_error
+from kaizen_async._transport.trace import RequestTrace, begin_trace
 from kaizen_async._transport.wire import Endpoint, request_body
 from kaizen_async.config import RetryPolicy
 from kaizen_async.errors import (
@@ -34,11 +36,13 @@ from kaizen_async.errors import (
 )
 from kaizen_async.events import (
     AttemptEnded,
+    AttemptHeld,
     AttemptStarted,
     BudgetRefused,
     Gated,
     Hook,
     LookUpEnded,
+    LookUpShared,
     LookUpStarted,
     RetryScheduled,
 )
@@ -53,7 +57,7 @@ log = logging.getLogger("kaizen_async")
 class Call:
     """One look-up under way; `on_turn` is called when its first request is about to be sent."""
 
-    __slots__ = ("attempts", "deadline_at", "execution_id", "last_error", "on_turn", "sent_at")
+    __slots__ = ("attempts", "deadline_at", "execution_id", "last_error", "on_turn", "sent_at", "trace")
 
     def __init__(self, execution_id: str, deadline_at: float, on_turn: Callable[[], None] | None) -> None:
         self.execution_id = execution_id
@@ -61,7 +65,8 @@ class Call:
         self.on_turn = on_turn
         self.attempts = 0
         self.last_error: KaizenError | None = None
-        self.sent_at = 0.0
+        self.sent_at: float | None = None
+        self.trace: RequestTrace | None = None
 
 
 class Lookups(Generic[T]):
@@ -89,6 +94,7 @@ class Lookups(Generic[T]):
         self._now = engine.clock.time
         self._on_event = engine.on_event
         self._followers: dict[str, list[asyncio.Future[Outcome[T] | None]]] = {}
+        self._contexts: dict[str, Context] = {}
 
     def look_up(
         self, execution_id: str, deadline_at: float = math.inf, on_turn: Callable[[], None] | None = None
@@ -111,25 +117,43 @@ class Lookups(Generic[T]):
         self, execution_id: str, deadline_at: float, on_turn: Callable[[], None] | None, hook: Hook
     ) -> Outcome[T]:
         outcome = None
+        started = self._now()
         try:
             hook(LookUpStarted(execution_id, self.url))
             outcome = await self._look_up(execution_id, deadline_at, on_turn)
             return outcome
         finally:
-            hook(LookUpEnded(execution_id, self.url, outcome))
+            hook(LookUpEnded(execution_id, self.url, outcome, self._now() - started))
 
     async def _look_up(self, execution_id: str, deadline_at: float, on_turn: Callable[[], None] | None) -> Outcome[T]:
+        try:
+            return await self._share_or_lead(execution_id, deadline_at, on_turn)
+        except asyncio.CancelledError:
+            self._counters.cancelled += 1
+            raise
+        except BaseException:
+            self._counters.failed += 1
+            raise
+
+    async def _share_or_lead(
+        self, execution_id: str, deadline_at: float, on_turn: Callable[[], None] | None
+    ) -> Outcome[T]:
         while (followers := self._followers.get(execution_id)) is not None:
+            if self._on_event is not None:
+                self._on_event(LookUpShared(execution_id, self.url, self._contexts[execution_id]))
             shared = await self._follow(followers, execution_id, deadline_at)
             if shared is not None:
                 return shared
         followers = self._followers[execution_id] = []
+        if self._on_event is not None:
+            self._contexts[execution_id] = copy_context()
         outcome = None
         try:
             outcome = await self._lead(Call(execution_id, deadline_at, on_turn))
             return outcome
         finally:
             del self._followers[execution_id]
+            self._contexts.pop(execution_id, None)
             for follower in followers:
                 if not follower.done():
                     follower.set_result(outcome)
@@ -146,6 +170,7 @@ class Lookups(Generic[T]):
         except TimeoutError:
             error = self.engine.interruption("while another look-up of the same id was under way")
             error.execution_id = execution_id
+            self._counters.failed += 1
             return LookupFailed(execution_id, None, error, 0, self._now() - started)
         if outcome is None or _only_lacked_time(outcome.error, deadline_at - self._now()):
             return None
@@ -155,9 +180,13 @@ class Lookups(Generic[T]):
     async def _lead(self, call: Call) -> Outcome[T]:
         started = self._now()
         self._counters.lookups += 1
-        result = await self._attempt(call)
-        if call.attempts and is_retryable(result):
-            result = await self._retry(call, result)
+        self._counters.in_progress += 1
+        try:
+            result = await self._attempt(call)
+            if call.attempts and is_retryable(result):
+                result = await self._retry(call, result)
+        finally:
+            self._counters.in_progress -= 1
         elapsed = self._now() - started
         if not isinstance(result, KaizenError):
             self._counters.succeeded += 1
@@ -168,7 +197,7 @@ class Lookups(Generic[T]):
 
     async def _attempt(self, call: Call) -> T | KaizenError:
         """Make one attempt: wait for a turn, send, read the answer."""
-        queued_at = 0.0 if self._on_event is None else self._now()
+        queued_at = self._now()
         refusal = self._refusal(call) or await self.engine.take_turn(call.deadline_at)
         if refusal is not None:
             refusal.__cause__ = refusal.__cause__ or call.last_error
@@ -180,49 +209,73 @@ class Lookups(Generic[T]):
             return self._noted(call, result)
         self.engine.gate.accepted()
         self._budget.earn(retried=call.attempts > 1)
-        _note(call.execution_id, "attempt %d answered with the record", call.attempts)
+        _note(call.execution_id, "%s: attempt %d answered with the record", call.attempts, **_fields_of(call))
         return result
 
     async def _exchange(self, call: Call, queued_at: float) -> T | KaizenError:
-        """Send, and read the answer; then give the turn back."""
+        """Send, and read the response; then give the turn back."""
         if call.on_turn is not None and not call.attempts:
             call.on_turn()
+        try:
+            result = await self._send(call, queued_at)
+            if isinstance(result, NotFoundError) and self._is_doubtful(call, result):
+                result = await self._send(call, self._now(), fresh=True)
+            return result
+        finally:
+            self.engine.end_turn()
+
+    async def _send(self, call: Call, queued_at: float, *, fresh: bool = False) -> T | KaizenError:
+        """Send one request, and read the response."""
         call.attempts += 1
         self._counters.attempts += 1
         answer: Answer | KaizenError | None = None
         result: T | KaizenError | None = None
+        request = self._url, request_body(call.execution_id), call.deadline_at
         try:
-            if self._on_event is not None:
-                self._tell_of_start(call, queued_at, self._on_event)
-            request = self._url, request_body(call.execution_id), call.deadline_at
-            answer = await self.engine.send(*request) or await self.engine.send_later(*request)
+            self._note_start(call, queued_at)
+            answer = await self.engine.send(*request, fresh=fresh)
+            while answer is None:
+                self._note_held(call)
+                answer = await self.engine.pass_again(call.deadline_at)
+                if answer is None:
+                    self._note_start(call, queued_at)
+                    answer = await self.engine.send(*request, fresh=fresh)
             result = self._read(call, answer) if isinstance(answer, Answer) else answer
-            if isinstance(result, NotFoundError) and self._is_doubtful(call, result):
-                call.attempts += 1
-                self._counters.attempts += 1
-                answer = await self.engine.send(*request, fresh=True) or await self.engine.send_later(*request)
-                result = self._read(call, answer) if isinstance(answer, Answer) else answer
             return result
         finally:
-            self.engine.end_turn()
-            if self._on_event is not None:
-                self._tell_of_end(call, answer, result, self._on_event)
+            self._note_end(call, answer, result)
 
     def _is_doubtful(self, call: Call, error: NotFoundError) -> bool:
         """Return whether a 404 that names no id may belong to another request: the client has seen such responses."""
         return self.engine.transport.is_out_of_step and call.execution_id.encode() not in error.body
 
-    def _tell_of_start(self, call: Call, queued_at: float, hook: Hook) -> None:
+    def _note_start(self, call: Call, queued_at: float) -> None:
+        """Note that a request is about to be sent."""
         call.sent_at = self._now()
-        hook(AttemptStarted(call.execution_id, self.url, call.attempts, call.sent_at - queued_at))
+        if self._on_event is not None:
+            headers: dict[str, str] = {}
+            waited = call.sent_at - queued_at
+            self._on_event(AttemptStarted(call.execution_id, self.url, call.attempts, waited, headers))
+            call.trace = begin_trace(headers)
 
-    def _tell_of_end(
-        self, call: Call, answer: Answer | KaizenError | None, result: T | KaizenError | None, hook: Hook
-    ) -> None:
+    def _note_held(self, call: Call) -> None:
+        """Note that it was not sent after all, so that the time from now on is not the network's."""
+        call.sent_at = None
+        if self._on_event is not None:
+            self._on_event(AttemptHeld(call.execution_id, self.url, call.attempts))
+
+    def _note_end(self, call: Call, answer: Answer | KaizenError | None, result: T | KaizenError | None) -> None:
+        """Note what became of a request, if it was sent."""
+        if call.sent_at is None:
+            return
         elapsed = self._now() - call.sent_at
-        status = answer.status if isinstance(answer, Answer) else None
-        error = result if isinstance(result, KaizenError) else None
-        hook(AttemptEnded(call.execution_id, self.url, call.attempts, elapsed, status, error))
+        trace = call.trace
+        status = answer.status if isinstance(answer, Answer) else None if trace is None else trace.status
+        self._counters.note_attempt(elapsed, status)
+        if self._on_event is not None:
+            error = result if isinstance(result, KaizenError) else None
+            peer = None if trace is None else trace.peer
+            self._on_event(AttemptEnded(call.execution_id, self.url, call.attempts, elapsed, status, error, peer))
 
     def _refusal(self, call: Call) -> KaizenError | None:
         """Return why nothing more may be sent for a look-up, if so."""
@@ -238,7 +291,7 @@ class Lookups(Generic[T]):
             error.__cause__ = call.last_error
         else:
             call.last_error = error
-        _note(call.execution_id, "attempt %d failed: %s", call.attempts, error.reason)
+        _note(call.execution_id, "%s: attempt %d failed: %s", call.attempts, error.reason, **_fields_of(call, error))
         return error
 
     def _read(self, call: Call, answer: Answer) -> T | KaizenError:
@@ -281,7 +334,9 @@ class Lookups(Generic[T]):
         def before_sleep(error: KaizenError, delay: float) -> None:
             self._counters.retries += 1
             when = "once the pause is over" if is_throttling(error) else f"in {seconds(delay)}"
-            _note(call.execution_id, "attempt %d follows %s, since %s", call.attempts + 1, when, error.reason)
+            template = "%s: attempt %d follows %s, since %s"
+            fields = {**_fields_of(call, error), "delay": delay}
+            _note(call.execution_id, template, call.attempts + 1, when, error.reason, **fields)
             if self._on_event is not None:
                 self._on_event(RetryScheduled(call.execution_id, self.url, call.attempts, delay, error))
 
@@ -301,10 +356,21 @@ class Lookups(Generic[T]):
         return result
 
 
-def _note(execution_id: str, message: str, *details: object) -> None:
-    """Log what became of a look-up. The id is foreign text too: many a caller has it from a URL."""
+def _note(execution_id: str, template: str, *details: object, **fields: Any) -> None:
+    """Log what became of a lookup, with fields for logs as JSON. The id is foreign text: it may come from a URL."""
     if log.isEnabledFor(logging.DEBUG):
-        log.debug("%s: %s", printable(execution_id), message % details)
+        shown = printable(execution_id)
+        log.debug(template, shown, *details, extra={"execution_id": shown, **fields})
+
+
+def _fields_of(call: Call, error: KaizenError | None = None) -> dict[str, Any]:
+    """Return what a log line about an attempt is grouped and searched by."""
+    fields: dict[str, Any] = {"attempt": call.attempts}
+    if error is not None:
+        fields["error_type"] = type(error).__name__
+    if isinstance(error, StatusError):
+        fields["status"] = error.status
+    return fields
 
 
 def _only_lacked_time(error: KaizenError | None, time_left: float) -> bool:

@@ -183,6 +183,7 @@ class Connection(asyncio.BufferedProtocol):
             waiter.set_exception(aiohttp.ClientConnectionResetError("the connection was closed before the request"))
             return waiter
         self._stage = _HEAD
+        self._status = 0
         self.silent = True
         self.sent_at = self._loop.time()
         self._interim = self._chunk_count = 0
@@ -192,6 +193,11 @@ class Connection(asyncio.BufferedProtocol):
             self._raw, self._early = bytearray(self._early), b""
             self._hand_over()
         return waiter
+
+    @property
+    def status(self) -> int | None:
+        """The status of the response, as soon as its head was read."""
+        return self._status or None
 
     async def finish(self) -> tuple[Answer, bool]:
         """Read the response that `exchange` gave None for; return it and whether it was read to its end.
@@ -210,6 +216,7 @@ class Connection(asyncio.BufferedProtocol):
                 break
         else:
             raise too_many_interim()
+        self._status = message.code
         self._content = content
         error = handler.exception()
         if error is not None and not content.is_eof():

@@ -20,6 +20,7 @@ from kaizen_async._transport.connection import too_many_interim
 from kaizen_async._transport.proxies import Proxy
 from kaizen_async._transport.reading import MOST_INTERIM, Limits, read_body
 from kaizen_async._transport.response import Answer
+from kaizen_async._transport.trace import current_trace
 
 TESTED_VERSIONS: Final = frozenset({"3.14"})
 
@@ -220,6 +221,9 @@ async def post(
     Raises:
         Exception: What aiohttp, or code that the session runs, raises.
     """
+    trace = current_trace.get()
+    if trace is not None:
+        headers = {**headers, **trace.headers}
     guard = Guard(limits)
     data = _Body(body)
     data.guard = guard
@@ -238,6 +242,8 @@ async def post(
                 max_headers=limits.head_lines,
                 **_route(session, url, headers, proxy),
             ) as response:
+                if trace is not None:
+                    trace.note(response.status, response.connection and response.connection.transport)
                 read, is_complete = await read_body(response.status, response.headers, response.content, limits)
     except TimeoutError:
         if guard.failure is not None:

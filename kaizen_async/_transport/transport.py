@@ -30,6 +30,7 @@ from kaizen_async._transport.reading import Limits, TooLargeError, TooLongHeadEr
 from kaizen_async._transport.resolver import ThreadResolver
 from kaizen_async._transport.response import Answer
 from kaizen_async._transport.session import Guard, is_patched, is_plain, is_supported, post
+from kaizen_async._transport.trace import current_trace
 from kaizen_async._transport.withhold import Secret, Withholder
 from kaizen_async.config import ConnectionPolicy, __version__
 from kaizen_async.errors import ClientClosedError, DecodeError, KaizenError, TransportError
@@ -233,13 +234,18 @@ class Transport:
             pool.put(target, connection)
             return None
         is_complete = True
+        trace = current_trace.get()
+        head = target.head if trace is None else trace.put_into(target.head)
         try:
-            response = await connection.exchange(b"%b%d\r\n\r\n%b" % (target.head, len(body), body))
+            response = await connection.exchange(b"%b%d\r\n\r\n%b" % (head, len(body), body))
             if response is None:
                 response, is_complete = await connection.finish()
         except BaseException as error:
             pool.fail(target, connection, error)
             raise
+        finally:
+            if trace is not None:
+                trace.note(connection.status, connection.transport)
         if is_complete:
             pool.put(target, connection)
         else:

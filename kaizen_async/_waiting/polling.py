@@ -36,7 +36,7 @@ from kaizen_async.errors import (
     StatusError,
     printable,
 )
-from kaizen_async.events import RecordEnded
+from kaizen_async.events import PollShared, RecordEnded
 from kaizen_async.outcomes import Found, LookupFailed, Outcome
 from kaizen_async.stats import Counters
 
@@ -626,7 +626,10 @@ class Scheduler:
         return LookupFailed(entry.id, None, error, entry.attempts, self.clock.time() - entry.since)
 
     def _end(self, entry: Entry, outcome: Outcome[Any]) -> None:
+        hook, url = self.engine.on_event, entry.group.lookups.url
         for index, subscriber in enumerate(self._forget(entry)):
+            if index and hook is not None:
+                subscriber.flow.context.run(hook, PollShared(entry.id, url, copy_context()))
             subscriber.on_end(separate(outcome) if index else outcome)
 
     def _crash(self, entry: Entry, error: Exception) -> None:

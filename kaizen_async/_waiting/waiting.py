@@ -15,7 +15,7 @@ from kaizen_async._streams import AccountedStream, all_done
 from kaizen_async._waiting.polling import AT_ONCE, Flow, Group, Scheduler
 from kaizen_async.clock import Timer
 from kaizen_async.errors import KaizenError
-from kaizen_async.events import Verb, WaitEnded, WaitStarted
+from kaizen_async.events import RecordFailed, Verb, WaitEnded, WaitStarted
 from kaizen_async.outcomes import AnyOutcome, Change, Outcome, Seen, WatchFailed
 
 T = TypeVar("T")
@@ -37,9 +37,15 @@ class _Told:
             self._started = self._now()
             self._flow.context.run(self._hook, WaitStarted(*self._call))
 
-    def end(self, error: KaizenError | None = None) -> None:
+    def failed(self, outcome: Outcome[Any]) -> None:
+        if self._hook is not None and outcome.error is not None:
+            url = self._flow.group.lookups.url
+            self._flow.context.run(self._hook, RecordFailed(outcome.id, url, outcome))
+
+    def end(self, error: KaizenError | None = None, *, cancelled: bool) -> None:
         if self._hook is not None:
-            self._flow.context.run(self._hook, WaitEnded(*self._call, self._now() - self._started, error))
+            elapsed = self._now() - self._started
+            self._flow.context.run(self._hook, WaitEnded(*self._call, elapsed, error, cancelled))
 
 
 class Waiter(Generic[T]):
@@ -72,7 +78,10 @@ class Waiter(Generic[T]):
 
     def _tell_of_end(self) -> None:
         result = self._future.result() if self._future.done() and not self._future.cancelled() else None
-        self._told.end(result.error if isinstance(result, AnyOutcome) else None)
+        if isinstance(result, AnyOutcome):
+            self._told.end(result.error, cancelled=False)
+        else:
+            self._told.end(cancelled=True)
 
     def on_change(self, execution_id: str, before: Any, after: Any) -> None:
         """Do nothing: only the end counts."""
@@ -217,7 +226,7 @@ class PolledStream(AccountedStream[R]):
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._told.end()
+        self._told.end(cancelled=bool(self._ledger.pending))
         self.deadline_at = -math.inf
         if self._timer is not None:
             self._timer.cancel()
@@ -259,6 +268,7 @@ class WaitStream(PolledStream[Outcome[T]], Generic[T]):
 
     def on_end(self, outcome: Outcome[Any]) -> None:
         """Pass the outcome on, once for each time that the id was taken up."""
+        self._told.failed(outcome)
         self._ready.extend(repeat(outcome, self._ledger.end(outcome.id)))
         self._changed.set()
 
@@ -344,6 +354,7 @@ class ChangeStream(PolledStream[Change[T]], Generic[T]):
 
     def on_end(self, outcome: Outcome[Any]) -> None:
         """Put the error in that ended the watch of an id. A record that ended it has come as a change already."""
+        self._told.failed(outcome)
         self._ledger.done += self._ledger.end(outcome.id)
         if outcome.error is not None:
             self._put(WatchFailed(outcome.id, None, None, outcome.error))

@@ -1,7 +1,7 @@
 """A client's hold on a virtual clock during one request, and letting go of it while time has to pass."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -43,7 +43,7 @@ class Hold:
         self.is_over = True
 
     @contextmanager
-    def for_the_wire(self) -> Iterator[None]:
+    def for_the_wire(self) -> Generator[None]:
         """Keep the hold during a request over the wire, but not for ever."""
         timer = self._loop.call_later(WIRE_PATIENCE, self.let_go)
         try:

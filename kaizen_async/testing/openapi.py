@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from kaizen_async.config import __version__
 from kaizen_async.testing.checks import MOST_ID_CHARACTERS
@@ -67,9 +67,8 @@ def _schema_of(value: Any) -> dict[str, Any]:
     if value is None:
         return {}
     if isinstance(value, dict):
-        fields: dict[str, Any] = value
+        fields = cast("dict[str, Any]", value)
         return {"type": "object", "properties": {name: _schema_of(each) for name, each in fields.items()}}
     if isinstance(value, list):
-        items: list[Any] = value
-        return {"type": "array", "items": _schema_of(items[0]) if items else {}}
+        return {"type": "array", "items": _schema_of(value[0]) if value else {}}
     return {"type": {bool: "boolean", int: "integer", float: "number", str: "string"}[type(value)]}

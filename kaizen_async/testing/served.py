@@ -11,10 +11,11 @@ Served: TypeAlias = Mapping[str, Any] | Life | Callable[[str], Mapping[str, Any]
 """One record, records by id, a life, or a function from an id to one of these or None."""
 
 
-def finder(served: Served) -> Callable[[str], Mapping[str, Any] | Life | None]:
+def finder(served: Any) -> Callable[[str], Mapping[str, Any] | Life | None]:
     """Return a function from an id to its record or life; None for an id that does not exist."""
     if isinstance(served, Life):
-        return lambda _: served
+        life = served
+        return lambda _: life
     if isinstance(served, Mapping):
         records: Mapping[str, Any] = served
         if isinstance(records.get("id"), str):
@@ -23,7 +24,8 @@ def finder(served: Served) -> Callable[[str], Mapping[str, Any] | Life | None]:
             return records.get
         return lambda _: records
     if callable(served):
-        return served
+        function: Callable[[str], Any] = served
+        return function
     raise TypeError(
         f"serve() takes a record, records by id, a Life, or a function from an id to one of these, not {served!r:.100}"
     )
