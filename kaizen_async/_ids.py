@@ -271,6 +271,8 @@ class IdSource:
             self._is_cut_off()
             self._exhausted = True
             return None
+        finally:
+            self._pulling = None
 
     async def _pull(self, iterator: AsyncIterator[str]) -> "str | InvalidId | None":
         task = cast("asyncio.Task[Any]", asyncio.current_task())
