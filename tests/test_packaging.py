@@ -49,8 +49,8 @@ def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def modules() -> set[str]:
     """Return the paths of the package's files, as the packages should hold them."""
-    files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "kaizen_async").rglob("*.py")}
-    return files | {"kaizen_async/py.typed", "_kaizen_async_pytest_plugin.py"}
+    files = (path.relative_to(ROOT) for path in (ROOT / "kaizen_async").rglob("*") if path.is_file())
+    return {path.as_posix() for path in files if "__pycache__" not in path.parts} | {"_kaizen_async_pytest_plugin.py"}
 
 
 def test_the_source_package_holds_what_it_takes_to_build_and_test(sdist: Path) -> None:
@@ -62,7 +62,7 @@ def test_the_source_package_holds_what_it_takes_to_build_and_test(sdist: Path) -
     tops = {name.partition("/")[0] for name in names}
     assert tops <= {
         *("kaizen_async", "_kaizen_async_pytest_plugin.py", "docs", "examples", "tests"),
-        *("README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", "PKG-INFO", ".gitignore"),
+        *("README.md", "CHANGELOG.md", "SECURITY.md", "LICENSE", "pyproject.toml", "PKG-INFO", ".gitignore"),
     }
 
 
