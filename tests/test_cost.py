@@ -21,7 +21,7 @@ from kaizen_async.testing import KaizenEmulator, Life
 
 RECORD = (Path(__file__).parent / "samples" / "documented.json").read_bytes()
 BYTES_PER_OUTCOME = 150
-BYTES_PER_STREAMED_ID = 1
+BYTES_PER_STREAMED_ID = 6  # less than a reference; when the collector runs makes a difference of some 40 KB
 MODULES_OF_OURS = 60
 FOREIGN_MODULES = 2  # html and its table of entities, to find the key in HTML
 
@@ -138,11 +138,11 @@ async def test_a_stream_keeps_nothing(no_network: None) -> None:
     tracemalloc.start()
     try:
         async with KaizenClient(concurrency=10) as kaizen:
-            await peak(500)
-            short, long = await peak(500), await peak(3000)
+            await peak(3000)
+            short, long = await peak(3000), await peak(15_000)
     finally:
         tracemalloc.stop()
-    assert long - short < 2500 * BYTES_PER_STREAMED_ID
+    assert long - short < 12_000 * BYTES_PER_STREAMED_ID
 
 
 def test_importing_loads_nothing_beside_the_dependencies() -> None:
