@@ -217,7 +217,7 @@ def test_the_limit_is_exact(excess: int, is_read: bool, encoding: str, loop: str
 UNICODE_BOMBS = {
     "a value": dump(record("bad")).replace(b"Invoices", b"\xff\xfe\xfd"),
     "the id": dump(record("bad")).replace(b'"bad"', b'"\xc3\x28"'),
-    "a status": dump(record("bad")).replace(b'"status":"InProgress"}', b'"status":"\xed\xa0\x80"}'),
+    "a status": dump(record("bad")).replace(b'"status":"InProgress"}', b'"status":"\xc0\x80"}'),
 }
 
 
@@ -261,7 +261,7 @@ HOSTILE_ANSWERS: dict[str, list[bytes]] = {
     "a message": [response({"message": EVIL}, 400)],
     "an error": [response({"error": EVIL}, 500)],
     "a message with half a character": [response({"message": HOSTILE}, 400)],
-    "a status line": [b"HTTP/1.1 200 " + b"\x1b[31m" * 2000 + b"\r\n\r\n"],
+    "a status line": [b"HTTP/1.1 200 " + b"\x1b[31m" * 8000 + b"\r\n\r\n"],
     "no HTTP": [b"\x1b[31mfatal\x00" * 200 + b"\r\n\r\n"],
     "a header": [response(b"", headers={"X-Evil": "\x1b[31m\x00" + "x" * 9000})],
     "another id": [response(record(EVIL))],
@@ -307,9 +307,9 @@ def test_an_unknown_status_may_be_long(loop: str) -> None:
 
 @everywhere
 def test_an_id_cannot_forge_a_line_of_log(loop: str, caplog: pytest.LogCaptureFixture) -> None:
-    """An id with line breaks and colours, as one from a URL may be, is sent as it is and shown made safe."""
+    """An id with bidirectional marks, as one from a URL may be, is sent as it is and shown made safe."""
     caplog.set_level("DEBUG", logger="kaizen_async")
-    evil = "exec_1\r\nINFO all is well \x1b[31m"
+    evil = "exec_1\u202eINFO all is well\u2066 \U000e0001x"
 
     async def main() -> None:
         async with (

@@ -23,7 +23,9 @@ from kaizen_async._transport.reading import (
     INTERIM_STATUSES,
     MOST_INTERIM,
     Limits,
+    TooLargeError,
     TooLongHeadError,
+    is_success,
     read_body,
     unpack_body,
 )
@@ -207,7 +209,12 @@ class Connection(asyncio.BufferedProtocol):
         """
         if self._stage == _NOTHING and self._packed:
             packed, self._packed = self._packed, b""
-            body = await unpack_body(self._coding, packed, self._limits.of_status(self._status))
+            try:
+                body = await unpack_body(self._coding, packed, self._limits.of_status(self._status))
+            except TooLargeError as error:
+                if is_success(self._status):
+                    raise
+                body = error.beginning  # of a large error, the beginning says enough
             return Answer(self._status, HeadFields(self._head), body), True
         handler = self.handler
         for _ in range(MOST_INTERIM):

@@ -89,7 +89,11 @@ def one_line(text: str) -> str:
 
 
 def _is_too_long_head(error: Exception) -> bool:
-    return isinstance(error, LineTooLong) or any(text in getattr(error, "message", "") for text in _TOO_LONG_HEAD)
+    # The message of a ServerDisconnectedError may be the part of a response that came.
+    message = getattr(error, "message", None)
+    return isinstance(error, LineTooLong) or (
+        isinstance(message, str) and any(text in message for text in _TOO_LONG_HEAD)
+    )
 
 
 def _too_long_head(limits: Limits | None) -> TransportError:

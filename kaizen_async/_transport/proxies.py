@@ -125,7 +125,8 @@ def _names(entry: str, host: str, port: int | None) -> bool:
     if colon and wanted_port.isdigit() and (":" not in name or name.endswith("]")):
         return int(wanted_port) == port and _names(name.strip("[]"), host, port)
     domain = entry.lstrip("*").strip(".")
-    return bool(domain) and (host == domain or host.endswith(f".{domain}"))
+    # The end of an address is not a domain: "3" does not name 10.1.2.3.
+    return bool(domain) and (host == domain or (address is None and host.endswith(f".{domain}")))
 
 
 def _network(entry: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
