@@ -1,6 +1,7 @@
 """The client: settings, ownership, and the state that outlives an event loop."""
 
 import asyncio
+import logging
 import math
 import os
 import sys
@@ -16,8 +17,8 @@ import aiohttp
 import msgspec
 
 from kaizen_async._lookup.engine import Engine, Limiter, require_limiter
+from kaizen_async._lookup.health import SEVERITY, Health
 from kaizen_async._lookup.lookup import Lookups
-from kaizen_async._lookup.throttle import Gate, RetryBudget
 from kaizen_async._transport.proxies import environment_proxy, parse_proxy
 from kaizen_async._transport.transport import (
     Transport,
@@ -40,12 +41,15 @@ from kaizen_async.config import (
     resolve_base_url,
     untraced,
 )
-from kaizen_async.events import Hook, hooks_of, shielded
+from kaizen_async.errors import seconds
+from kaizen_async.events import Event, Gated, Hook, OutageBegan, OutageEnded, hooks_of, shielded
 from kaizen_async.executions import Executions
 from kaizen_async.models import InstructorExecution, WorkflowExecution
 from kaizen_async.stats import ClientStats, Counters, total
 
 T = TypeVar("T")
+
+log = logging.getLogger("kaizen_async")
 
 _inherited: Final[list[Engine]] = []
 """Engines of a parent process. Touching them, even to free them, could disturb the parent's sockets."""
@@ -58,6 +62,27 @@ def forget_oldest(kept: dict[Any, Any]) -> None:
     """Keep no more than what belongs to `MOST_POLICIES`; what is under way goes on."""
     if len(kept) > MOST_POLICIES:
         del kept[next(iter(kept))]
+
+
+def note_change(counters: Counters, on_event: Hook | None, event: Event) -> None:
+    """Count, log and tell a change of the server's health. No method: a client in a cycle would be freed too late."""
+    match event:
+        case Gated():
+            counters.pauses += 1
+            log.warning("the server answered %d: lookups pause for %s", event.status, seconds(event.pause))
+        case OutageBegan():
+            counters.outages += 1
+            log.warning(
+                "the server has been %s for %s (%s): lookups pause, and probes find out when it is back",
+                "refusing everything" if event.refused else "failing",
+                seconds(event.age),
+                event.error.reason,
+            )
+        case OutageEnded():
+            duration = seconds(event.lasted)
+            log.warning("the server works again after %s, in which %d requests failed", duration, event.failed)
+    if on_event is not None:
+        on_event(event)
 
 
 class KaizenClient:
@@ -163,10 +188,9 @@ class KaizenClient:
         self._closed = False
         self._clock = clock or SystemClock()
         self._random = self._clock.random
-        self._gate = Gate(self._clock.time, self._random)
-        self._budget = RetryBudget()
         self._counters = Counters()
         self._counters_by_path: dict[str, Counters] = {}
+        self._healths: dict[str, Health] = {}
         self._ended = EndedRecords(ended_records)
         self._cadences: dict[tuple[object, PollPolicy], Cadence] = {}
         self._endpoints: dict[tuple[str, type, str | None], Endpoint[Any]] = {}
@@ -226,12 +250,35 @@ class KaizenClient:
                 endpoint,
                 endpoint.url_below(self._settings.base_url),
                 policy,
-                budget=self._budget,
-                counters=self._counters_by_path.setdefault(f"/{endpoint.url.path}", Counters()),
+                health=self._health_of(endpoint),
+                deadline=self._longest_lookup,
+                counters=self._counters_of(endpoint),
                 random=self._random,
             )
             forget_oldest(self._lookups)
         return lookups
+
+    def _health_of(self, endpoint: Endpoint[Any]) -> Health:
+        """Return the health of the server for the lookups of a path, whatever their policy or record."""
+        url = str(endpoint.url_below(self._settings.base_url))
+        health = self._healths.get(url)
+        if health is None:
+            health = self._healths[url] = Health(
+                self._clock.time,
+                self._random,
+                url=url,
+                concurrency=self._settings.concurrency,
+                deadline=self._longest_lookup,
+                report=partial(note_change, self._counters_of(endpoint), self._on_event),
+            )
+        return health
+
+    def _counters_of(self, endpoint: Endpoint[Any]) -> Counters:
+        return self._counters_by_path.setdefault(f"/{endpoint.url.path}", Counters())
+
+    @property
+    def _longest_lookup(self) -> float:
+        return math.inf if self._settings.deadline is None else self._settings.deadline
 
     def _polls_of(
         self, endpoint: Endpoint[T], record: type[T], lookups: Lookups[T], poll: PollPolicy | None
@@ -257,10 +304,17 @@ class KaizenClient:
             waiting=0 if self._scheduler is None else self._scheduler.waiting,
             poll_delay=0.0 if self._scheduler is None else self._scheduler.delay,
             in_flight=in_flight,
-            gate_pace=self._gate.pace(),
-            gate_seconds_left=self._gate.seconds_left(),
-            retry_tokens=self._budget.tokens,
+            **self._state_of_health(),
         )
+
+    def _state_of_health(self) -> dict[str, Any]:
+        """Return what stats tell of the kinds of lookups together: of each figure, the worst."""
+        states = [health.state() for health in self._healths.values()]
+        return {
+            "health": max((state.condition for state in states), key=SEVERITY.index, default="healthy"),
+            "gate_pace": min((state.pace for state in states if state.pace is not None), default=None),
+            "gate_seconds_left": max((state.seconds_left for state in states), default=0.0),
+        }
 
     async def warm_up(self, connections: int) -> None:
         """Open connections to the server before they are needed, so that a burst of lookups need not wait for them.
@@ -365,6 +419,8 @@ class KaizenClient:
                 )
         settings = self._settings
         self._lookups.clear()
+        for health in self._healths.values():
+            health.forget_in_flight()
         transport = Transport(
             headers=self._headers,
             max_response_bytes=settings.max_response_bytes,
@@ -379,7 +435,6 @@ class KaizenClient:
         )
         engine = Engine(
             transport,
-            self._gate,
             self._clock,
             concurrency=settings.concurrency,
             attempt_timeout=settings.attempt_timeout,

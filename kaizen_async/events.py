@@ -42,6 +42,8 @@ __all__ = [
     "LookUpEnded",
     "LookUpShared",
     "LookUpStarted",
+    "OutageBegan",
+    "OutageEnded",
     "PollShared",
     "RecordEnded",
     "RecordFailed",
@@ -168,6 +170,34 @@ class Ungated(msgspec.Struct, frozen=True):
     """Seconds that it took."""
 
 
+class OutageBegan(msgspec.Struct, frozen=True):
+    """Everything that was sent lately failed: lookups of this kind pause, and probes find out when the server is back.
+
+    Told again if the cause changes meanwhile.
+    """
+
+    url: str
+    """Where these lookups go."""
+    error: KaizenError
+    """What the server, or the way to it, says; `error.reason` says it in one line."""
+    refused: bool
+    """Whether the key is refused. If a few seconds confirm that, lookups fail without being sent."""
+    age: float
+    """Seconds since the first failure."""
+    next_probe: float
+    """Seconds until the first probe."""
+
+
+class OutageEnded(msgspec.Struct, frozen=True):
+    """A probe succeeded. The lookups that waited are sent, at a pace that grows to the usual one within two seconds."""
+
+    url: str
+    lasted: float
+    """Seconds from the first failure to the success."""
+    failed: int
+    """Requests that failed meanwhile, probes included."""
+
+
 class WaitStarted(msgspec.Struct, frozen=True):
     """Somebody begins to wait for executions to end."""
 
@@ -248,6 +278,8 @@ Event: TypeAlias = (
     | BudgetRefused
     | Gated
     | Ungated
+    | OutageBegan
+    | OutageEnded
     | WaitStarted
     | WaitEnded
     | RecordEnded

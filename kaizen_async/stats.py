@@ -1,7 +1,7 @@
 """Running totals of one client: a snapshot costs a copy, and no history is kept."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -19,6 +19,7 @@ class Counters(msgspec.Struct, gc=False):
     retries: int = 0
     throttled: int = 0
     pauses: int = 0
+    outages: int = 0
     polls: int = 0
     responses_2xx: int = 0
     responses_3xx: int = 0
@@ -70,9 +71,11 @@ class ClientStats(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     retries: int
     """HTTP requests that followed a failed one."""
     throttled: int
-    """Answers 429, and 503 with Retry-After."""
+    """Responses that asked for fewer requests: 429 and its like, and 503 with Retry-After."""
     pauses: int
-    """Times that the gate closed."""
+    """Times that all lookups of a kind paused because the server rejected everything."""
+    outages: int
+    """Times that they paused because the server failed, or refused the key, for everything."""
     responses_2xx: int
     """Responses by the class of their status, also those that broke off after it."""
     responses_3xx: int
@@ -93,9 +96,10 @@ class ClientStats(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     or `max_rate` let through fewer polls than wished."""
     in_flight: int
     """HTTP requests under way now."""
+    health: Literal["healthy", "throttled", "refused", "failing"]
+    """How the server is doing, in the view of this client. Of several kinds of lookups, the worst: "throttled" while
+    the client sends less than it could, "refused" while the key is, "failing" in an outage."""
     gate_pace: float | None
-    """Requests per second that the gate lets pass now: 0 during a pause, None when it holds nobody back."""
+    """Requests per second that are allowed now: 0 during a pause, None when nobody is held back."""
     gate_seconds_left: float
-    """Seconds until the gate's pause ends; 0 when it is not closed."""
-    retry_tokens: int
-    """What is left of the retry budget."""
+    """Seconds until the next probe of a pause may be sent; 0 when there is no pause."""

@@ -275,8 +275,8 @@ def assert_idle(client: KaizenClient) -> None:
     engine = client._engine
     assert engine is not None
     assert client.stats().in_flight == 0
-    assert engine._slots._value == engine.concurrency
-    assert not engine._slots._waiters
+    assert engine._free_slots == engine.concurrency
+    assert not engine._queues
     assert not engine._sending
     assert not engine._waiting
     session = getattr(engine.transport, "_session", None)

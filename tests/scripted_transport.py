@@ -11,7 +11,8 @@ from virtual_time import LoopClock
 from yarl import URL
 
 import kaizen_async.client
-from kaizen_async import KaizenClient, KaizenError, RetryPolicy
+from kaizen_async import KaizenClient, KaizenError, RateLimitError, RetryPolicy
+from kaizen_async._lookup.health import Health
 from kaizen_async._transport.transport import Answer
 
 NEVER = float("inf")
@@ -125,3 +126,18 @@ class ScriptedTransport:
         with mock.patch.object(kaizen_async.client, "Transport", return_value=self):
             client._engine_here()
         return client
+
+
+def health_of(client: KaizenClient) -> Health:
+    """Return the health of the server for instructor executions, in the view of a client."""
+    kind = client.instructor_executions
+    endpoint = next(iter(client._endpoints.values()))
+    del kind
+    return client._health_of(endpoint)
+
+
+def throttle(client: KaizenClient, retry_after: float) -> None:
+    """Have a client believe that the server has rejected a request of somebody."""
+    health = health_of(client)
+    error = RateLimitError("rejected", status=429, retry_after=retry_after, retryable=True)
+    health.failed(health.send(), error, "somebody")

@@ -94,7 +94,7 @@ def assert_idle(client: KaizenClient, transport: ScriptedTransport) -> None:
     engine = client._engine
     assert engine is not None
     assert not transport.open
-    assert engine._slots._value == engine.concurrency
+    assert engine._free_slots == engine.concurrency
     assert not engine._waiting
     assert asyncio.all_tasks() == {asyncio.current_task()}
 

@@ -53,7 +53,7 @@ def assert_idle(client: KaizenClient) -> None:
     engine = client._engine
     assert engine is not None
     assert not engine._waiting
-    assert engine._slots._value == engine.concurrency
+    assert engine._free_slots == engine.concurrency
 
 
 @virtual_time

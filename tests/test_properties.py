@@ -17,8 +17,8 @@ from json_strategies import ids, json_values, mutated, records, texts, times
 from multidict import CIMultiDict
 
 from kaizen_async import DecodeError, InstructorExecution, RateLimitError, RetryPolicy, StatusError, TransportError
+from kaizen_async._lookup.health import Health
 from kaizen_async._lookup.retry import Retrier
-from kaizen_async._lookup.throttle import Gate, RetryBudget
 from kaizen_async._records.tolerance import is_zero
 from kaizen_async._transport.statuses import LONGEST_INSTRUCTION, is_throttling, parse_retry_after, status_error
 from kaizen_async._transport.wire import Endpoint, request_body
@@ -236,7 +236,7 @@ def test_any_error_survives_pickling_and_copying(
 def test_no_policy_makes_a_wait_without_end(attempts: int, initial: float, longest: float) -> None:
     """The wait before any attempt is a number of seconds, and no more than allowed."""
     policy = RetryPolicy(initial_backoff=initial, max_backoff=longest)
-    wait = Retrier(RetryBudget(), Gate(), Random(attempts))._wait(TransportError("x"), attempts, policy)
+    wait = Retrier(Health(lambda: 0.0, Random(1)), Random(attempts))._wait(TransportError("x"), attempts, policy)
     assert 0 <= wait <= longest
 
 

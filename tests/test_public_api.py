@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_transport import Reply, ScriptedTransport, record, status
+from scripted_transport import Reply, ScriptedTransport, health_of, record, status
 from virtual_time import virtual_time
 
 import kaizen_async
@@ -162,7 +162,8 @@ def test_the_snapshot_of_a_client_is_plain_numbers() -> None:
     stats = KaizenClient().stats()
     assert isinstance(stats, ClientStats)
     assert stats.by_path == {}
-    for name in set(stats.__struct_fields__) - {"by_path"}:
+    assert stats.health == "healthy"
+    for name in set(stats.__struct_fields__) - {"by_path", "health"}:
         assert isinstance(getattr(stats, name), int | float | None)
 
 
@@ -175,7 +176,7 @@ async def requests_under(policy: RetryPolicy, replies: list[Answer], tokens: int
     transport = ScriptedTransport(play, latency=0)
     async with transport.client(deadline=None) as client:
         client._random.uniform = lambda _, high: high  # type: ignore[method-assign]
-        client._budget.tokens = tokens
+        health_of(client)._budget = tokens
         (outcome,) = await client.instructor_executions.get_many(["a"], retry=policy)
         assert outcome.attempts == len(transport.sent)
         return transport.times
@@ -219,12 +220,14 @@ LAYERS = [
     ["_waiting.polling"],
     ["_lookup.lookup"],
     ["_bulk", "_lookup.engine", "otel", "_lookup.retry"],
+    ["_lookup.health"],
     ["_streams", "events", "_lookup.verdicts"],
     ["_ledger"],
     [
         "_waiting.cadence",
         "outcomes",
-        "_lookup.throttle",
+        "_lookup.evidence",
+        "_lookup.pace",
         "_transport.transport",
         "_transport.wire",
         "_ids",
@@ -312,6 +315,9 @@ PURE = [
     "_transport.wire",
     "_transport.statuses",
     "_lookup.verdicts",
+    "_lookup.evidence",
+    "_lookup.pace",
+    "_lookup.health",
     "models",
     "config",
     "errors",

@@ -19,8 +19,8 @@ from kaizen_async import (
     StatusError,
     TransportError,
 )
-from kaizen_async._lookup.retry import Retrier, is_garbled, is_retryable
-from kaizen_async._lookup.throttle import Gate, RetryBudget
+from kaizen_async._lookup.health import RETRIES_AT_ONCE, Health
+from kaizen_async._lookup.retry import Retrier
 
 
 class Longest(Random):
@@ -56,8 +56,7 @@ class Run:
         policy: RetryPolicy | None = None,
         *,
         time_left: float = 1e9,
-        budget: RetryBudget | None = None,
-        gate: Gate | None = None,
+        budget: float = RETRIES_AT_ONCE,
         random: Random | None = None,
     ) -> None:
         self.waits: list[float] = []
@@ -66,7 +65,9 @@ class Run:
         self.time_left = time_left
         self._results = list(results)
         self._policy = policy or RetryPolicy()
-        self._retrier = Retrier(budget or RetryBudget(), gate or Gate(), random or Longest())
+        self.health = Health(lambda: 0.0, Random(1))
+        self.health._budget = budget
+        self._retrier = Retrier(self.health, random or Longest())
 
     async def result(self) -> str | KaizenError:
         """Return what the retrier returns."""
@@ -76,6 +77,7 @@ class Run:
             first,
             self._attempt,
             policy=self._policy,
+            spent=lambda: self.attempts,
             time_left=lambda: self.time_left,
             sleep=self._sleep,
             before_sleep=lambda error, delay: self.told.append((error, delay)),
@@ -146,14 +148,6 @@ async def test_a_longer_retry_after_replaces_the_back_off() -> None:
     assert run.waits == [30, 2]
 
 
-@pytest.mark.parametrize("error", [unavailable(retry_after=7), RateLimitError("x", status=429, retryable=True)])
-async def test_after_a_throttling_answer_the_gate_does_the_waiting(error: KaizenError) -> None:
-    """Waiting here as well would only lose the place in the queue."""
-    run = Run([error, "record"])
-    assert await run.result() == "record"
-    assert run.waits == [0]
-
-
 async def test_a_retry_after_beyond_the_deadline_ends_it_at_once() -> None:
     """The error comes out with its `retry_after`, and says why there was no further attempt."""
     error = RateLimitError("slow down", status=429, retry_after=3600, retryable=True)
@@ -205,40 +199,42 @@ async def test_an_unreadable_answer_is_retried_once(garbled: KaizenError) -> Non
 
 async def test_retries_draw_on_the_budget_and_stop_without() -> None:
     """The error of the attempt comes out, and says that the client as a whole is failing."""
-    budget = RetryBudget()
-    budget.tokens = 2 * budget.COST
-    run = Run([broken() for _ in range(4)], budget=budget)
+    run = Run([broken() for _ in range(4)], budget=2)
     error = await run.result()
     assert isinstance(error, StatusError)
     assert run.attempts == 3
-    assert budget.tokens == 0
-    assert error.gave_up == "the client's retry budget is used up, since too many look-ups are failing"
+    assert run.health._budget == 0
+    assert error.gave_up == "the client's retry budget is used up, since too many lookups are failing"
 
 
 async def test_a_policy_outside_the_budget_neither_asks_nor_spends() -> None:
     """`budgeted=False` retries whatever the budget says."""
-    budget = RetryBudget()
-    budget.tokens = 0
-    run = Run([broken(), broken(), "record"], RetryPolicy(budgeted=False), budget=budget)
+    run = Run([broken(), broken(), "record"], RetryPolicy(budgeted=False), budget=0)
     assert await run.result() == "record"
-    assert budget.tokens == 0
+    assert run.health._budget == 0
 
 
 async def test_retries_after_throttling_are_free() -> None:
-    """The gate paces them; the budget is for failures."""
-    budget = RetryBudget()
-    run = Run([unavailable(1), RateLimitError("x", status=429, retryable=True), "record"], budget=budget)
+    """The pace holds them back; the budget is for failures."""
+    run = Run([unavailable(1), RateLimitError("x", status=429, retryable=True), "record"])
     assert await run.result() == "record"
-    assert budget.tokens == budget.CAPACITY
+    assert run.health._budget == RETRIES_AT_ONCE
 
 
 async def test_an_attempt_that_is_not_granted_costs_nothing() -> None:
-    """Neither the last attempt nor one beyond the deadline takes tokens for a retry that does not come."""
-    for run_with in ({"policy": RetryPolicy(max_attempts=1)}, {"time_left": 0.0}):
-        budget = RetryBudget()
-        run = Run([broken()], budget=budget, **run_with)  # type: ignore[arg-type]
+    """Neither the last attempt nor one beyond the deadline takes from the budget for a retry that does not come."""
+    for run in (Run([broken()], RetryPolicy(max_attempts=1)), Run([broken()], time_left=0.0)):
         await run.result()
-        assert budget.tokens == budget.CAPACITY
+        assert run.health._budget == RETRIES_AT_ONCE
+
+
+async def test_an_error_that_says_why_nothing_was_sent_is_the_last() -> None:
+    """It is retryable, but not by this lookup."""
+    refusal = broken()
+    refusal.gave_up = "the server has been failing for 60 s"
+    run = Run([broken(), refusal, "record"])
+    assert await run.result() is refusal
+    assert refusal.gave_up == "the server has been failing for 60 s"
 
 
 async def test_each_wait_is_announced() -> None:
@@ -293,7 +289,7 @@ async def test_cancellation_passes_through(where: str) -> None:
 @virtual_time
 async def test_two_hundred_calls_at_once_do_not_mix() -> None:
     """Each call has retry state of its own: its own number of attempts and its own result."""
-    retrier = Retrier(RetryBudget(), Gate(), Random(1))
+    retrier = Retrier(Health(lambda: 0.0, Random(1)), Random(1))
 
     async def call(number: int) -> None:
         results: list[str | KaizenError] = [broken() for _ in range(number % 5)]
@@ -310,6 +306,7 @@ async def test_two_hundred_calls_at_once_do_not_mix() -> None:
             broken(),
             attempt,
             policy=RetryPolicy(max_attempts=6, budgeted=False),
+            spent=lambda: made,
             time_left=lambda: 1e9,
             sleep=asyncio.sleep,
             before_sleep=lambda _, __: None,
@@ -351,18 +348,5 @@ async def test_an_exhausted_call_leaves_no_garbage() -> None:
 )
 def test_only_a_retryable_error_of_ours_is_retryable(result: object, retryable: bool) -> None:
     """Records, foreign errors and nothing at all are results."""
-    assert is_retryable(result) is retryable
-
-
-@pytest.mark.parametrize(
-    ("error", "garbled"),
-    [
-        (DecodeError("x", path=None), True),
-        (TransportError("x", garbled=True), True),
-        (TransportError("x"), False),
-        (StatusError("x", status=500), False),
-    ],
-)
-def test_what_counts_as_unreadable(error: KaizenError, garbled: bool) -> None:
-    """An answer came, and it could not be read."""
-    assert is_garbled(error) is garbled
+    retrier = Retrier(Health(lambda: 0.0, Random(1)), Random(1))
+    assert retrier.is_worth_retrying(result) is retryable

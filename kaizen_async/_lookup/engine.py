@@ -7,28 +7,27 @@ cancellation passes through it, and closing the client ends it by moving the dea
 import asyncio
 import math
 import os
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterable
-from functools import partial
 from typing import TypeAlias, TypeVar
 
 from yarl import URL
 
-from kaizen_async._lookup.throttle import Gate
+from kaizen_async._lookup.health import Health
 from kaizen_async._transport.capacity import NoConnectionError
 from kaizen_async._transport.response import Answer
 from kaizen_async._transport.transport import Transport
-from kaizen_async.clock import Clock, RunningTimeout, Timeout, sleep
+from kaizen_async.clock import Clock, RunningTimeout, Timeout, Timer, sleep
 from kaizen_async.errors import (
     AttemptTimeoutError,
     ClientClosedError,
     DeadlineExceededError,
     KaizenError,
-    RateLimitError,
     TransportError,
     printable,
     seconds,
 )
-from kaizen_async.events import Hook, Ungated
+from kaizen_async.events import Hook
 
 T = TypeVar("T")
 Limiter: TypeAlias = Callable[[], Awaitable[object]]
@@ -41,7 +40,6 @@ class Engine:
 
     Args:
         transport: Sends one request; closed with the engine.
-        gate: Says when to send; shared by all engines of a client.
         clock: The time that deadlines, timeouts and waits count in.
         concurrency: Requests under way at the same time, at most.
         attempt_timeout: Seconds for one request.
@@ -52,7 +50,6 @@ class Engine:
     def __init__(
         self,
         transport: Transport,
-        gate: Gate,
         clock: Clock,
         *,
         concurrency: int,
@@ -63,14 +60,15 @@ class Engine:
         self.loop = asyncio.get_running_loop()
         self.process_id = os.getpid()
         self.transport = transport
-        self.gate = gate
         self.clock = clock
         self.concurrency = concurrency
         self.closed = False
         self.on_event = on_event
         self._attempt_timeout = attempt_timeout
         self._limiter = limiter
-        self._slots = asyncio.Semaphore(concurrency)
+        self._free_slots = concurrency
+        self._queues: dict[Health, OrderedDict[asyncio.Future[int | KaizenError], bool]] = {}
+        self._timer: Timer | None = None
         self._sending: set[Timeout] = set()
         self._waiting: set[Timeout] = set()
         self._cut_off = False
@@ -82,45 +80,135 @@ class Engine:
         """Requests under way."""
         return len(self._sending)
 
-    async def take_turn(self, deadline_at: float) -> KaizenError | None:
-        """Take a slot, pass gate and limiter; return None, or why nothing may be sent. Call `end_turn` after None."""
-        if self._limiter is None and not self._slots.locked() and not self.gate.engaged:
-            await self._slots.acquire()
-            return None
-        try:
-            return await self.wait(self._queue(deadline_at), deadline_at)
-        except TimeoutError:
-            return self.interruption("while it waited for its turn to send")
+    async def take_turn(self, health: Health, deadline_at: float, *, is_patient: bool = False) -> int | KaizenError:
+        """Wait until a request may be sent: for a slot, the health of the server, and the limiter.
 
-    async def _queue(self, deadline_at: float) -> KaizenError | None:
-        await self._slots.acquire()
-        refusal: KaizenError | None = None
-        passed = False
+        Args:
+            health: Of the server, for this kind of lookup.
+            deadline_at: The clock's time at which to give up.
+            is_patient: Whether the lookup may take longer than the client's deadline, so that an outage that is older
+                than that does not end it.
+
+        Returns:
+            The number of the request, which `end_turn` and one method of `health` must be called with or after; or why
+            nothing may be sent.
+        """
+        turn: int | KaizenError | None = None
+        if self._free_slots and not self._queues and (not health.engaged or health.delay() == 0):
+            self._free_slots -= 1
+            turn = health.send()
+        elif (refusal := health.too_long(deadline_at - self.clock.time())) is not None:
+            return refusal
+        else:
+            turn = await self._queue(health, deadline_at, is_patient=is_patient)
+        if self._limiter is None or isinstance(turn, KaizenError):
+            return turn
+        return await self._pass_limiter(self._limiter, health, turn, deadline_at, is_patient=is_patient)
+
+    async def _queue(self, health: Health, deadline_at: float, *, is_patient: bool) -> int | KaizenError:
+        turn: asyncio.Future[int | KaizenError] = self.loop.create_future()
+        self._queues.setdefault(health, OrderedDict())[turn] = is_patient
+        self._serve()
         try:
-            refusal = await self._permission(deadline_at)
-            if refusal is None and self.closed:
-                refusal = self.interruption("while it waited for its turn to send")
-            passed = refusal is None
-        finally:
-            if not passed:
-                self._slots.release()
-        return refusal
+            result = await self.wait(turn, deadline_at)
+            if not self.closed:
+                return result
+            self._give_up(health, turn)
+            return self.interruption("while it waited for its turn to send")
+        except TimeoutError:
+            self._give_up(health, turn)
+            if self.closed or health.pause is None:
+                return self.interruption("while it waited for its turn to send")
+            refusal = health.refusal()
+            refusal.next_attempt_in = health.delay()
+            return refusal
+        except BaseException:
+            self._give_up(health, turn)
+            raise
+
+    def _give_up(self, health: Health, turn: asyncio.Future[int | KaizenError]) -> None:
+        """Leave the queue; or return the turn, if it came in the same moment."""
+        queue = self._queues.get(health)
+        if queue is not None and queue.pop(turn, None) is not None:
+            if not queue:
+                del self._queues[health]
+            return
+        if turn.done() and not turn.cancelled() and isinstance(number := turn.result(), int):
+            health.abandoned(number)
+            self.end_turn()
 
     def end_turn(self) -> None:
         """Give the slot back."""
-        self._slots.release()
+        self._free_slots += 1
+        if self._queues:
+            self._serve()
 
-    async def _permission(self, deadline_at: float) -> KaizenError | None:
-        """Pass the gate, then the limiter; and both again if the gate has closed before the limiter let through."""
-        while (refusal := await self._pass_gate(deadline_at)) is None and self._limiter is not None:
-            epoch = self.gate.epoch
-            refusal = await self._pass_limiter(self._limiter)
-            if refusal is not None or self.gate.epoch == epoch:
-                break
-        return refusal
+    def _serve(self) -> None:
+        """Give turns to those who wait, one kind of lookup after the other, and set the timer for the next turn."""
+        self._disarm()
+        if self.closed:
+            return
+        wake_in = math.inf
+        kinds = deque(self._queues)
+        while kinds:
+            health = kinds.popleft()
+            queue = self._queues[health]
+            if not queue:
+                del self._queues[health]
+                continue
+            delay = health.delay() if health.engaged else 0.0
+            if self._free_slots and delay == 0:
+                self._free_slots -= 1
+                turn, _ = queue.popitem(last=False)
+                if turn.cancelled():
+                    self._free_slots += 1
+                else:
+                    turn.set_result(health.send())
+                kinds.append(health)
+                continue
+            ends_in = health.ends_in()
+            if ends_in <= 0:
+                self._end_unsent(health, queue)
+            else:
+                wake_in = min(wake_in, delay or math.inf, ends_in)
+        if wake_in < math.inf:
+            self._timer = self.clock.call_at(self.clock.time() + wake_in, self._serve)
 
-    async def _pass_limiter(self, limiter: Limiter) -> KaizenError | None:
-        """Wait for the limiter. Like a request it takes real time, and what it raises fails one look-up only."""
+    @staticmethod
+    def _end_unsent(health: Health, queue: OrderedDict[asyncio.Future[int | KaizenError], bool]) -> None:
+        """End lookups that wait for a server that has failed for longer than the client's deadline."""
+        for turn in [turn for turn, is_patient in queue.items() if not is_patient]:
+            del queue[turn]
+            if not turn.cancelled():
+                turn.set_result(health.refusal())
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    async def _pass_limiter(
+        self, limiter: Limiter, health: Health, number: int, deadline_at: float, *, is_patient: bool
+    ) -> int | KaizenError:
+        """Wait for the limiter; and for another turn if a pause has begun before it let through."""
+        passed = False
+        try:
+            refusal = await self.wait(self._ask_limiter(limiter), deadline_at)
+            passed = refusal is None and not self.closed and not health.is_held(number)
+        except TimeoutError:
+            refusal = self.interruption("while it waited for its turn to send")
+        finally:
+            if not passed:
+                health.abandoned(number)
+                self.end_turn()
+        if passed:
+            return number
+        if refusal is None and self.closed:
+            refusal = self.interruption("while it waited for its turn to send")
+        return refusal or await self.take_turn(health, deadline_at, is_patient=is_patient)
+
+    async def _ask_limiter(self, limiter: Limiter) -> KaizenError | None:
+        """Wait for the limiter. Like a request it takes real time, and what it raises fails one lookup only."""
         self.clock.hold()
         try:
             await limiter()
@@ -131,58 +219,17 @@ class Engine:
             self.clock.release()
         return None
 
-    async def _pass_gate(self, deadline_at: float) -> KaizenError | None:
-        gate = self.gate
-        while gate.engaged:
-            pause = gate.seconds_left()
-            wait = pause or gate.next_in()
-            if wait > deadline_at - self.clock.time():
-                return self._too_long(wait, "pause" if pause else "send less")
-            if pause:
-                await sleep(self.clock, pause)
-            elif await self._wait_for_moment():
-                self._tell_resumed()
-                break
-        return None
-
-    async def _wait_for_moment(self) -> bool:
-        """Wait for a moment to send that the gate keeps free; return whether it is still open then."""
-        epoch = self.gate.epoch
-        delay = self.gate.reserve()
-        moment = self.clock.time() + delay
-        try:
-            await sleep(self.clock, delay)
-        except BaseException:
-            self.gate.give_back(epoch, moment)
-            raise
-        return self.gate.epoch == epoch
-
-    def _too_long(self, wait: float, asked: str) -> KaizenError:
-        refusal = RateLimitError(
-            f"not sent: the server asked this client to {asked}, and it would be the turn of this look-up "
-            f"in {seconds(wait)} only, which is longer than it may take",
-            status=self.gate.status,
-            retry_after=wait,
-            retryable=True,
-        )
-        refusal.next_attempt_in = wait
-        return refusal
-
-    def _tell_resumed(self) -> None:
-        if self.on_event is not None and (pause := self.gate.resumed()) is not None:
-            self.on_event(Ungated(pause))
-
     async def send(
-        self, url: URL, body: bytes, deadline_at: float, *, fresh: bool = False
+        self, url: URL, body: bytes, deadline_at: float, is_held: Callable[[], bool], *, fresh: bool = False
     ) -> Answer | KaizenError | None:
         """Send one request within the attempt's timeout and the deadline, whichever ends first.
 
-        Nothing was sent, and None is returned, if the gate closed while a connection was being made: `pass_again`.
+        Nothing was sent, and None is returned, if `is_held` says so once there is a connection.
         Waiting for one of the connections that work, if there cannot be more, takes nothing of the attempt's time.
         """
         while True:
             try:
-                return await self._send_once(url, body, deadline_at, fresh=fresh)
+                return await self._send_once(url, body, deadline_at, is_held, fresh=fresh)
             except NoConnectionError as error:
                 shortage = error
             has_room = True
@@ -200,9 +247,8 @@ class Engine:
                 return self.transport.no_connection(shortage)
 
     async def _send_once(
-        self, url: URL, body: bytes, deadline_at: float, *, fresh: bool
+        self, url: URL, body: bytes, deadline_at: float, is_held: Callable[[], bool], *, fresh: bool
     ) -> Answer | KaizenError | None:
-        is_held = partial(self._is_held, self.gate.epoch)
         timeout = RunningTimeout(self.clock, self._attempt_timeout, deadline_at)
         self._sending.add(timeout)
         self.clock.hold()
@@ -220,16 +266,6 @@ class Engine:
             self._sending.discard(timeout)
             if self.closed and not self._sending:
                 self._all_sent.set()
-
-    def _is_held(self, epoch: int) -> bool:
-        return self.gate.epoch != epoch
-
-    async def pass_again(self, deadline_at: float) -> KaizenError | None:
-        """Wait for the gate once more with a request that was held; return None, or why it may not be sent."""
-        try:
-            return await self.wait(self._permission(deadline_at), deadline_at)
-        except TimeoutError:
-            return self.interruption("while it waited for its turn to send")
 
     async def pause(self, delay: float) -> None:
         """Sleep, unless the client is closed.
@@ -283,6 +319,7 @@ class Engine:
         A second call shortens the drain of the first if it asks for less, and returns when all is closed.
         """
         self.closed = True
+        self._disarm()
         self._interrupt(self._waiting)
         cut = self.loop.call_later(drain, self._cut)
         try:

@@ -10,15 +10,17 @@ import math
 import time
 from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
+from functools import partial
 from random import Random
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 from yarl import URL
 
 from kaizen_async._lookup.engine import Engine
-from kaizen_async._lookup.retry import OVER_BUDGET, Retrier, is_retryable
-from kaizen_async._lookup.throttle import RetryBudget, is_throttling
+from kaizen_async._lookup.health import Health
+from kaizen_async._lookup.retry import OVER_BUDGET, Retrier
+from kaizen_async._lookup.verdicts import Verdict, verdict
 from kaizen_async._transport.response import Answer
 from kaizen_async._transport.statuses import status_error
 from kaizen_async._transport.trace import RequestTrace, begin_trace
@@ -39,7 +41,6 @@ from kaizen_async.events import (
     AttemptHeld,
     AttemptStarted,
     BudgetRefused,
-    Gated,
     Hook,
     LookUpEnded,
     LookUpShared,
@@ -53,17 +54,47 @@ T = TypeVar("T")
 
 log = logging.getLogger("kaizen_async")
 
+ROUNDING: Final = 0.001
+"""Seconds by which a deadline may exceed the client's and still be the same."""
+LONGEST_DOUBT: Final = 1.0
+DOUBT_STEP: Final = 0.02
+"""Seconds for which a refused lookup waits for others at most, and between two looks."""
+
 
 class Call:
-    """One look-up under way; `on_turn` is called when its first request is about to be sent."""
+    """One lookup in progress.
 
-    __slots__ = ("attempts", "deadline_at", "execution_id", "last_error", "on_turn", "sent_at", "trace")
+    Attributes:
+        on_turn: Called when its first request is about to be sent.
+        number: Of the request whose turn it has, if any.
+        attempts: Requests sent.
+        spent: Those that count against the retry policy: a failure in a pause for all does not.
+        is_patient: Whether it may take longer than the client's deadline.
+    """
 
-    def __init__(self, execution_id: str, deadline_at: float, on_turn: Callable[[], None] | None) -> None:
+    __slots__ = (
+        "attempts",
+        "deadline_at",
+        "execution_id",
+        "is_patient",
+        "last_error",
+        "number",
+        "on_turn",
+        "sent_at",
+        "spent",
+        "trace",
+    )
+
+    def __init__(
+        self, execution_id: str, deadline_at: float, on_turn: Callable[[], None] | None, *, is_patient: bool
+    ) -> None:
         self.execution_id = execution_id
         self.deadline_at = deadline_at
         self.on_turn = on_turn
+        self.is_patient = is_patient
+        self.number: int | None = None
         self.attempts = 0
+        self.spent = 0
         self.last_error: KaizenError | None = None
         self.sent_at: float | None = None
         self.trace: RequestTrace | None = None
@@ -79,7 +110,8 @@ class Lookups(Generic[T]):
         url: URL,
         policy: RetryPolicy,
         *,
-        budget: RetryBudget,
+        health: Health,
+        deadline: float,
         counters: Counters,
         random: Random,
     ) -> None:
@@ -88,9 +120,10 @@ class Lookups(Generic[T]):
         self.url = str(url)
         self._url = url
         self._policy = policy
-        self._budget = budget
+        self._health = health
+        self._deadline = deadline
         self._counters = counters
-        self._retrier = Retrier(budget, engine.gate, random)
+        self._retrier = Retrier(health, random)
         self._now = engine.clock.time
         self._on_event = engine.on_event
         self._followers: dict[str, list[asyncio.Future[Outcome[T] | None]]] = {}
@@ -149,7 +182,8 @@ class Lookups(Generic[T]):
             self._contexts[execution_id] = copy_context()
         outcome = None
         try:
-            outcome = await self._lead(Call(execution_id, deadline_at, on_turn))
+            is_patient = deadline_at - self._now() > self._deadline + ROUNDING
+            outcome = await self._lead(Call(execution_id, deadline_at, on_turn, is_patient=is_patient))
             return outcome
         finally:
             del self._followers[execution_id]
@@ -181,9 +215,10 @@ class Lookups(Generic[T]):
         started = self._now()
         self._counters.lookups += 1
         self._counters.in_progress += 1
+        self._health.lookups += 1
         try:
             result = await self._attempt(call)
-            if call.attempts and is_retryable(result):
+            if call.attempts and self._retrier.is_worth_retrying(result):
                 result = await self._retry(call, result)
         finally:
             self._counters.in_progress -= 1
@@ -196,36 +231,41 @@ class Lookups(Generic[T]):
         return LookupFailed(call.execution_id, None, result, call.attempts, elapsed)
 
     async def _attempt(self, call: Call) -> T | KaizenError:
-        """Make one attempt: wait for a turn, send, read the answer."""
+        """Make one attempt: wait for a turn, send, read the response, and tell the health of the server."""
         queued_at = self._now()
-        refusal = self._refusal(call) or await self.engine.take_turn(call.deadline_at)
-        if refusal is not None:
-            refusal.__cause__ = refusal.__cause__ or call.last_error
-            return self._noted(call, refusal)
-        epoch = self.engine.gate.epoch
-        result = await self._exchange(call, queued_at)
-        if isinstance(result, KaizenError):
-            self._judge(call, result, epoch)
-            return self._noted(call, result)
-        self.engine.gate.accepted()
-        self._budget.earn(retried=call.attempts > 1)
-        _note(call.execution_id, "%s: attempt %d answered with the record", call.attempts, **_fields_of(call))
-        return result
+        turn = self._refusal(call) or await self._take_turn(call)
+        if isinstance(turn, KaizenError):
+            turn.__cause__ = turn.__cause__ or call.last_error
+            return self._noted(call, turn)
+        result = await self._exchange(call, turn, queued_at)
+        if not isinstance(result, KaizenError):
+            _note(call.execution_id, "%s: attempt %d got the record", call.attempts, **_fields_of(call))
+            return result
+        if verdict(result) is Verdict.REFUSED:
+            await self._await_confirmation(turn)
+        return self._noted(call, result)
 
-    async def _exchange(self, call: Call, queued_at: float) -> T | KaizenError:
-        """Send, and read the response; then give the turn back."""
+    def _take_turn(self, call: Call) -> Coroutine[Any, Any, int | KaizenError]:
+        return self.engine.take_turn(self._health, call.deadline_at, is_patient=call.is_patient)
+
+    async def _exchange(self, call: Call, number: int, queued_at: float) -> T | KaizenError:
+        """Send, read the response, and report it under the request's number; then give the turn back."""
         if call.on_turn is not None and not call.attempts:
             call.on_turn()
+        call.number = number
         try:
-            result = await self._send(call, queued_at)
-            if isinstance(result, NotFoundError) and self._is_doubtful(call, result):
-                result = await self._send(call, self._now(), fresh=True)
+            result = await self._send(call, number, queued_at)
+            if call.number is not None and isinstance(result, NotFoundError) and self._is_doubtful(call, result):
+                result = await self._send(call, call.number, self._now(), fresh=True)
+            self._report(call, result)
             return result
         finally:
-            self.engine.end_turn()
+            if call.number is not None:
+                self._health.abandoned(call.number)
+                self._end_turn(call)
 
-    async def _send(self, call: Call, queued_at: float, *, fresh: bool = False) -> T | KaizenError:
-        """Send one request, and read the response."""
+    async def _send(self, call: Call, number: int, queued_at: float, *, fresh: bool = False) -> T | KaizenError:
+        """Send one request, and read the response. If a pause begins while a connection is made, take another turn."""
         call.attempts += 1
         self._counters.attempts += 1
         answer: Answer | KaizenError | None = None
@@ -233,21 +273,52 @@ class Lookups(Generic[T]):
         request = self._url, request_body(call.execution_id), call.deadline_at
         try:
             self._note_start(call, queued_at)
-            answer = await self.engine.send(*request, fresh=fresh)
+            answer = await self.engine.send(*request, partial(self._health.is_held, number), fresh=fresh)
             while answer is None:
                 self._note_held(call)
-                answer = await self.engine.pass_again(call.deadline_at)
-                if answer is None:
+                self._health.abandoned(number)
+                self._end_turn(call)
+                turn = await self._take_turn(call)
+                if isinstance(turn, KaizenError):
+                    call.attempts -= 1
+                    self._counters.attempts -= 1
+                    answer = turn
+                else:
+                    number = call.number = turn
                     self._note_start(call, queued_at)
-                    answer = await self.engine.send(*request, fresh=fresh)
+                    answer = await self.engine.send(*request, partial(self._health.is_held, number), fresh=fresh)
             result = self._read(call, answer) if isinstance(answer, Answer) else answer
             return result
         finally:
             self._note_end(call, answer, result)
 
+    def _end_turn(self, call: Call) -> None:
+        call.number = None
+        self.engine.end_turn()
+
     def _is_doubtful(self, call: Call, error: NotFoundError) -> bool:
         """Return whether a 404 that names no id may belong to another request: the client has seen such responses."""
         return self.engine.transport.is_out_of_step and call.execution_id.encode() not in error.body
+
+    def _report(self, call: Call, result: T | KaizenError) -> None:
+        """Tell the health of the server what became of the request, and give its turn back."""
+        if call.number is None:
+            return
+        if not isinstance(result, KaizenError):
+            self._health.accepted(call.number)
+        else:
+            self._health.failed(call.number, result, call.execution_id)
+            if not self._health.is_blamed(result):
+                call.spent += 1
+            if verdict(result) is Verdict.THROTTLED:
+                self._counters.throttled += 1
+        self._end_turn(call)
+
+    async def _await_confirmation(self, number: int) -> None:
+        """Wait until it is clear whether a refusal is about one id or about the key: others in flight will tell."""
+        until = self._now() + LONGEST_DOUBT
+        while self._health.is_doubtful(number) and self._now() < until:
+            await self.engine.pause(DOUBT_STEP)
 
     def _note_start(self, call: Call, queued_at: float) -> None:
         """Note that a request is about to be sent."""
@@ -307,33 +378,10 @@ class Lookups(Generic[T]):
                 error = misfit.with_traceback(None)
         return self.engine.transport.withhold(error)
 
-    def _judge(self, call: Call, error: KaizenError, epoch: int) -> None:
-        """Tell gate and budget what an answer shows. Any that does not throttle shows that the server took it."""
-        if is_throttling(error):
-            self._throttle(error, epoch)
-        elif isinstance(error, StatusError | DecodeError):
-            self.engine.gate.accepted()
-            if not error.retryable:
-                self._budget.earn(retried=call.attempts > 1)
-
-    def _throttle(self, error: StatusError, epoch: int) -> None:
-        """Tell the gate what an answer asks for."""
-        gate = self.engine.gate
-        self._counters.throttled += 1
-        if gate.throttled(error.status, error.retry_after, epoch):
-            self._counters.pauses += 1
-            log.warning(
-                "the server answered %d: all look-ups of this client pause for %s",
-                error.status,
-                seconds(gate.seconds_left()),
-            )
-            if self._on_event is not None:
-                self._on_event(Gated(error.status, error.retry_after, gate.seconds_left()))
-
     async def _retry(self, call: Call, first: KaizenError) -> T | KaizenError:
         def before_sleep(error: KaizenError, delay: float) -> None:
             self._counters.retries += 1
-            when = "once the pause is over" if is_throttling(error) else f"in {seconds(delay)}"
+            when = f"in {seconds(delay)}" if delay else "in its turn"
             template = "%s: attempt %d follows %s, since %s"
             fields = {**_fields_of(call, error), "delay": delay}
             _note(call.execution_id, template, call.attempts + 1, when, error.reason, **fields)
@@ -345,6 +393,7 @@ class Lookups(Generic[T]):
                 first,
                 lambda: self._attempt(call),
                 policy=self._policy,
+                spent=lambda: call.spent,
                 time_left=lambda: call.deadline_at - self._now(),
                 sleep=self.engine.pause,
                 before_sleep=before_sleep,

@@ -14,32 +14,22 @@ from typing import Any, Final, TypeGuard, TypeVar, cast
 from tenacity import AsyncRetrying, Future, RetryCallState
 from tenacity.retry import retry_if_result
 
-from kaizen_async._lookup.throttle import Gate, RetryBudget, is_throttling
+from kaizen_async._lookup.health import Health
+from kaizen_async._lookup.verdicts import Verdict, verdict
 from kaizen_async.config import RetryPolicy
-from kaizen_async.errors import DecodeError, KaizenError, StatusError, TransportError, seconds
+from kaizen_async.errors import KaizenError, StatusError, TransportError, seconds
 
 T = TypeVar("T")
 
-OVER_BUDGET: Final = "the client's retry budget is used up, since too many look-ups are failing"
-"""What the last error of a look-up says in `gave_up` that the retry budget refused another attempt."""
-
-
-def is_retryable(result: object) -> TypeGuard[KaizenError]:
-    """Return whether the result of an attempt is an error that another attempt may mend."""
-    return isinstance(result, KaizenError) and result.retryable
-
-
-def is_garbled(error: KaizenError) -> bool:
-    """Return whether an answer came that could not be read. Worth one more attempt, not a series."""
-    return isinstance(error, DecodeError) or (isinstance(error, TransportError) and error.garbled)
+OVER_BUDGET: Final = "the client's retry budget is used up, since too many lookups are failing"
+"""What the last error of a lookup says in `gave_up` that the retry budget refused another attempt."""
 
 
 class Retrier:
-    """Decides about waits and ends for the look-ups of one client."""
+    """Decides about waits and ends for the lookups of one kind."""
 
-    def __init__(self, budget: RetryBudget, gate: Gate, random: Random) -> None:
-        self._budget = budget
-        self._gate = gate
+    def __init__(self, health: Health, random: Random) -> None:
+        self._health = health
         self._random = random
 
     async def run(
@@ -48,6 +38,7 @@ class Retrier:
         attempt: Callable[[], Awaitable[T | KaizenError]],
         *,
         policy: RetryPolicy,
+        spent: Callable[[], int],
         time_left: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]],
         before_sleep: Callable[[KaizenError, float], None],
@@ -55,10 +46,11 @@ class Retrier:
         """Return the result of the first attempt that needs no other, or the last error.
 
         Args:
-            first: The retryable error of the attempt already made. It counts: making that attempt outside spares
-                every look-up that succeeds at once the cost of tenacity.
+            first: The error of the attempt already made. It counts: making that attempt outside spares every lookup
+                that succeeds at once the cost of tenacity.
             attempt: Makes another attempt.
             policy: Bounds attempts and waits.
+            spent: Attempts that count against the policy: those that failed in a pause for all do not.
             time_left: Seconds until the deadline.
             sleep: Waits between attempts; may raise to end the call.
             before_sleep: Told the error and the seconds before each wait.
@@ -69,52 +61,62 @@ class Retrier:
             return made.pop() if made else await attempt()
 
         def wait(state: RetryCallState) -> float:
-            return self._wait(_failure(state), state.attempt_number, policy)
+            return self._wait(_failure(state), spent(), policy)
 
         def stop(state: RetryCallState) -> bool:
             failure = _failure(state)
-            failure.gave_up = self._reason_to_stop(failure, state, policy, time_left())
-            return failure.gave_up is not None
+            reason = self._reason_to_stop(failure, spent(), state.upcoming_sleep, policy, time_left())
+            failure.gave_up = reason
+            return reason is not None
 
         retrying = AsyncRetrying(
             sleep=sleep,
             wait=wait,
             stop=stop,
-            retry=retry_if_result(is_retryable),
+            retry=retry_if_result(self.is_worth_retrying),
             before_sleep=lambda state: before_sleep(_failure(state), state.upcoming_sleep),
             retry_error_callback=_failure,
         )
         result: T | KaizenError = await retrying(replay_then_attempt)
         return result
 
-    def _wait(self, failure: KaizenError, attempts: int, policy: RetryPolicy) -> float:
+    def is_worth_retrying(self, result: object) -> TypeGuard[KaizenError]:
+        """Return whether another attempt may lead to another result."""
+        return isinstance(result, KaizenError) and (result.retryable or self._health.is_confirming(result))
+
+    def _wait(self, failure: KaizenError, spent: int, policy: RetryPolicy) -> float:
         """Return the seconds before the next attempt.
 
-        After a throttling answer the gate holds everyone back, this look-up included; waiting here as well would only
-        lose its place.
+        In a pause it is 0: the pause holds everyone back, this lookup included, and it may be the next probe.
         """
-        if is_throttling(failure):
+        if self._health.pause is not None:
             return 0.0
-        if attempts == 1 and isinstance(failure, TransportError) and failure.disconnected:
+        if spent == 1 and isinstance(failure, TransportError) and failure.disconnected:
             return 0.0
-        ceiling = min(policy.max_backoff, policy.initial_backoff * 2.0 ** min(attempts - 1, 64))
+        ceiling = min(policy.max_backoff, policy.initial_backoff * 2.0 ** min(max(spent - 1, 0), 64))
         backoff = self._random.uniform(0.0, ceiling)
         return max(backoff, _retry_after(failure))
 
     def _reason_to_stop(
-        self, failure: KaizenError, state: RetryCallState, policy: RetryPolicy, time_left: float
+        self, failure: KaizenError, spent: int, upcoming: float, policy: RetryPolicy, time_left: float
     ) -> str | None:
         """Return why there is no next attempt ("" if the number of attempts says it all), or None if there is one."""
-        if state.attempt_number >= policy.max_attempts:
+        if failure.gave_up is not None:
+            return failure.gave_up
+        said = verdict(failure)
+        if self._health.is_blamed(failure):
+            if policy.max_attempts == 1:
+                return ""
+        elif spent >= policy.max_attempts:
             return ""
-        if is_garbled(failure) and state.attempt_number > 1:
+        elif said is Verdict.GARBLED and spent > 1:
             return "a second answer was no better"
-        wait = max(state.upcoming_sleep, _retry_after(failure))
+        wait = max(upcoming, _retry_after(failure))
         if wait >= time_left:
             failure.next_attempt_in = wait
             return f"the next attempt would come in {seconds(wait)}, after the deadline"
-        is_paced = is_throttling(failure) and not self._gate.is_barren
-        if policy.budgeted and not is_paced and not self._budget.spend():
+        is_free = said is Verdict.THROTTLED or self._health.pause is not None
+        if policy.budgeted and not is_free and not self._health.may_retry():
             return OVER_BUDGET
         return None
 

@@ -1,0 +1,493 @@
+"""What a client knows about the health of the server for one kind of lookup, and what follows: who may send, and when.
+
+While the server is healthy, `engaged` is false and a lookup asks nothing: it takes a number when it sends, and hands
+the number back with the result. Bad results are judged by when their requests were sent (`evidence.py`):
+
+- A few bad results among good ones concern the lookups that got them. Rejections among them set the pace (`pace.py`).
+- A run of bad results that is no chance concerns everybody: a pause begins. Nobody sends but a probe at a time, at
+  growing intervals, or after the time that the server named. The first probe that succeeds ends the pause, and the pace
+  grows from a low one to what it was within two seconds.
+
+A pause has one of three causes. The server is *failing* (refused, reset, timed out, 5xx): from the client's deadline
+on, counted from the first failure, everybody gets that failure unsent. It *throttles*: lookups wait as long as their
+deadlines allow. It *refuses* the key: a few seconds confirm that, and then everybody gets the refusal unsent. Probes go
+on as long as somebody asks, whatever the cause.
+
+Nothing here waits or sends. It is told what happens, and asked.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from random import Random
+from typing import Final, Literal, NamedTuple, TypeAlias
+
+from kaizen_async._lookup.evidence import Run
+from kaizen_async._lookup.pace import Pace
+from kaizen_async._lookup.verdicts import Verdict, is_json_object, verdict
+from kaizen_async.errors import DecodeError, KaizenError, RateLimitError, StatusError, seconds
+from kaizen_async.events import Gated, Hook, OutageBegan, OutageEnded, Ungated
+
+OUTAGE_CHANCE: Final = 1e-6
+PAUSE_CHANCE: Final = 1e-8
+"""Probability of a run of bad results at which it is no chance any more. A pause that a server asks for lasts longer
+than one that a probe can end at once, so it takes better evidence."""
+SHORTEST_RUN: Final = 6
+LONGEST_RUN: Final = 40
+"""Bad results in a row that are always, and never, chance."""
+SHORTEST_REJECTED: Final = 4
+LONGEST_REJECTED: Final = 30
+UNKNOWN: Final = 8
+"""Good results without which it is not known how usual bad ones are; and how many rejections in a row decide then."""
+MOST_LOOKUPS: Final = 3
+"""Different lookups that a run must consist of: one id may fail for ever in a server that works."""
+
+FIRST_PROBE: Final = 0.1
+GAP_GROWTH: Final = 1.6
+LONGEST_GAP: Final = 0.8
+"""Seconds before the first probe, the factor by which they grow, and the most while it is likely to be a restart."""
+PATIENT_AFTER: Final = 30.0
+PATIENT_GAP: Final = 2.0
+REJECTED_GAP: Final = 0.4
+"""The most if rejections name no time: limits are often per second."""
+OVERDUE_PROBE: Final = 1.0
+"""Seconds after which a probe without response no longer keeps the next one from being sent."""
+
+CONFIRMATION: Final = 2.0
+CONFIRMATIONS: Final = 3
+"""Seconds and failed probes after which a key counts as refused."""
+LONGEST_DOUBT: Final = 1.0
+"""Seconds for which a first rejection may hold others back until it is clear whether it concerns everybody."""
+LEAST_PAUSE: Final = 0.1
+"""Seconds of a pause for which the server asked for less: it says 0 when it means less than one."""
+YOUNG: Final = 1.0
+"""Seconds from the first request on in which what was accepted is taken for the burst that a limit allows."""
+
+START_RATE: Final = 50.0
+"""Requests per second after an outage, to begin with."""
+START_RATE_LIMITED: Final = 20.0
+"""The same after rejections."""
+RETRIES_PER_LOOKUP: Final = 0.95
+RETRIES_AT_ONCE: Final = 100.0
+MOST_RETRIES: Final = 500.0
+"""Retries that every lookup adds to the budget, what is in it at first, and at most. While half of the server fails,
+independent attempts take 0.94; so the load stays below twice the lookups, and nothing is lost to the budget before."""
+
+SERVICE_UNAVAILABLE: Final = 503
+"""Sent by a server that is down, and by nginx when it limits the rate: what is accepted meanwhile tells them apart."""
+
+_BAD: Final = {
+    Verdict.FAILING: Verdict.FAILING,
+    Verdict.GARBLED: Verdict.FAILING,
+    Verdict.THROTTLED: Verdict.THROTTLED,
+    Verdict.REFUSED: Verdict.REFUSED,
+    Verdict.UNUSABLE: Verdict.REFUSED,
+}
+
+
+Condition: TypeAlias = Literal["healthy", "throttled", "refused", "failing"]
+STATES: Final[dict[Verdict, Condition]] = {
+    Verdict.FAILING: "failing",
+    Verdict.THROTTLED: "throttled",
+    Verdict.REFUSED: "refused",
+}
+
+SEVERITY: Final[tuple[Condition, ...]] = ("healthy", "throttled", "refused", "failing")
+
+
+class State(NamedTuple):
+    """A snapshot of the health of the server."""
+
+    condition: Condition
+    pace: float | None
+    seconds_left: float
+
+
+class Doubt(NamedTuple):
+    """A first rejection, of which it is open whether it concerns everybody."""
+
+    number: int
+    error: KaizenError
+    since: float
+
+
+class Pause:
+    """A time in which nobody sends but a probe.
+
+    Attributes:
+        cause: FAILING, THROTTLED or REFUSED.
+        error: The latest of the errors that say so.
+        since: When the first of them came.
+        begun: When the pause began.
+        asked_until: When the time that the server named is over.
+        next_probe: When a probe may be sent.
+        failed: How many requests failed, from the first on.
+    """
+
+    def __init__(self, cause: Verdict, error: KaizenError, run: Run, since: float, begun: float) -> None:
+        self.cause = cause
+        self.error = error
+        self.since = since
+        self.begun = begun
+        self.asked_until = self.next_probe = begun
+        self.gap = FIRST_PROBE
+        self.lookups = run.lookups
+        self.newest_bad = run.numbers[-1]
+        self.failed = len(run)
+        self.probes: set[int] = set()
+        self.failed_probes = 0
+        self.accepted_before = 0
+        self.is_told = False
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether it is about more than one lookup, so that none of them need count its failures as its own."""
+        return len(self.lookups) > 1
+
+    @property
+    def is_limit(self) -> bool:
+        """Whether a limit of the server may be behind it, so that what it accepts has to be learned."""
+        unavailable = isinstance(self.error, StatusError) and self.error.status == SERVICE_UNAVAILABLE
+        return self.cause is Verdict.THROTTLED or unavailable
+
+
+class Health:
+    """The health of the server for one kind of lookup, shared by all event loops of a client.
+
+    Args:
+        clock: Returns monotonic seconds.
+        random: Spreads probes, so that clients do not come back together.
+        url: Where the lookups of this kind go, for events.
+        concurrency: Requests in flight, at most.
+        deadline: Seconds after which an outage ends lookups that were not sent.
+        report: Told of changes.
+
+    Attributes:
+        engaged: Whether a lookup must ask for `delay` before it sends.
+        sent: Requests sent; the latest has this number.
+        lookups: Lookups begun.
+        pause: The present pause, if any.
+        pace: How fast to send otherwise.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        random: Random,
+        *,
+        url: str = "",
+        concurrency: int = 50,
+        deadline: float = math.inf,
+        report: Hook = lambda _: None,
+    ) -> None:
+        self._clock = clock
+        self._random = random
+        self._url = url
+        self._concurrency = concurrency
+        self._deadline = deadline
+        self._report = report
+        self._born = clock()
+        self.engaged = False
+        self._is_watching = False
+        self.sent = self._finished = self._accepted = 0
+        self.pause: Pause | None = None
+        self.pace = Pace()
+        self._run = Run()
+        self._run_since = 0.0
+        self._accepted_before_run = 0
+        self._doubt: Doubt | None = None
+        self._accepted_in_doubt = 0
+        self._burst = 0
+        self.lookups = self._lookups_counted = 0
+        self._budget = RETRIES_AT_ONCE
+
+    @property
+    def in_flight(self) -> int:
+        """Requests without a result."""
+        return self.sent - self._finished
+
+    def forget_in_flight(self) -> None:
+        """Give up the requests in flight: their event loop ended without their results."""
+        self._finished = self.sent
+        if self.pause is not None:
+            self.pause.probes.clear()
+
+    # What is sent, and what becomes of it.
+
+    def send(self) -> int:
+        """Take note of a request that is sent now, and return its number. Every number gets exactly one result."""
+        self.sent += 1
+        if self.engaged:
+            now = self._clock()
+            if self.pause is None:
+                self.pace.sent(now)
+            else:
+                probes = self.pause.probes
+                probes.add(self.sent)
+                self.pause.next_probe = now + max(OVERDUE_PROBE, self.pause.gap) * (1 if len(probes) < 5 else 2)  # noqa: PLR2004
+        return self.sent
+
+    def accepted(self, number: int) -> None:
+        """Take note of a response that shows the server at work."""
+        self._finished += 1
+        self._accepted += 1
+        if self._is_watching:
+            self._note_accepted(number)
+
+    def failed(self, number: int, error: KaizenError, lookup: object) -> None:
+        """Take note of an error.
+
+        Args:
+            number: Of the request.
+            error: What came in place of a record.
+            lookup: Tells the lookups apart.
+        """
+        said = verdict(error)
+        cause = _BAD.get(said)
+        if cause is None:
+            is_api = said is Verdict.NOT_FOUND or (
+                isinstance(error, StatusError | DecodeError) and is_json_object(error.body)
+            )
+            (self.accepted if is_api else self.abandoned)(number)
+            return
+        self._finished += 1
+        now = self._clock()
+        if self.pause is None:
+            self._note_bad(number, cause, error, lookup, now)
+        else:
+            self._note_bad_in_pause(self.pause, number, cause, error, lookup, now)
+
+    def abandoned(self, number: int) -> None:
+        """Take note that a request ended without saying anything about the server, or was not sent after all."""
+        self._finished += 1
+        pause = self.pause
+        if pause is not None and number in pause.probes:
+            pause.probes.discard(number)
+            if not pause.probes:
+                pause.next_probe = min(pause.next_probe, max(self._clock(), pause.asked_until))
+
+    # What follows for those who want to send.
+
+    def delay(self) -> float:
+        """Return the seconds until a lookup may send; math.inf if the result of another must come first."""
+        now = self._clock()
+        self._resolve_doubt(now)
+        if self.pause is not None:
+            return max(0.0, self.pause.next_probe - now)
+        if self._doubt is not None:
+            return self._doubt.since + LONGEST_DOUBT - now
+        return self.pace.delay(now, self.in_flight)
+
+    def is_held(self, number: int) -> bool:
+        """Whether a request that has its number but is not on its way yet must wait after all: a pause has begun."""
+        self._resolve_doubt(self._clock())
+        return self.pause is not None and number not in self.pause.probes
+
+    def is_doubtful(self, number: int) -> bool:
+        """Whether it is open if the bad result of a request concerns everybody: others in flight will tell."""
+        return self.pause is None and number in self._run and self.in_flight > 0
+
+    def is_blamed(self, error: KaizenError) -> bool:
+        """Whether an error belongs to a pause for all, rather than to the lookup that got it."""
+        return self.pause is not None and self.pause.is_shared and verdict(error) in _BAD
+
+    def is_confirming(self, error: KaizenError) -> bool:
+        """Whether an error that would be final is not yet, since a refusal of everything is being confirmed."""
+        return self.pause is not None and _BAD.get(verdict(error)) is Verdict.REFUSED and self.ends_in() > 0
+
+    def ends_in(self) -> float:
+        """Return the seconds until lookups end unsent, at most 0 if they do; math.inf if the pause has no such end."""
+        pause = self.pause
+        if pause is None or pause.cause is Verdict.THROTTLED:
+            return math.inf
+        if pause.cause is Verdict.FAILING:
+            return pause.since + self._deadline - self._clock()
+        left = pause.begun + CONFIRMATION - self._clock()
+        return left if left > 0 or pause.failed_probes >= CONFIRMATIONS else math.inf
+
+    def may_retry(self) -> bool:
+        """Return whether the budget allows another retry while a part of the server fails, and charge it."""
+        earned = RETRIES_PER_LOOKUP * (self.lookups - self._lookups_counted)
+        self._lookups_counted = self.lookups
+        self._budget = min(MOST_RETRIES, self._budget + earned)
+        if self._budget < 1:
+            return False
+        self._budget -= 1
+        return True
+
+    def refusal(self) -> KaizenError:
+        """Return the error for a lookup that is not sent because of the pause: the known cause, and since when."""
+        pause = self.pause
+        assert pause is not None  # noqa: S101 - asked in a pause only
+        error = copy.copy(pause.error)
+        error.__cause__ = pause.error.__cause__
+        error.attempts = 0
+        error.gave_up = self.explanation()
+        return error
+
+    def explanation(self) -> str:
+        """Return what a pause is about, for error texts."""
+        pause = self.pause
+        if pause is None:
+            return ""
+        doing = {
+            Verdict.FAILING: "failing",
+            Verdict.THROTTLED: "rejecting every request",
+            Verdict.REFUSED: "refusing every request",
+        }
+        return f"the server has been {doing[pause.cause]} for {seconds(self._clock() - pause.since)}"
+
+    def too_long(self, time_left: float) -> RateLimitError | None:
+        """Return the error for a lookup with less time left than the server has asked to wait."""
+        self._resolve_doubt(self._clock())
+        pause = self.pause
+        if pause is None or pause.cause is not Verdict.THROTTLED:
+            return None
+        wait = pause.next_probe - self._clock()
+        if wait <= time_left or pause.asked_until <= self._clock():
+            return None
+        refusal = RateLimitError(
+            "not sent: the server asked this client to pause, and it would be the turn of this lookup "
+            f"in {seconds(wait)}, which is longer than it may take",
+            status=pause.error.status if isinstance(pause.error, StatusError) else 429,
+            retry_after=wait,
+            retryable=True,
+        )
+        refusal.next_attempt_in = wait
+        return refusal
+
+    def state(self) -> "State":
+        """Return a snapshot for statistics."""
+        now = self._clock()
+        pause = self.pause
+        if pause is not None:
+            return State(STATES[pause.cause], 0.0, max(0.0, pause.next_probe - now))
+        if self.pace.is_open:
+            return State("healthy", None, 0.0)
+        rate = self.pace.rate(now)
+        return State("throttled", None if rate == math.inf else rate, 0.0)
+
+    # How results become a state.
+
+    def _note_accepted(self, number: int) -> None:
+        now = self._clock()
+        pause = self.pause
+        if pause is not None:
+            if number in pause.probes or (number > pause.newest_bad and now >= pause.asked_until):
+                self._resume(pause, now)
+            else:
+                pause.accepted_before += 1
+            return
+        self._run.succeeded(number)
+        if self._doubt is not None and number > self._doubt.number:
+            self._accepted_in_doubt += 1
+        if not self._run or self._accepted_in_doubt > 1:
+            self._doubt, self._accepted_in_doubt = None, 0
+        self.pace.accepted(number, now, self.sent, self.in_flight)
+        self._settle()
+
+    def _note_bad(self, number: int, cause: Verdict, error: KaizenError, lookup: object, now: float) -> None:
+        run = self._run
+        if not run:
+            self._run_since = now
+        run.note_successes(self._accepted - self._accepted_before_run)
+        self._accepted_before_run = self._accepted
+        run.add(number, lookup)
+        if self._is_no_chance(cause, error, now):
+            self._begin(cause, error, now)
+            return
+        if cause is Verdict.THROTTLED or (isinstance(error, StatusError) and error.status == SERVICE_UNAVAILABLE):
+            self.pace.rejected(number, now, self.sent)
+        self._settle()
+
+    def _is_no_chance(self, cause: Verdict, error: KaizenError, now: float) -> bool:
+        run = self._run
+        if cause is not Verdict.THROTTLED:
+            least = min(LONGEST_RUN, max(SHORTEST_RUN, run.least(OUTAGE_CHANCE)), max(4, 4 * self._concurrency))
+            return len(run.lookups) >= min(MOST_LOOKUPS, max(2, self._concurrency)) and run.is_solid(least)
+        least = min(LONGEST_REJECTED, max(SHORTEST_REJECTED, run.least(PAUSE_CHANCE)))
+        if self.pace.is_ramping:
+            return run.is_solid(max(UNKNOWN, least))
+        if self._doubt is None and (not self.pace.is_free or (run.successes >= UNKNOWN and not run.is_first)):
+            return run.is_solid(least)
+        # A first rejection. Whatever else is in flight tells whether it concerns everybody, so nobody sends until then.
+        if run.is_solid(least if run.successes >= UNKNOWN else UNKNOWN) or self.sent - run.numbers[0] + 1 == len(run):
+            return True
+        if self._doubt is None:
+            self._doubt = Doubt(run.numbers[0], error, now)
+        return False
+
+    def _resolve_doubt(self, now: float) -> None:
+        """Begin a pause if whatever else was in flight stays silent: then all that is known was rejected."""
+        if self._doubt is not None and now >= self._doubt.since + LONGEST_DOUBT:
+            self._begin(Verdict.THROTTLED, self._doubt.error, self._doubt.since)
+
+    def _begin(self, cause: Verdict, error: KaizenError, now: float) -> None:
+        self._doubt, self._accepted_in_doubt = None, 0
+        pause = self.pause = Pause(cause, error, self._run, self._run_since, now)
+        self._plan_probe(pause, error, now)
+        if now - self._born < YOUNG:
+            self._burst = self._accepted
+        self.pace.learn(now, pause.next_probe - now, self._burst)
+        self.engaged = self._is_watching = True
+        self._tell(pause, now)
+
+    def _tell(self, pause: Pause, now: float) -> None:
+        wait = pause.next_probe - now
+        if pause.cause is Verdict.THROTTLED and isinstance(pause.error, StatusError):
+            self._report(Gated(pause.error.status, pause.error.retry_after, wait))
+        else:
+            self._report(OutageBegan(self._url, pause.error, pause.cause is Verdict.REFUSED, now - pause.since, wait))
+
+    def _plan_probe(self, pause: Pause, error: KaizenError, now: float) -> None:
+        asked = error.retry_after if isinstance(error, StatusError) and verdict(error) is Verdict.THROTTLED else None
+        if asked is None:
+            pause.next_probe = max(now + pause.gap * self._random.uniform(0.5, 1.0), pause.asked_until)
+        elif now + max(asked, LEAST_PAUSE) > pause.asked_until:
+            asked = max(asked, LEAST_PAUSE)
+            pause.asked_until = now + asked
+            pause.next_probe = pause.asked_until + self._random.uniform(0.0, min(asked / 10, 1.0))
+
+    def _note_bad_in_pause(
+        self, pause: Pause, number: int, cause: Verdict, error: KaizenError, lookup: object, now: float
+    ) -> None:
+        pause.newest_bad = max(pause.newest_bad, number)
+        pause.failed += 1
+        pause.lookups.add(lookup)
+        if number not in pause.probes:
+            if cause is Verdict.THROTTLED and isinstance(error, StatusError) and error.retry_after is not None:
+                self._plan_probe(pause, error, now)
+            return
+        pause.probes.discard(number)
+        pause.failed_probes += 1
+        pause.error = error
+        if cause is not pause.cause:
+            # A server that comes back may throttle first, and one that throttles may fail: what it says last counts.
+            pause.cause, pause.since, pause.begun, pause.failed_probes = cause, now, now, 0
+            pause.gap = FIRST_PROBE
+            self._plan_probe(pause, error, now)
+            self._tell(pause, now)
+            return
+        longest = LONGEST_GAP if now - pause.since < PATIENT_AFTER else PATIENT_GAP
+        pause.gap = min(pause.gap * GAP_GROWTH, REJECTED_GAP if cause is Verdict.THROTTLED else longest)
+        self._plan_probe(pause, error, now)
+
+    def _resume(self, pause: Pause, now: float) -> None:
+        self.pause = None
+        self._run.clear()
+        self._accepted_before_run = self._accepted
+        if pause.is_limit:
+            width = pause.accepted_before if pause.accepted_before > 1 else math.inf
+            start = START_RATE_LIMITED if width == math.inf else max(START_RATE_LIMITED, 5 * width)
+            self.pace.resume(now, self.sent, start, width)
+        else:
+            self.pace.resume(now, self.sent, START_RATE)
+        self._settle()
+        if pause.cause is Verdict.THROTTLED:
+            self._report(Ungated(now - pause.begun))
+        else:
+            self._report(OutageEnded(self._url, now - pause.since, pause.failed))
+
+    def _settle(self) -> None:
+        self.engaged = not self.pace.is_open or self._doubt is not None
+        self._is_watching = self.engaged or bool(self._run) or not self.pace.is_free

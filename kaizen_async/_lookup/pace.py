@@ -1,0 +1,312 @@
+"""How fast to send to a server that rejects a part of it: learned from rejections that depend on what the client does.
+
+Two limits can be in force: the rate in requests per second, and the width, the number of requests in flight. Both are
+infinite until there is a reason.
+
+- After a pause the rate doubles every `DOUBLING` seconds. The first rejections show how much the server takes.
+- Rejections at a constant rate are put to a test: send a little slower than was accepted. A share of rejections that
+  vanishes was the edge of a limit, and the slower rate is right. A share that stays is chance: a slower client would be
+  rejected as often. So the old rate returns, and that share is ignored from then on.
+- A rate that is right grows, slowly at first, so that a limit that was raised is found.
+- The width is what was accepted while the rest was rejected at once. It grows while it is all in use, and a rejection
+  right after it has grown takes that back.
+
+How much a server takes is read off what it accepted before it rejected. A token bucket of rate r gives, in any s
+seconds, its burst and r * s more at most, and exactly that since it was last full; so r is the largest (accepted in the
+last s seconds - burst) / s. Accepted / (time + pause) is what a fixed window allows.
+"""
+
+import math
+from collections import deque
+from typing import Final
+
+DOUBLING: Final = 0.15
+"""Seconds in which the rate doubles after a pause."""
+SEARCH_DOUBLING: Final = 4.0
+"""The same for a learned rate that is known to be too low."""
+FREE_RATE: Final = 20_000.0
+"""Requests per second from which on a doubling rate limits nobody."""
+SLOWEST_RATE: Final = 0.5
+"""Requests per second that are always sent."""
+SLOWEST_TEST: Final = 20.0
+"""Requests per second at which a first test may send: a slower one would take too long."""
+CATCH_UP: Final = 0.02
+"""Seconds by which sends may lag behind their even spacing and still be made up for: timers are late."""
+BELOW: Final = 0.96
+"""Share of what was accepted at which a test sends."""
+BELOW_ESTIMATE: Final = 0.92
+"""The same for what is only estimated: from the short time in which the rate doubled, or before another pause."""
+CURVE: Final = 0.008
+CURVE_AFTER: Final = 0.5
+"""A learned rate grows by CURVE * (s + s²) after s seconds: slowly near what is known, and faster with time, in the
+manner of CUBIC (RFC 9438). Before it does, some seconds show that it is right."""
+
+SAMPLE: Final = 16
+TEST: Final = 40
+SHORTEST_TEST: Final = 0.2
+LONGEST_TEST: Final = 1.0
+ENOUGH_REJECTED: Final = 20
+"""Requests that tell whether there is anything to test, and that make a test; the seconds that it takes at least and at
+most; and the rejections that end it sooner."""
+FEWEST: Final = 10
+"""Results from which a share is computed; fewer are noise."""
+RETURNED: Final = 0.9
+"""Share of the requests of a test whose results must have come: rejections are often quicker than the rest."""
+TOLERATED: Final = 0.04
+TOLERATED_AT_FIRST: Final = 0.1
+"""Share of rejections that costs less than finding out about it: at a learned rate, and before there is one."""
+STAYS: Final = 0.6
+"""A share of rejections that falls below this part of what it was depends on the rate."""
+USUAL: Final = 1.5
+"""Factor by which a share that is chance may vary."""
+MOST_IGNORED: Final = 0.5
+LAST_RESULTS: Final = 12
+FEWEST_REJECTED: Final = 3
+"""Of so many last results, the rejections that stop the doubling."""
+REMEMBERED: Final = 1024
+"""Accepted results whose times are remembered."""
+LEAST_SECONDS: Final = 0.1
+"""Time over which a rate is computed; over less, the latency of responses blurs it."""
+LEARNED_AFTER: Final = 0.3
+LEARNED_FROM: Final = 8
+"""Seconds and accepted results from which a pause teaches a rate."""
+
+WIDTH_HOLD: Final = 10
+LONGEST_WIDTH_HOLD: Final = 1000
+"""Times that the whole width is used before it grows again, once it was too much; and the most, as that doubles."""
+
+
+class Pace:
+    """The rate and the width at which requests are sent."""
+
+    def __init__(self) -> None:
+        self._mode = "free"
+        self._width = math.inf
+        self._start = math.inf
+        self._since = 0.0
+        self._next = -math.inf
+        self._is_searching = False
+        self._is_sampling = False
+        self._known = 0.0
+        self._burst = 0
+        self._accepted_at: deque[float] = deque(maxlen=REMEMBERED)
+        self._last: deque[bool] = deque(maxlen=LAST_RESULTS)
+        # A test: the requests after `_stale` up to `_newest`, and what to go back to if the share of rejections stays.
+        self._stale = 0
+        self._newest = math.inf
+        self._test_since = self._test_until = 0.0
+        self._accepted = self._rejected = 0
+        self._before: tuple[float, str, float] | None = None
+        self._stayed = 0
+        self._ignored = 0.0
+        self._width_used = 0
+        self._width_hold = 1
+        self._has_just_grown = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nobody is held back."""
+        return self._mode == "free" and self._width == math.inf
+
+    @property
+    def is_free(self) -> bool:
+        """Whether nobody is held back, and nothing is being measured."""
+        return self.is_open and not self._is_sampling
+
+    @property
+    def is_ramping(self) -> bool:
+        """Whether the rate doubles after a pause."""
+        return self._mode == "ramp"
+
+    def rate(self, now: float) -> float:
+        """Return the requests per second allowed now."""
+        elapsed = max(0.0, now - self._since)
+        if self._mode == "ramp":
+            rate = self._start * math.exp2(min(elapsed / DOUBLING, 40.0))
+            return rate if rate < FREE_RATE else math.inf
+        if self._mode == "paced":
+            growing = max(0.0, elapsed - CURVE_AFTER)
+            if self._is_searching:
+                return self._start * math.exp2(min(growing / SEARCH_DOUBLING, 40.0))
+            return self._start * (1 + CURVE * (growing + growing**2))
+        return math.inf
+
+    def delay(self, now: float, in_flight: int) -> float:
+        """Return the seconds until a request may be sent; math.inf if one in flight must come back first."""
+        if in_flight >= self._width:
+            return math.inf
+        return 0.0 if self.rate(now) == math.inf else max(0.0, self._next - now)
+
+    def sent(self, now: float) -> None:
+        """Take note of a request."""
+        rate = self.rate(now)
+        if rate < math.inf:
+            self._next = max(self._next, now - CATCH_UP) + 1 / rate
+
+    def learn(self, now: float, pause: float, burst: int) -> None:
+        """Learn, as a pause begins, from what was accepted since the last one."""
+        self._burst = burst
+        if self._mode == "free":
+            return
+        span = now - self._accepted_at[0] if self._accepted_at else 0.0
+        if span > LEARNED_AFTER and len(self._accepted_at) >= LEARNED_FROM:
+            window = len(self._accepted_at) / (span + pause)
+            self._known = max(window, BELOW_ESTIMATE * min(self._bucket_rate(now), self.rate(now)))
+        else:
+            self._known *= BELOW_ESTIMATE
+
+    def resume(self, now: float, number: int, start: float, width: float | None = None) -> None:
+        """Start again after a pause.
+
+        Args:
+            now: The time.
+            number: Of the latest request; results of older ones say nothing about the new pace.
+            start: Requests per second to begin with.
+            width: Requests in flight at most; None after a pause that was not about a limit.
+        """
+        self._before, self._stayed = None, 0
+        self._is_searching = self._is_sampling = False
+        self._accepted_at.clear()
+        self._width_used, self._width_hold, self._has_just_grown = 0, 1, False
+        if width is None:
+            self._known, self._width = 0.0, math.inf
+        else:
+            self._width = width
+        if self._known > start:
+            self._go(now, number, "paced", self._known)
+        else:
+            self._go(now, number, "ramp", start)
+        self._next = now
+
+    def accepted(self, number: int, now: float, sent: int, in_flight: int) -> None:
+        """Take note of an accepted request.
+
+        Args:
+            number: Of the request.
+            now: The time.
+            sent: The number of the latest request.
+            in_flight: Requests still without a result.
+        """
+        self._accepted_at.append(now)
+        if number <= self._stale:
+            return
+        self._accepted += number <= self._newest
+        self._last.append(False)
+        if in_flight + 1 >= self._width:
+            self._note_full_width()
+        self._judge(now, sent)
+
+    def rejected(self, number: int, now: float, sent: int) -> None:
+        """Take note of a rejected request while others are accepted; the arguments are those of `accepted`."""
+        if number <= self._stale:
+            return
+        if self._has_just_grown:
+            self._width -= 1
+            self._width_hold = min(max(WIDTH_HOLD, 2 * self._width_hold), LONGEST_WIDTH_HOLD)
+            self._width_used, self._has_just_grown = 0, False
+            self._stale = sent
+            return
+        if self._mode == "free" and not self._is_sampling:
+            self._is_sampling = True
+            self._restart(now, sent)
+            return
+        self._rejected += number <= self._newest
+        self._last.append(True)
+        if self._mode != "ramp":
+            self._judge(now, sent)
+        elif sum(self._last) >= max(FEWEST_REJECTED, LAST_RESULTS * (USUAL * self._ignored + 0.1)):
+            rate = self.rate(now)
+            learned = min(max(self._bucket_rate(now), rate / 4), rate)
+            self._is_searching = learned == rate / 4
+            self._before = sum(self._last) / len(self._last), "free", math.inf
+            self._go(now, sent, "paced", max(min(SLOWEST_TEST, rate), BELOW_ESTIMATE * learned))
+
+    def _note_full_width(self) -> None:
+        self._width_used += 1
+        if self._width_used > 2 * self._width:
+            self._has_just_grown = False
+        if self._width_used >= self._width_hold * self._width:
+            self._width_used = 0
+            self._width += 1
+            self._has_just_grown = True
+
+    def _bucket_rate(self, now: float) -> float:
+        """Return the largest rate that a token bucket must have had to accept what it did, 0 if it took too little."""
+        taken = len(self._accepted_at)
+        return max(
+            (
+                (taken - index - self._burst) / max(now - moment, LEAST_SECONDS)
+                for index, moment in enumerate(self._accepted_at)
+            ),
+            default=0.0,
+        )
+
+    def _go(self, now: float, number: int, mode: str, start: float) -> None:
+        start = max(start, SLOWEST_RATE)
+        self._mode, self._start, self._since = mode, start, now
+        self._next = min(self._next, now + 1 / start)
+        self._restart(now, number)
+
+    def _restart(self, now: float, number: int) -> None:
+        """Begin another test with what is sent from now on."""
+        self._stale, self._newest = number, math.inf
+        self._test_since = now
+        self._accepted = self._rejected = 0
+        self._last.clear()
+
+    def _is_known(self, now: float, sent: int) -> bool:
+        """Whether enough was sent since the last change, and enough of it has come back, to judge by its share."""
+        if self._newest == math.inf:
+            least = SAMPLE if self._is_sampling and not self._ignored else TEST
+            is_enough = sent - self._stale >= least and now - self._test_since >= SHORTEST_TEST
+            if not is_enough and now - self._test_since < LONGEST_TEST and self._rejected < ENOUGH_REJECTED:
+                return False
+            self._newest, self._test_until = sent, now
+        count = self._accepted + self._rejected
+        return count >= RETURNED * (self._newest - self._stale) or now - self._test_until > LONGEST_TEST
+
+    def _judge(self, now: float, sent: int) -> None:
+        """Change the rate if the share of rejections says so."""
+        if self._mode == "ramp":
+            if self.rate(now) == math.inf:
+                self._go(now, sent, "free", math.inf)
+            return
+        if (self._mode == "free" and not self._is_sampling) or not self._is_known(now, sent):
+            return
+        count = self._accepted + self._rejected
+        share = self._rejected / count
+        tolerated = TOLERATED_AT_FIRST if self._is_sampling else TOLERATED
+        is_unusual = count >= FEWEST and self._rejected > 1 and share > max(tolerated, USUAL * self._ignored)
+        rate = self.rate(now)
+        if self._before is not None and count >= FEWEST:
+            self._compare(now, sent, share, *self._before)
+        elif is_unusual and self._is_sampling:
+            self._before = share, "free", math.inf
+            self._is_sampling = False
+            self._is_searching = share > 1 / 2
+            accepted = self._accepted / max(self._test_until - self._test_since, LEAST_SECONDS)
+            self._go(now, sent, "paced", max(SLOWEST_TEST, BELOW * accepted))
+        elif is_unusual:
+            self._before = share, "paced", rate
+            self._is_searching = False
+            self._go(now, sent, "paced", BELOW * rate * (1 - share))
+        else:
+            self._is_sampling = False
+            self._restart(now, sent)
+
+    def _compare(self, now: float, sent: int, share: float, before: float, mode: str, start: float) -> None:
+        """Compare the share of rejections at the slower rate with the share before."""
+        if share <= TOLERATED:
+            self._before, self._stayed = None, 0
+            self._restart(now, sent)
+            return
+        self._stayed = self._stayed + 1 if share > STAYS * before else 0
+        if self._stayed > 1:
+            self._before, self._stayed = None, 0
+            self._ignored = min(MOST_IGNORED, max(share, before))
+            self._go(now, sent, mode, start)
+            return
+        rate = self.rate(now)
+        self._before = share, mode, start
+        self._is_searching = False
+        self._go(now, sent, "paced", BELOW * rate * (1 - share))

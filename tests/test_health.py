@@ -1,0 +1,169 @@
+"""The health of the server as a client sees it: the rules one by one, and against servers of all kinds."""
+
+import math
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+import pytest
+from simulated_servers import (
+    Batch,
+    Result,
+    Server,
+    by_chance,
+    failure,
+    fixed_window,
+    in_turn,
+    limited_concurrency,
+    outage,
+    refusal,
+    rejection,
+    sliding_window,
+    token_bucket,
+)
+
+SEEDS = range(10)
+
+
+def limited() -> Any:
+    """Return the error of nginx when it limits the rate: a 503 without a time."""
+    return failure(503)
+
+
+def in_a_second() -> Any:
+    """Return the error of a 429 with Retry-After 1."""
+    return rejection(1)
+
+
+LIMITS: dict[str, tuple[Callable[[], Server], int, float, float, float]] = {
+    "storm": (lambda: token_bucket(100, 20, in_a_second), 500, 4.8, 1.45, 1.12),
+    "storm without a time": (lambda: token_bucket(100, 20), 500, 4.8, 1.35, 1.12),
+    "storm, slow": (lambda: token_bucket(100, 20, in_a_second, latency=0.1), 500, 4.8, 2.0, 1.4),
+    "nginx limit_req": (lambda: token_bucket(50, 10, limited), 300, 5.8, 2.5, 2.0),
+    "1000/s": (lambda: token_bucket(1000, 200, in_a_second), 20_000, 19.8, 1.2, 1.03),
+    "window of a second": (lambda: fixed_window(100, 1), 1000, 9, 1.7, 1.15),
+    "haproxy http_req_rate": (lambda: sliding_window(100), 2000, 19, 1.25, 1.08),
+    "10 at once": (lambda: limited_concurrency(10, 0.05), 600, 3, 1.5, 1.15),
+    "10 at once, varying": (lambda: limited_concurrency(10, 0.05, 0.6), 2000, 10, 1.5, 1.15),
+    "30 at once": (lambda: limited_concurrency(30, 0.05), 2000, 3.4, 1.6, 1.15),
+    "nginx limit_conn": (lambda: limited_concurrency(10, 0.05, error=limited), 2000, 10, 1.33, 1.15),
+}
+"""Servers with a limit: lookups, the seconds that they take at least, and bounds of time and requests, as factors."""
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_limit_is_found_and_used(name: str, seed: int) -> None:
+    """Whatever it is a limit of: nothing is lost, little is sent in vain, and what the server gives is taken."""
+    server, count, floor, time_factor, request_factor = LIMITS[name]
+    result = Batch(server(), count, seed=seed).run()
+    assert result.found == count
+    assert result.seconds <= time_factor * floor
+    assert len(result.sent) <= request_factor * count
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("retry_after", [None, 1.0])
+@pytest.mark.parametrize("latency", [0.02, 0.2])
+def test_rejections_by_chance_slow_nobody_down(latency: float, retry_after: float | None, seed: int) -> None:
+    """One in five at any rate, quick rejections or not: each concerns the lookup that got it, and no other."""
+    server = by_chance(0.2, lambda: rejection(retry_after), latency, 0.002 if latency > 0.1 else None)
+    count = int(200 / latency)
+    result = Batch(server, count, seed=seed).run()
+    assert result.lost <= 0.002 * count
+    assert result.seconds <= 1.8 * count * latency / 50 + 4
+    assert len(result.sent) <= 1.3 * count
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("gathered", [False, True])
+@pytest.mark.parametrize(
+    ("seconds", "latency", "error_latency"), [(0.3, 0.05, 0.03), (3, 0.05, 0.03), (3, 0.2, 0.001), (25, 0.02, 0.02)]
+)
+def test_an_outage_within_half_the_deadline_costs_time_and_nothing_else(
+    seconds: float, latency: float, error_latency: float, gathered: bool, seed: int
+) -> None:
+    """Nothing is lost, hardly anything is sent meanwhile, and two seconds later all is as before."""
+    count = int(2.5 * 50 / latency)
+    result = Batch(outage(0.5, 0.5 + seconds, latency, error_latency), count, gathered=gathered, seed=seed).run()
+    assert result.found == count
+    during = sum(0.5 <= moment < 0.5 + seconds for moment in result.sent)
+    assert during <= max(0.1 * seconds * 50 / latency, 75)
+    undisturbed = count * latency * 1.1 / 50
+    assert result.seconds <= undisturbed + seconds + 2
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_an_outage_for_good_ends_all_together(seed: int) -> None:
+    """At the client's deadline, for few requests."""
+    result = Batch(outage(0, math.inf), 5000, seed=seed).run()
+    assert result.lost == 5000
+    assert result.seconds <= 61
+    assert len(result.sent) <= 0.3 * 5000
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("status", [500, 503])
+@pytest.mark.parametrize(("share", "lost", "load"), [(1 / 3, 0.01, 1.65), (1 / 2, 0.04, 2.0), (2 / 3, 0.4, 2.0)])
+def test_a_part_that_fails_is_no_outage(share: float, lost: float, load: float, status: int, seed: int) -> None:
+    """Its lookups are retried as if each were alone, up to twice as many requests as lookups."""
+    result = Batch(by_chance(share, lambda: failure(status), 0.01), 3000, seed=seed).run()
+    assert result.lost <= lost * 3000
+    assert len(result.sent) <= load * 3000
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_quick_failures_among_slow_successes_are_no_outage(seed: int) -> None:
+    """Those that succeed are still in flight when the others have failed, and count."""
+    result = Batch(by_chance(1 / 3, failure, 0.2, 0.002), 3000, seed=seed).run()
+    assert result.lost <= 30
+    assert result.seconds <= 1.4 * 3000 * 0.2 / 50
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_refused_key_ends_a_batch(seed: int) -> None:
+    """After a confirmation, for a hundred requests; a short disturbance costs only those that it hits first."""
+    revoked = in_turn((1.0, by_chance(0, refusal)), (math.inf, by_chance(1, refusal)))
+    result = Batch(revoked, 20_000, seed=seed).run()
+    assert sum(moment >= 1.0 for moment in result.sent) <= 100
+    assert result.seconds <= 5
+    disturbed = in_turn((1.0, by_chance(0, refusal)), (1.4, by_chance(1, refusal)), (math.inf, by_chance(0, refusal)))
+    result = Batch(disturbed, 10_000, seed=seed).run()
+    assert result.lost <= 15
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_an_outage_may_end_in_throttling_and_a_limit_may_rise(seed: int) -> None:
+    """What the server does now counts, not what it did before."""
+    server = in_turn((1.0, by_chance(0, failure)), (3.0, by_chance(1, failure)), (math.inf, token_bucket(200, 20)))
+    result = Batch(server, 4000, seed=seed).run()
+    assert result.found == 4000
+    night = in_turn((10.0, token_bucket(100, 20)), (math.inf, token_bucket(1000, 20)))
+    result = Batch(night, 20_000, seed=seed).run()
+    assert result.found == 20_000
+    assert result.seconds <= 60
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_mixture_loses_what_a_pause_would_save(seed: int) -> None:
+    """Servers made at random: outages of up to half a deadline between limits and rejections by chance."""
+    random = Random(seed)
+    kinds: list[Callable[[], Server]] = [
+        lambda: token_bucket(random.uniform(50, 2000), random.randint(5, 100), in_a_second),
+        lambda: limited_concurrency(random.randint(5, 40), random.uniform(0.01, 0.1)),
+        lambda: by_chance(random.uniform(0, 0.1), rejection, random.uniform(0.005, 0.1)),
+        lambda: by_chance(0, failure, random.uniform(0.005, 0.1)),
+    ]
+    phases: list[tuple[float, Server]] = []
+    end = 0.0
+    for _ in range(3):
+        end += random.uniform(0.5, 3)
+        phases.append((end, random.choice(kinds)()))
+        end += random.uniform(0.1, 8)
+        phases.append((end, by_chance(1, failure, random.uniform(0.001, 0.05))))
+    phases.append((math.inf, random.choice(kinds)()))
+    count = random.randint(1000, 4000)
+    result: Result = Batch(in_turn(*phases), count, gathered=random.random() < 0.3, deadline=300, seed=seed).run()
+    assert result.lost <= 0.002 * count
+    assert result.found + result.lost == count
+    assert len(result.sent) <= 2 * count
