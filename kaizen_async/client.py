@@ -285,6 +285,9 @@ class KaizenClient:
     ) -> tuple[Scheduler, Group]:
         require_end(record)
         policy = self._settings.poll if poll is None else poll
+        if policy.max_rate is not None:
+            # The rate would not count retries. The next poll takes their place.
+            lookups = self._lookups_of(endpoint, msgspec.structs.replace(lookups.policy, max_attempts=1))
         cadence = self._cadences.get((endpoint, policy))
         if cadence is None:
             cadence = self._cadences[endpoint, policy] = Cadence(policy, self._random)

@@ -75,7 +75,8 @@ class PollPolicy(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
     spread: float = 0.1
     """Share by which an interval is made longer or shorter at random, so that polls do not march in step."""
     max_rate: float | None = None
-    """Polls per second of all waits under this policy, at most; they are spaced evenly. None: no limit of its own."""
+    """Requests per second of all waits under this policy, at most; they are spaced evenly. A poll that fails is not
+    retried: the next one takes its place. None: no limit of its own."""
     not_found_grace: float = 0.0
     """Seconds for which an unbroken series of 404s is waited out, for executions that are known a little late."""
     learn: bool = True

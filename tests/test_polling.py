@@ -8,6 +8,7 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timezone
+from random import Random
 from types import FrameType, SimpleNamespace
 from typing import Any
 
@@ -220,6 +221,20 @@ def test_polls_under_a_rate_are_spaced_evenly(rate: float) -> None:
             assert client.stats().poll_delay == 0
 
     check()
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6])
+@virtual_time
+async def test_a_rate_counts_what_fails(share: float) -> None:
+    """Whatever share of the polls the server fails, it receives no more than the rate."""
+    random = Random(1)
+    transport = ScriptedTransport(lambda i, _: status(500) if random.random() < share else running(i))
+    async with transport.client(poll=every(1, max_rate=20)) as client:
+        async with client.instructor_executions.wait_many(ids(200)):
+            await asyncio.sleep(30)
+        assert 500 <= len(transport.times) <= 601
+        for begin in range(30):
+            assert sum(begin <= at < begin + 1 for at in transport.times) <= 21
 
 
 @virtual_time

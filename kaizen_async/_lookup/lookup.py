@@ -119,7 +119,7 @@ class Lookups(Generic[T]):
         self.endpoint = endpoint
         self.url = str(url)
         self._url = url
-        self._policy = policy
+        self.policy = policy
         self._health = health
         self._deadline = deadline
         self._counters = counters
@@ -368,7 +368,7 @@ class Lookups(Generic[T]):
     def _read(self, call: Call, answer: Answer) -> T | KaizenError:
         error: KaizenError
         if not 200 <= answer.status < 300:  # noqa: PLR2004 - the class of successes
-            error = status_error(*answer, retried=self._policy.statuses, now=time.time())
+            error = status_error(*answer, retried=self.policy.statuses, now=time.time())
         else:
             try:
                 return self.endpoint.decode(answer.body, call.execution_id)
@@ -392,7 +392,7 @@ class Lookups(Generic[T]):
             result = await self._retrier.run(
                 first,
                 lambda: self._attempt(call),
-                policy=self._policy,
+                policy=self.policy,
                 spent=lambda: call.spent,
                 time_left=lambda: call.deadline_at - self._now(),
                 sleep=self.engine.pause,
