@@ -17,7 +17,6 @@ from email.utils import format_datetime
 from typing import Any, NamedTuple
 
 import aiohttp
-import aiohttp.http_parser
 import pytest
 import trustme
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -59,6 +58,7 @@ from kaizen_async import (
     StatusError,
     TransportError,
 )
+from kaizen_async._transport import encodings
 
 KEY = "sk-matrix-7f3a"
 """Looked for in everything that the rows emit."""
@@ -211,9 +211,7 @@ ROWS = [
     retried_once("bad chunk size with the headers", always(CHUNKED + b"ZZ\r\n")),
     retried_once("gzip garbage", always(plain(b"\x1f\x8bgarbage" * 9, "Content-Encoding: gzip\r\n"))),
     retried_once("gzip with a wrong checksum", always(plain(BAD_CRC, "Content-Encoding: gzip\r\n"))),
-    retried_once(
-        "gzip cut off, its length right", always(plain(GZIPPED[:90], "Content-Encoding: gzip\r\n")), DecodeError
-    ),
+    retried_once("gzip cut off, its length right", always(plain(GZIPPED[:90], "Content-Encoding: gzip\r\n"))),
     retried_once("deflate cut off, its length right", always(plain(DEFLATED[:90], "Content-Encoding: deflate\r\n"))),
     retried_once("no length, closed early", always(UNKNOWN_LENGTH + BODY[:90], CLOSE), DecodeError),
     final("no length, closed at the end", always(UNKNOWN_LENGTH + BODY, CLOSE), None),
@@ -518,11 +516,10 @@ def test_the_record_of_another_id_is_never_returned(verb: Verb, loop: str) -> No
 
 
 @everywhere
-@pytest.mark.parametrize("codec", ["HAS_BROTLI", "HAS_ZSTD"])
-def test_a_missing_codec_is_not_tried_again(codec: str, loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An answer packed in a way that this installation cannot unpack fails at once, and says what to install."""
-    monkeypatch.setattr(aiohttp.http_parser, codec, False)
-    name = {"HAS_BROTLI": "br", "HAS_ZSTD": "zstd"}[codec]
+@pytest.mark.parametrize("name", ["br", "zstd"])
+def test_a_missing_codec_is_not_tried_again(name: str, loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A response packed in a way that this installation cannot unpack fails at once, and says what to install."""
+    monkeypatch.delitem(encodings._NEW, name, raising=False)
     packed = plain(b"\x0b\x02\x80{}\x03", f"Content-Encoding: {name}\r\n")
 
     async def main() -> None:

@@ -23,9 +23,8 @@ from kaizen_async._transport.reading import (
     INTERIM_STATUSES,
     MOST_INTERIM,
     Limits,
-    TooLargeError,
     TooLongHeadError,
-    is_success,
+    pause_for_others,
     read_body,
     unpack_body,
 )
@@ -36,6 +35,12 @@ _SMALL_READ_SIZE: Final = 8192
 """Bytes read at once of a response that is expensive per byte, so that many of them together do not stall the loop."""
 _MOST_CHUNKS_REREAD: Final = 4096
 """Chunks of a response that aiohttp's parser reads again, if it turns out late that the response is not common."""
+_MOST_CHUNKS: Final = 16_384
+"""Chunks of one response. Chunks of one byte take six on the wire, and a step of Python each."""
+_HEAD_READ_SIZE: Final = 4096
+_TINY_CHUNK: Final = 16
+_TINY_READ_SIZE: Final = 1024
+"""Bytes read at once of a response whose chunks are smaller than `_TINY_CHUNK` on average."""
 _LONGEST_CHUNK_SIZE: Final = 8
 _HEX_DIGITS: Final = frozenset(b"0123456789abcdefABCDEF")
 _INTERIM_START: Final = b"HTTP/1.1 1"
@@ -209,12 +214,7 @@ class Connection(asyncio.BufferedProtocol):
         """
         if self._stage == _NOTHING and self._packed:
             packed, self._packed = self._packed, b""
-            try:
-                body = await unpack_body(self._coding, packed, self._limits.of_status(self._status))
-            except TooLargeError as error:
-                if is_success(self._status):
-                    raise
-                body = error.beginning  # of a large error, the beginning says enough
+            body = await unpack_body(self._status, self._coding, packed, self._limits)
             return Answer(self._status, HeadFields(self._head), body), True
         handler = self.handler
         for _ in range(MOST_INTERIM):
@@ -228,7 +228,7 @@ class Connection(asyncio.BufferedProtocol):
         error = handler.exception()
         if error is not None and not content.is_eof():
             raise error
-        response, is_complete = await read_body(message.code, message.headers, content, self._limits)
+        response, is_complete = await read_body(message.code, message.headers, content, self._limits, is_packed=True)
         self._content = None
         if is_complete and not handler.should_close:
             self._stage = _NOTHING
@@ -239,7 +239,12 @@ class Connection(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - the event loop's hint
         """Return where to receive bytes."""
-        return self._buffer if self._stage <= _BODY else self._buffer[:_SMALL_READ_SIZE]
+        if self._stage == _BODY:
+            return self._buffer
+        if self._stage == _HEAD:
+            return self._buffer[:_HEAD_READ_SIZE]  # more may already be chunks
+        has_tiny_chunks = self._chunk_count * _TINY_CHUNK > self._body_size
+        return self._buffer[: _TINY_READ_SIZE if has_tiny_chunks else _SMALL_READ_SIZE]
 
     def buffer_updated(self, nbytes: int) -> None:
         """Read what was received."""
@@ -262,10 +267,15 @@ class Connection(asyncio.BufferedProtocol):
                 self.out_of_step = True
                 self._hand_over()
         elif stage == _CHUNKS:
+            is_full = nbytes == len(self.get_buffer(0))
             self._raw += self._buffer[:nbytes]
             self._read_chunks()
+            if is_full:
+                pause_for_others(self.transport, self.handler)
         elif stage == _PARSER:
             self._feed(bytes(self._buffer[:nbytes]))
+            if nbytes == _SMALL_READ_SIZE:
+                pause_for_others(self.transport, self.handler)
         else:
             self._receive_unasked(bytes(self._buffer[:nbytes]))
 
@@ -365,7 +375,9 @@ class Connection(asyncio.BufferedProtocol):
             self._chunk_count += 1
             position = after + 2
         self._next_chunk = position
-        if self._body_size > self._body_limit() or len(raw) > self._limits.wire:
+        if self._chunk_count > _MOST_CHUNKS:
+            self._fail(BadHttpMessage(f"the response comes in more than {_MOST_CHUNKS} chunks"))
+        elif self._body_size > self._body_limit() or len(raw) > self._limits.wire:
             self._hand_over()
 
     def _finish_chunks(self, end: int) -> None:
@@ -421,6 +433,7 @@ class Connection(asyncio.BufferedProtocol):
         self._content = None
         self.handler.set_response_params(
             read_until_eof=True,
+            auto_decompress=False,  # it takes whole reads at once, and 113 empty streams fit into a kilobyte
             max_line_size=self._limits.head,
             max_field_size=self._limits.head,
             max_headers=self._limits.head_lines,

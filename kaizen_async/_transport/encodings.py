@@ -14,7 +14,10 @@ from aiohttp import compression_utils
 PIECE: Final = 65_536
 """Bytes that one step of unpacking returns at most."""
 
-_MOST_MEMBERS: Final = 64
+_STEP: Final = 16_384
+"""Packed bytes that are unpacked at once: also a megabyte of empty blocks, which unpack to nothing, takes time."""
+
+MOST_MEMBERS: Final = 64
 """Compressed streams that one body may consist of. Real bodies are one; empty streams by the thousand are an attack."""
 
 
@@ -31,11 +34,17 @@ def _reads_brotli() -> bool:
 
 
 def _new_gzip() -> Any:
-    return zlib.decompressobj(wbits=31)
+    return zlib.decompressobj(wbits=zlib.MAX_WBITS + 16)
+
+
+def _new_deflate(packed: bytes) -> Any:
+    """Return what unpacks deflate: with the header that the standard asks for, or without, as some servers send it."""
+    has_header = packed[:1] and packed[0] & 0xF == zlib.DEFLATED
+    return zlib.decompressobj(wbits=zlib.MAX_WBITS if has_header else -zlib.MAX_WBITS)
 
 
 _READS_BROTLI: Final = _reads_brotli()
-_NEW: dict[str, Callable[[], Any]] = {"gzip": _new_gzip}
+_NEW: dict[str, Callable[[], Any]] = {}
 if _READS_BROTLI:
     import brotli  # type: ignore[import-untyped]
 
@@ -47,24 +56,36 @@ if compression_utils.HAS_ZSTD:
         from backports.zstd import ZstdDecompressor
     _NEW["zstd"] = ZstdDecompressor
 
+_CODECS: Final = {"br": "brotli 1.2 or newer", "zstd": "backports.zstd"}
+
 OFFERED: Final = ", ".join(["gzip", "deflate", *(name for name in ("br", "zstd") if name in _NEW)])
 """The Accept-Encoding of every request: what can be read here, however the response is read."""
 
 
 def can_unpack(coding: str) -> bool:
     """Return whether `unpack` knows a content coding."""
-    return coding in _NEW
+    return coding in {"gzip", "deflate"} or coding in _CODECS
 
 
 def unpack(coding: str, packed: bytes) -> Iterator[bytes]:
     """Yield what a body unpacks to, in pieces of at most PIECE bytes.
 
     Raises:
-        UnpackError: The body is damaged or cut off.
+        UnpackError: The body is damaged or cut off, or its codec is not installed.
     """
-    steps = _unpack_brotli if coding == "br" else _unpack_gzip if coding == "gzip" else _unpack_zstd
+    if coding in _CODECS and coding not in _NEW:
+        raise UnpackError(f"it is packed as {coding}. Please install {_CODECS[coding]}")
+    match coding:
+        case "br":
+            steps = _unpack_brotli(packed)
+        case "zstd":
+            steps = _unpack_zstd(packed)
+        case "deflate":
+            steps = _unpack_zlib(lambda: _new_deflate(packed), packed)
+        case _:
+            steps = _unpack_zlib(_new_gzip, packed)
     try:
-        yield from steps(packed)
+        yield from steps
     except UnpackError:
         raise
     except Exception as error:  # noqa: BLE001 - each codec has exceptions of its own, all without a common base
@@ -77,6 +98,8 @@ def unpack_small(coding: str, packed: bytes) -> bytes | None:
     Raises:
         UnpackError: The body is damaged or cut off.
     """
+    if len(packed) > _STEP:
+        return None
     whole = b""
     for piece in unpack(coding, packed):
         whole += piece
@@ -85,41 +108,52 @@ def unpack_small(coding: str, packed: bytes) -> bytes | None:
     return whole
 
 
-def _unpack_gzip(packed: bytes) -> Iterator[bytes]:
-    for _ in range(_MOST_MEMBERS):
-        unpacker = _NEW["gzip"]()
-        piece = unpacker.decompress(packed, PIECE)
-        yield piece
+def _unpack_zlib(new: Callable[[], Any], packed: bytes) -> Iterator[bytes]:
+    position = 0
+    for _ in range(MOST_MEMBERS):
+        unpacker = new()
+        piece = b""
         while not unpacker.eof:
-            piece = unpacker.decompress(unpacker.unconsumed_tail, PIECE)
-            if not piece and not unpacker.eof:
-                raise UnpackError("it is cut off")
+            data = unpacker.unconsumed_tail
+            if not data and len(piece) < PIECE:
+                data = _next_step(packed, position)
+                position += len(data)
+            piece = unpacker.decompress(data, PIECE)
             yield piece
-        packed = unpacker.unused_data
-        if not packed:
+        position -= len(unpacker.unused_data)
+        if position == len(packed):
             return
     raise UnpackError("it consists of too many parts")
 
 
 def _unpack_zstd(packed: bytes) -> Iterator[bytes]:
-    for _ in range(_MOST_MEMBERS):
+    position = 0
+    for _ in range(MOST_MEMBERS):
         unpacker = _NEW["zstd"]()
-        yield unpacker.decompress(packed, PIECE)
         while not unpacker.eof:
-            if unpacker.needs_input:
-                raise UnpackError("it is cut off")
-            yield unpacker.decompress(b"", PIECE)
-        packed = unpacker.unused_data
-        if not packed:
+            data = _next_step(packed, position) if unpacker.needs_input else b""
+            position += len(data)
+            yield unpacker.decompress(data, PIECE)
+        position -= len(unpacker.unused_data)
+        if position == len(packed):
             return
     raise UnpackError("it consists of too many parts")
 
 
 def _unpack_brotli(packed: bytes) -> Iterator[bytes]:
+    position = 0
     unpacker = _NEW["br"]()
-    yield unpacker.process(packed, output_buffer_limit=PIECE)
+    piece = b""
     while not unpacker.is_finished():
-        piece = unpacker.process(b"", output_buffer_limit=PIECE)
-        if not piece and not unpacker.is_finished():
-            raise UnpackError("it is cut off")
+        has_more_inside = piece or not unpacker.can_accept_more_data()
+        data = b"" if has_more_inside else _next_step(packed, position)
+        position += len(data)
+        piece = unpacker.process(data, output_buffer_limit=PIECE)
         yield piece
+
+
+def _next_step(packed: bytes, position: int) -> bytes:
+    data = packed[position : position + _STEP]
+    if not data:
+        raise UnpackError("it is cut off")
+    return data

@@ -25,8 +25,8 @@ _WITHOUT_BODY: Final = frozenset({204, 304})
 _PLAIN: Final = -1
 _UNCOMMON: Final = -2
 _CHUNKED_BODY: Final = -3
-_CODINGS: Final = {b"gzip": -4, b"x-gzip": -4, b"br": -5, b"zstd": -6}
-_CODING_NAMES: Final = {-4: "gzip", -5: "br", -6: "zstd"}
+_CODINGS: Final = {b"gzip": -4, b"x-gzip": -4, b"br": -5, b"zstd": -6, b"deflate": -7}
+_CODING_NAMES: Final = {-4: "gzip", -5: "br", -6: "zstd", -7: "deflate"}
 _UNCOMMON_FIELDS: Final = frozenset({b"upgrade", b"trailer"})
 
 _MOST_REMEMBERED: Final = 1024

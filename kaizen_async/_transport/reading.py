@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 import aiohttp
+from aiohttp.base_protocol import BaseProtocol
 
-from kaizen_async._transport.encodings import unpack
+from kaizen_async._transport.encodings import can_unpack, unpack
 from kaizen_async._transport.response import Answer
 
 ERROR_BODY_LIMIT: Final = 65_536
@@ -18,6 +19,20 @@ MOST_INTERIM: Final = 20
 INTERIM_STATUSES: Final = frozenset(range(100, 200)) - {101}
 
 _CHUNK: Final = 65_536
+_PARSER_SECONDS: Final = 0.05
+"""For one response, and again for each MiB that it may have. It takes a tenth of that for an ordinary one."""
+
+
+def pause_for_others(transport: asyncio.Transport, handler: BaseProtocol) -> None:
+    """Read on in the next step of the event loop. uvloop would read 32 times in one step, and on 50 connections."""
+
+    def resume() -> None:
+        is_paused = handler._reading_paused or handler._buffer_paused  # noqa: SLF001 - by aiohttp
+        if not transport.is_closing() and not is_paused:
+            transport.resume_reading()
+
+    transport.pause_reading()
+    asyncio.get_running_loop().call_soon(resume)
 
 
 class Limits(NamedTuple):
@@ -31,6 +46,11 @@ class Limits(NamedTuple):
     def wire(self) -> int:
         """Bytes on the wire of one response, its framing included: chunk sizes, extensions and empty blocks count."""
         return 2 * self.body + self.head + ERROR_BODY_LIMIT
+
+    @property
+    def parser_seconds(self) -> float:
+        """Seconds of processor time that aiohttp's parser may take: some responses cost it far more than their size."""
+        return _PARSER_SECONDS * (1 + self.body / 2**20)
 
     def of_status(self, status: int) -> int:
         """Return the bytes of body that are read after a status."""
@@ -55,15 +75,26 @@ def is_success(status: int) -> bool:
 
 
 async def read_body(
-    status: int, headers: Mapping[str, str], content: aiohttp.StreamReader, limits: Limits
+    status: int, headers: Mapping[str, str], content: aiohttp.StreamReader, limits: Limits, *, is_packed: bool
 ) -> tuple[Answer, bool]:
     """Return a response and whether its body was read to the end; of a large error only the beginning is read.
+
+    Args:
+        status: The status of the response.
+        headers: Its header fields.
+        content: Its body.
+        limits: What it may take.
+        is_packed: Whether the body is still as its Content-Encoding says. aiohttp unpacks it, unless told otherwise.
 
     Raises:
         TooLargeError: The body of a success is larger than allowed.
         UnpackError: The body is damaged.
     """
-    limit = limits.of_status(status)
+    coding = headers.get("Content-Encoding", "").strip().lower()
+    if coding == "x-gzip":
+        coding, is_packed = "gzip", True  # aiohttp does not know this old name, and leaves the body packed
+    must_unpack = is_packed and can_unpack(coding)
+    limit = limits.wire if must_unpack else limits.of_status(status)
     chunks: list[bytes] = []
     size = 0
     while not content.at_eof():
@@ -77,25 +108,27 @@ async def read_body(
                 raise TooLargeError(chunks[0])
             return Answer(status, headers, b"".join(chunks)), False
     body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-    # aiohttp does not know this old name of gzip and leaves the body packed.
-    if headers.get("Content-Encoding", "").lower() == "x-gzip":
-        body = await unpack_body("gzip", body, limit)
+    if body and must_unpack:
+        body = await unpack_body(status, coding, body, limits)
     return Answer(status, headers, body), True
 
 
-async def unpack_body(coding: str, packed: bytes, limit: int) -> bytes:
-    """Return what a body unpacks to, giving others a turn between two pieces.
+async def unpack_body(status: int, coding: str, packed: bytes, limits: Limits) -> bytes:
+    """Return what a body unpacks to, giving others a turn between two pieces; of a large error only the beginning.
 
     Raises:
-        TooLargeError: It unpacks to more than `limit` bytes.
+        TooLargeError: The body of a success unpacks to more than is allowed.
         UnpackError: It is damaged.
     """
+    limit = limits.of_status(status)
     pieces: list[bytes] = []
     size = 0
     for piece in unpack(coding, packed):
         pieces.append(piece)
         size += len(piece)
         if size > limit:
-            raise TooLargeError(pieces[0])
+            if is_success(status):
+                raise TooLargeError(pieces[0])
+            break
         await asyncio.sleep(0)
     return b"".join(pieces)

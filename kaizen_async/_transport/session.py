@@ -5,6 +5,7 @@ aiohttp: mocks and tracers must get every request.
 """
 
 import asyncio
+import time
 import types
 from typing import Any, Final
 
@@ -17,15 +18,19 @@ from aiohttp.http_exceptions import BadHttpMessage
 from yarl import URL
 
 from kaizen_async._transport.connection import too_many_interim
+from kaizen_async._transport.encodings import MOST_MEMBERS, UnpackError
 from kaizen_async._transport.proxies import Proxy
-from kaizen_async._transport.reading import MOST_INTERIM, Limits, read_body
+from kaizen_async._transport.reading import MOST_INTERIM, Limits, pause_for_others, read_body
 from kaizen_async._transport.response import Answer
 from kaizen_async._transport.trace import current_trace
 
 TESTED_VERSIONS: Final = frozenset({"3.14"})
 
 _NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=None)
-_READ_SIZE: Final = 8192
+_READ_SIZE: Final = 1024
+"""Bytes read at once. aiohttp unpacks all of them in one go, and a kilobyte may be a hundred streams of nothing."""
+_ZSTD_FRAMES: Final = (b"\x28\xb5\x2f\xfd", b"\x2a\x4d\x18")
+"""How frames of zstd begin, and those that are skipped. aiohttp makes a new decoder for each, which is expensive."""
 _PATCHED: Final = ("_request", "request", "post")
 _PLAIN_CONNECTORS: Final = frozenset({aiohttp.TCPConnector, aiohttp.UnixConnector})
 _HTTP_1_1: Final = aiohttp.HttpVersion11
@@ -116,6 +121,8 @@ class Guard(asyncio.BufferedProtocol):
         self._buffer = memoryview(bytearray(_READ_SIZE))
         self._received = 0
         self._interim = 0
+        self._streams = 0
+        self._parser_seconds = 0.0
         self._timeout: asyncio.Timeout | None = None
         self._handler: Any = None
         self.transport: asyncio.Transport | None = None
@@ -153,16 +160,25 @@ class Guard(asyncio.BufferedProtocol):
         """Pass bytes on to aiohttp's protocol."""
         data = bytes(self._buffer[:nbytes])
         self._received += nbytes
+        self._streams += sum(map(data.count, _ZSTD_FRAMES))
         self._interim += data.startswith(b"HTTP/1.1 1") + data.count(b"\r\n\r\nHTTP/1.1 1")
         handler = self._handler
         if self._received > self._limits.wire:
             self._end(BadHttpMessage("the response has too many bytes"))
+        elif self._streams > MOST_MEMBERS:
+            self._end(UnpackError("it consists of too many parts"))
         elif self._interim >= MOST_INTERIM and self._received <= self._limits.head + _READ_SIZE:
             self._end(too_many_interim())
         else:
+            began = time.thread_time()
             handler.data_received(data)
+            self._parser_seconds += time.thread_time() - began
             if (error := handler.exception()) is not None:
                 self._end(error)
+            elif self._parser_seconds > self._limits.parser_seconds:
+                self._end(BadHttpMessage("the response takes too long to parse"))
+            elif nbytes == _READ_SIZE and self.transport is not None:
+                pause_for_others(self.transport, handler)
 
     def eof_received(self) -> bool | None:
         """Pass the end of the stream on."""
@@ -244,7 +260,13 @@ async def post(
             ) as response:
                 if trace is not None:
                     trace.note(response.status, response.connection and response.connection.transport)
-                read, is_complete = await read_body(response.status, response.headers, response.content, limits)
+                read, is_complete = await read_body(
+                    response.status,
+                    response.headers,
+                    response.content,
+                    limits,
+                    is_packed=not session.auto_decompress,
+                )
     except TimeoutError:
         if guard.failure is not None:
             raise guard.failure from None

@@ -40,6 +40,9 @@ USER_AGENT: Final = f"kaizen_async/{__version__} aiohttp/{aiohttp.__version__}"
 _LONGEST_PATIENCE: Final = 1.0
 """Seconds without a byte after which a kept-alive connection, and those like it, look dead to a lookup that ends."""
 
+_LARGE_BODY: Final = 8192
+"""Bytes of body above which responses are read one after the other, because decoding one may take milliseconds."""
+
 log = logging.getLogger("kaizen_async")
 
 _holders: Final[set[object]] = set()
@@ -151,6 +154,7 @@ class Transport:
         self._capacity: Capacity | None = None
         self._last: Guard | tuple[Pool, Target, Connection] | None = None
         self._has_seen_shift = False
+        self._large = asyncio.Lock()
         self._holder: AsyncGenerator[aiohttp.ClientSession, None] | None = None
         if not self._is_supported:
             log.debug("our own connection is not tested with aiohttp %s; session.post sends", aiohttp.__version__)
@@ -240,6 +244,7 @@ class Transport:
             response = await connection.exchange(b"%b%d\r\n\r\n%b" % (head, len(body), body))
             if response is None:
                 response, is_complete = await connection.finish()
+            await self._take_turn(response)
         except BaseException as error:
             pool.fail(target, connection, error)
             raise
@@ -261,6 +266,7 @@ class Transport:
         capacity.add()
         try:
             response, guard = await post(session, url, body, self._headers, self._limits, self._proxy)
+            await self._take_turn(response)
         except BaseException as error:
             capacity.remove()
             if isinstance(error, aiohttp.ClientConnectorError) and shortage(error) is not None:
@@ -270,6 +276,16 @@ class Transport:
         capacity.remove(works=True)
         self._last = guard
         return response
+
+    async def _take_turn(self, response: Answer) -> None:
+        """Wait until the event loop has done something else since the last large response was decoded.
+
+        The caller decodes a response before it awaits anything. So many large ones that arrive together do not stop
+        the loop for the sum of their times.
+        """
+        if len(response.body) > _LARGE_BODY:
+            async with self._large:
+                await asyncio.sleep(0)
 
     async def room(self, url: URL) -> bool:
         """Wait, after a NoConnectionError, until trying again may succeed; return False if nothing works any more."""
