@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Generic, TypeVar
 
 from msgspec import UNSET, UnsetType
@@ -234,6 +234,20 @@ class Executions(Generic[T]):
         """
         scheduler, group, ledger, deadline_at = self._watched([ids] if isinstance(ids, str) else ids, deadline, poll)
         return ChangeStream(scheduler, group, ledger, deadline_at)
+
+    def learn(self, durations: Iterable[tuple[str, float]], *, poll: PollPolicy | None = None) -> None:
+        """Learn from executions that others saw end, as if waits of this client had seen it.
+
+        Waits poll an execution at intervals that depend on how long earlier executions of its workflow took. Processes
+        that share what they saw poll as sparingly as one process would.
+
+        Args:
+            durations: Workflow id and duration in seconds of each execution, in the order in which they ended.
+            poll: The poll policy whose waits learn; the client's if None.
+        """
+        _, group = self._polls(self._lookups(None), _checked_policy(poll))
+        for workflow_id, seconds in durations:
+            group.cadence.learn(workflow_id, seconds)
 
     def _watched(
         self, ids: Ids, deadline: float | None, poll: PollPolicy | None, checkpoint: Checkpoint | None = None

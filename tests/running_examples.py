@@ -25,7 +25,7 @@ def require(*modules: str, program: str = "redis-server", package: str = "redis-
     """Skip a whole file of tests, saying what to install, if some of what it needs is not there."""
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
-        pytest.skip(f"without {', '.join(missing)}: pip install -e '.[examples]'", allow_module_level=True)
+        pytest.skip(f"without {', '.join(missing)}: pip install -e '.[test,examples]'", allow_module_level=True)
     if shutil.which(program) is None:
         pytest.skip(f"without {program}: apt-get install {package}", allow_module_level=True)
 
@@ -51,16 +51,19 @@ class Running:
         folder: Where.
         log: The file for what it says, on both streams.
         settings: Added to the environment.
+        given: The file that it reads as standard input.
     """
 
-    def __init__(self, *command: str, folder: Path, log: Path, settings: dict[str, str]) -> None:
+    def __init__(
+        self, *command: str, folder: Path, log: Path, settings: dict[str, str], given: Path | None = None
+    ) -> None:
         self._log = log
-        with log.open("wb") as file:
+        with log.open("wb") as file, Path(given or os.devnull).open("rb") as stdin:
             self.process = subprocess.Popen(  # noqa: S603 - our own
                 command,
                 cwd=folder,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **settings},
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -116,17 +119,19 @@ class Running:
 
 
 class RedisServer(Running):
-    """A redis-server on a free port, which keeps nothing.
+    """A redis-server on a free port, which keeps nothing unless the options say so.
 
     Attributes:
+        port: Where it listens.
         url: Where it is.
     """
 
-    def __init__(self, folder: Path) -> None:
-        port = _free_port()
-        self.url = f"redis://127.0.0.1:{port}"
-        options = ("--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", "")
-        super().__init__("redis-server", *options, folder=folder, log=folder / "redis.log", settings={})
+    def __init__(self, folder: Path, *options: str, port: int = 0) -> None:
+        self.port = port or free_port()
+        self.url = f"redis://127.0.0.1:{self.port}"
+        log = folder / f"redis-{self.port}.log"
+        where = ("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", "")
+        super().__init__("redis-server", *where, *options, folder=folder, log=log, settings={})
         self.says("Ready to accept connections")
 
 
@@ -135,7 +140,8 @@ def python(*arguments: str) -> tuple[str, ...]:
     return (sys.executable, *arguments)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of loopback that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""The recipes, run as they stand: a Celery worker with its own event loop per task, and a plain script."""
+"""The recipes, run as they stand: a Celery worker with its own event loop per task, Dask, Ray, and a plain script."""
 
 import re
 from collections.abc import Iterator
@@ -66,3 +66,20 @@ def test_the_plain_script_prints_a_line_for_each_id(emulator: KaizenEmulator, tm
         lines = sorted(script.end().splitlines())
     assert lines[:2] == ["exec_1 Completed", "exec_2 Completed"]
     assert lines[2].startswith("no_1 no_1: ")
+
+
+@pytest.mark.parametrize("engine", ["dask", "ray"])
+def test_engines_of_data_look_ids_up(engine: str, emulator: KaizenEmulator, tmp_path: Path) -> None:
+    """With the status of each, or why there is none, and one request for each id."""
+    pytest.importorskip(engine, reason=f"without {engine}: pip install 'dask[bag]' 'ray[data]'")
+    (recipe,) = FOLDER.glob(f"{engine}_*.py")
+    ids = [f"exec_{number}" for number in range(20)]
+    settings = {"KAIZEN_BASE_URL": emulator.base_url, "RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0"}
+    command = python(recipe.name, *ids, "no_1")
+    with Running(*command, folder=FOLDER, log=tmp_path / "said.log", settings=settings) as script:
+        said = script.end()
+    found = dict(re.findall(r"^(exec_\d+|no_1) (.*)$", said, re.MULTILINE))
+    assert {id: found[id] for id in ids} == dict.fromkeys(ids, "Completed")
+    assert found["no_1"].startswith("no_1: ")
+    assert [emulator.requests_for(id) for id in [*ids, "no_1"]] == [1] * 21
+    assert len(recipe.read_text().splitlines()) <= 40

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any, Final
 
 from redis import exceptions
@@ -28,9 +29,11 @@ class _Steadfast:
         is_told = False
         while True:
             try:
-                async for message in super().listen():  # type: ignore[misc]
-                    is_told = False
-                    yield message
+                listening: AsyncGenerator[AckableMessage, None] = super().listen()  # type: ignore[misc]
+                async with aclosing(listening) as messages:
+                    async for message in messages:
+                        is_told = False
+                        yield message
             except (exceptions.RedisError, OSError) as error:
                 if not is_told:
                     log.warning("the queue of invitations is unreachable: %s; listening again", printable(str(error)))

@@ -152,7 +152,7 @@ def sentinels_of(url: str) -> Sentinels:
 @cache
 def _text(name: str) -> str:
     folder = files("kaizen_async.workers") / "scripts"
-    shared = "" if name in {"workers", "permits", "pause"} else (folder / "common.lua").read_text()
+    shared = "" if name in {"workers", "permits", "pause", "learned"} else (folder / "common.lua").read_text()
     return shared + (folder / f"{name}.lua").read_text()
 
 
@@ -194,9 +194,7 @@ class Store:
             raise RedisUnusableError(
                 f"Redis at {self.address} did not respond within {CONNECT_SECONDS:.0f} s; check the URL and the network"
             ) from None
-        except exceptions.RedisError as error:
-            raise self._unusable(error) from None
-        except OSError as error:
+        except (exceptions.RedisError, exceptions.RedisClusterException, OSError) as error:
             raise self._unusable(error) from None
 
     async def _require_usable(self) -> None:

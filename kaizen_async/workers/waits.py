@@ -104,5 +104,7 @@ class WaitSession(Session):
                 await self._release(held, "keep", checkpoint=_packed(stream.checkpoint()))
 
 
-def _packed(checkpoint: Any) -> bytes:
+def _packed(checkpoint: dict[str, Any]) -> bytes:
+    """Return a checkpoint as it is stored. What was learned is shared in another way, and not once for each shard."""
+    checkpoint.pop("learned", None)
     return pack(msgspec.json.encode(checkpoint))

@@ -15,10 +15,12 @@ from taskiq import AsyncBroker, AsyncTaskiqDecoratedTask, TaskiqEvents, TaskiqSt
 
 from kaizen_async.client import KaizenClient
 from kaizen_async.errors import printable
+from kaizen_async.events import Event
 from kaizen_async.workers.errors import RunError
+from kaizen_async.workers.learned import SharedDurations
 from kaizen_async.workers.limit import SharedLimit
 from kaizen_async.workers.lookups import LookupSession
-from kaizen_async.workers.options import decode_options
+from kaizen_async.workers.options import Options, decode_options
 from kaizen_async.workers.session import BEAT_SECONDS, DEAD_MS, Limits, Session
 from kaizen_async.workers.store import DEFAULT_URL, Store, require_name
 from kaizen_async.workers.tasks import end
@@ -98,12 +100,27 @@ class Worker:
         self._broker = broker
         self._store = Store(url, namespace)
         self._limit = SharedLimit(self._store, per_second)
-        self._kaizen = client(deadline=None, limiter=self._limit.take_turn, on_event=self._limit.notice)
+        self._kaizen = client(deadline=None, limiter=self._limit.take_turn, on_event=self._notice)
+        self._durations: dict[str, SharedDurations] = {}
+        self._sharing: list[asyncio.Task[None]] = []
         self._limits = limits
         self._sessions: dict[str, Session] = {}
         self._ended = asyncio.Event()
         self._beating: asyncio.Task[None] | None = None
         self._stopping = False
+
+    def _notice(self, event: Event) -> None:
+        self._limit.notice(event)
+        for durations in self._durations.values():
+            durations.notice(event)
+
+    def _share_durations(self, options: Options) -> None:
+        """Share what waits of a kind learn, from the first of them on."""
+        if options.kind not in self._durations:
+            executions = options.executions_of(self._kaizen)
+            shared = SharedDurations(self._store, self.id, options.kind, executions, options.record)
+            self._durations[options.kind] = shared
+            self._sharing.append(asyncio.create_task(shared.share()))
 
     async def start(self) -> None:
         """Begin to report that this worker lives."""
@@ -148,7 +165,7 @@ class Worker:
         while self._sessions:
             self._ended.clear()
             await self._ended.wait()
-        await end(self._beating)
+        await end(self._beating, *self._sharing)
         await self._limit.aclose()
         await self._store.aclose()
 
@@ -169,6 +186,8 @@ class Worker:
         except ValueError as error:
             log.warning("run %s cannot be worked on by this version: %s", run, printable(str(error)))
             return
+        if options.wait:
+            self._share_durations(options)
         kind = WaitSession if options.wait else LookupSession
         session = self._sessions[run] = kind(self._store, self.id, run, options, self._kaizen, self._limits)
         log.info("works on run %s", run)

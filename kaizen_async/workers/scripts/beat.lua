@@ -3,11 +3,11 @@
 -- claim was lost), and what dead workers hold. Returns the state of the run.
 although_full()
 local now, dead = clock(), tonumber(ARGV[3])
-redis.call('ZADD', key.members, now, ARGV[2])
 local meta = redis.call('HMGET', run, 'state', 'watched', 'watching_since')
 if not meta[1] then
     return 'unknown'
 end
+redis.call('ZADD', key.members, now, ARGV[2])
 -- After a pause in which nobody reached Redis, silence proves nothing: every worker gets time to report again.
 local since = tonumber(meta[3] or now)
 if now - tonumber(meta[2] or '0') > dead / 2 then
@@ -36,4 +36,5 @@ for at = 1, #held, 2 do
     end
 end
 redis.call('ZREMRANGEBYSCORE', key.members, '-inf', now - dead)
+keep_together()
 return meta[1]

@@ -29,6 +29,11 @@ local function keep(milliseconds)
     end
 end
 
+-- Keys that came up since then expire together with the run.
+local function keep_together()
+    keep(math.max(redis.call('PTTL', run), 1000))
+end
+
 local function finish_if_complete(runs, name)
     local meta = redis.call('HMGET', run, 'produced', 'count', 'done')
     if meta[1] == '1' and meta[2] == meta[3] then

@@ -36,5 +36,6 @@ if done > 0 then
     redis.call('HINCRBY', run, 'set_aside', set_aside)
     redis.call('HSET', run, 'recorded_at', clock())
     finish_if_complete(ARGV[1], ARGV[2])
+    keep_together()
 end
 return replies

@@ -1,6 +1,9 @@
 -- ARGV: for each shard: number, epoch, what (keep, back, failed), delay in ms, checkpoint ('' for none), why.
 -- keep: save the checkpoint. back: another worker continues at once. failed: another tries it after the delay.
 although_full()
+if redis.call('EXISTS', run) == 0 then
+    return 0
+end
 for at = 1, #ARGV, 6 do
     local shard, epoch, what = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2]
     local packed = redis.call('HGET', key.state, shard)
@@ -21,4 +24,5 @@ for at = 1, #ARGV, 6 do
         end
     end
 end
+keep_together()
 return 1

@@ -16,6 +16,7 @@ for _ = 1, ARGV[3] do
     ids = ids + size
 end
 if ids > 0 then
+    keep_together()
     redis.call('HINCRBY', run, 'done', -ids)
     redis.call('HINCRBY', run, 'failed', -ids)
     redis.call('HSET', run, 'state', 'running')

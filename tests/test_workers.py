@@ -1,0 +1,371 @@
+"""Runs of workers, in one process: a real redis-server, the API emulated, and taskiq's broker in memory."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
+from itertools import count
+from typing import Any
+
+import pytest
+from running_examples import RedisServer, require
+
+from kaizen_async import KaizenClient, RetryPolicy
+from kaizen_async.testing import Fault, KaizenEmulator, Life
+
+require("taskiq", "taskiq_redis", "redis")
+
+from redis.asyncio import Redis  # noqa: E402 - skipped above without Redis
+from taskiq import InMemoryBroker  # noqa: E402
+
+from kaizen_async.workers import (  # noqa: E402
+    Limits,
+    OtherInputError,
+    Run,
+    RunCancelledError,
+    RunOutcome,
+    UnknownRunError,
+    register,
+    session,
+)
+from kaizen_async.workers.shards import pack  # noqa: E402
+
+pytestmark = pytest.mark.timeout(60)
+
+NAMES = count()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """Return a redis-server for all tests of this file; each has a namespace of its own."""
+    with RedisServer(tmp_path_factory.mktemp("redis")) as running:
+        yield running
+
+
+@pytest.fixture
+async def redis(server: RedisServer) -> AsyncIterator[Any]:
+    """Return a client."""
+    async with Redis.from_url(server.url, decode_responses=True) as client:
+        yield client
+
+
+@pytest.fixture
+def emulator() -> Iterator[KaizenEmulator]:
+    """Return an API in which everything has ended, but for what does not exist and what runs for long."""
+
+    def life(execution_id: str) -> Life | None:
+        if execution_id.startswith("no_"):
+            return None
+        return Life.lasting(1) if execution_id.startswith("slow_") else Life.ended()
+
+    with KaizenEmulator(default_life=life) as running:
+        yield running
+
+
+class Site:
+    """Workers in this process, and runs."""
+
+    def __init__(self, url: str, base_url: str) -> None:
+        self.url = url
+        self.namespace = f"test{next(NAMES)}"
+        self.base_url = base_url
+        self.broker = InMemoryBroker()
+
+    @asynccontextmanager
+    async def worker(
+        self, *, per_second: float | None = None, client: Any = KaizenClient, **limits: Any
+    ) -> AsyncIterator[InMemoryBroker]:
+        """Run a worker. It is a broker of its own, as in a process of its own."""
+        broker = InMemoryBroker()
+        register(
+            broker,
+            url=self.url,
+            namespace=self.namespace,
+            client=partial(client, base_url=self.base_url),
+            per_second=per_second,
+            limits=Limits(**limits),
+        )
+        await broker.startup()
+        try:
+            yield broker
+        finally:
+            await broker.shutdown()
+
+    def run(self, name: str, broker: InMemoryBroker | None = None, **settings: Any) -> Run:
+        """Return a run."""
+        return Run(name, broker=broker, url=self.url, namespace=self.namespace, **settings)
+
+    def key(self, name: str, part: str = "") -> str:
+        """Return a key of a run."""
+        return f"{{{self.namespace}}}:run:{name}{part and ':' + part}"
+
+
+@pytest.fixture
+def site(server: RedisServer, emulator: KaizenEmulator) -> Site:
+    """Return a site without workers yet."""
+    return Site(server.url, emulator.base_url)
+
+
+def numbered(many: int, prefix: str = "exec") -> list[str]:
+    """Return as many ids."""
+    return [f"{prefix}_{number}" for number in range(many)]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - of another thread or process
+            await asyncio.sleep(0.05)
+
+
+async def all_of(run: Run) -> list[RunOutcome[Any]]:
+    """Return all outcomes of a run."""
+    async with run.follow() as outcomes:
+        return [outcome async for outcome in outcomes]
+
+
+def assert_once_each(outcomes: list[RunOutcome[Any]], ids: list[str]) -> None:
+    """Fail unless each id of the input has one outcome, under its number."""
+    assert [outcome.id for outcome in sorted(outcomes, key=lambda one: one.number)] == ids
+    assert {outcome.number for outcome in outcomes} == set(range(1, len(ids) + 1))
+
+
+@pytest.mark.parametrize("wait", [False, True])
+async def test_every_id_of_a_run_gets_one_outcome(site: Site, redis: Any, *, wait: bool) -> None:
+    """Whether it exists or not, and as often as it stands in the input; afterwards Redis holds a summary."""
+    ids = [*numbered(250), *numbered(20, "no"), *numbered(20, "slow"), *numbered(20)]
+    async with site.worker() as broker, site.run("r", broker) as run:
+        async with run.process(ids, wait=wait, size=40) as outcomes:
+            found = [outcome async for outcome in outcomes]
+        status = await run.status()
+    assert_once_each(found, ids)
+    assert {one.error.type for one in found if one.error is not None} == {"NotFoundError"}
+    assert {one.id for one in found if not one.ok} == set(numbered(20, "no"))
+    assert all(one.execution.is_finished for one in found if one.ok and (wait or not one.id.startswith("slow")))
+    assert (status.done, status.read, status.failed, status.total) == (310, 310, 20, 310)
+    assert (status.state, status.unread_bytes, status.workers, status.seconds_left) == ("finished", 0, 0, None)
+    left = [key async for key in redis.scan_iter(f"{{{site.namespace}}}:run:r*")]
+    assert {key.rpartition(":")[2] for key in left} <= {"r", "out", "failed", "members", "invited"}
+    assert await redis.xlen(site.key("r", "out")) == 0
+    assert all([await redis.ttl(key) > 0 for key in left])
+
+
+async def test_the_same_input_again_resumes_and_another_is_refused(site: Site, emulator: KaizenEmulator) -> None:
+    """By its ids, their number, or what is done with them; both are shown."""
+    ids = numbered(100)
+    async with site.worker() as broker, site.run("r", broker) as run:
+        await run.produce(ids, size=30)
+        await run.produce(iter(ids), size=7)
+        assert_once_each(await all_of(run), ids)
+        assert await all_of(run) == []
+        await run.produce(ids)
+        requests = emulator.request_count
+        for other in (ids[:-1], [*ids, "more"], [*ids[:50], "other", *ids[51:]], ["first", *ids[1:]]):
+            with pytest.raises(OtherInputError, match=r"100 of digest \w{12}; these are \d+ or more of digest \w{12}"):
+                await run.produce(other, size=40)
+        with pytest.raises(OtherInputError, match="instructor-executions, not with executions, waiting for each"):
+            await run.produce(ids, kind="executions", wait=True)
+        assert emulator.request_count == requests == 100
+
+
+async def test_two_producers_send_an_input_once(site: Site) -> None:
+    """At the same time, and although they cut it differently."""
+    ids = numbered(1000)
+    async with site.worker() as broker, site.run("r", broker) as run, site.run("r", broker) as other:
+        await asyncio.gather(run.produce(ids, size=30), other.produce(iter(ids), size=70), run.produce(ids, size=11))
+        assert_once_each(await all_of(run), ids)
+
+
+async def test_what_cannot_be_an_id_gets_an_outcome_when_it_is_sent(site: Site) -> None:
+    """And the others are looked up."""
+    given: list[Any] = ["exec_1", "", b"exec_\xff", "a\x00b", "exec_2\u200b", "exec_\udc80", 7, b"exec_3", "exec_4\n"]
+    async with site.worker() as broker, site.run("r", broker) as run:
+        status = await run.produce(given)
+        assert (status.invalid, status.failed) == (7, 7)
+        found = sorted(await all_of(run), key=lambda one: one.number)
+        assert await run.retry_failed() == 0
+    assert [one.number for one in found] == list(range(1, 10))
+    assert [one.id for one in found if one.ok] == ["exec_1", "exec_3"]
+    assert {one.error.type for one in found if one.error} == {"TypeError", "ValueError"}
+
+
+async def test_a_slow_source_holds_nothing_up(site: Site) -> None:
+    """Its first ids have outcomes before its last one is there; a source that raises does not look like its end."""
+    seen = asyncio.Event()
+
+    async def slow() -> AsyncIterator[str]:
+        yield "exec_1"
+        await seen.wait()
+        yield "exec_2"
+
+    async def broken() -> AsyncIterator[str]:
+        yield "exec_1"
+        raise OSError("the cable")
+
+    def broken_too() -> Iterator[str]:
+        yield "exec_1"
+        raise OSError("the cable")
+
+    async with site.worker() as broker:
+        async with site.run("slow", broker) as run, run.process(slow()) as outcomes:
+            numbers = []
+            async for outcome in outcomes:
+                numbers.append(outcome.number)
+                seen.set()
+        assert numbers == [1, 2]
+        for source in (broken, broken_too):
+            async with site.run(source.__name__, broker) as run:
+                with pytest.raises(OSError, match="the cable"):
+                    await run.produce(source())
+                assert (await run.status()).total is None
+                await run.produce(["exec_1", "exec_2"])
+                assert_once_each(await all_of(run), ["exec_1", "exec_2"])
+
+
+async def test_a_reader_that_stops_reads_on_later(site: Site) -> None:
+    """What it did not acknowledge comes again, with the same numbers; two readers do not share."""
+    ids = numbered(300)
+    async with site.worker() as broker, site.run("r", broker) as run, site.run("r", broker) as other:
+        await run.produce(ids, size=50)
+        read: list[RunOutcome[Any]] = []
+        async with run.follow() as outcomes:
+            async for outcome in outcomes:
+                read.append(outcome)
+                if len(read) == 100:
+                    break
+        together = await asyncio.gather(all_of(run), all_of(other))
+        assert not all(together)
+        assert {one.number for one in [*read, *together[0], *together[1]]} == set(range(1, 301))
+        assert (await run.status()).read == 300
+
+
+async def test_failed_ids_can_be_tried_again(site: Site, emulator: KaizenEmulator) -> None:
+    """Their new outcomes have the old numbers."""
+    ids = [*numbered(5), *numbered(3, "no")]
+    async with site.worker() as broker, site.run("r", broker) as run:
+        await run.produce(ids)
+        assert sum(not one.ok for one in await all_of(run)) == 3
+        emulator.add_many(numbered(2, "no"))
+        assert await run.retry_failed() == 3
+        again = sorted(await all_of(run), key=lambda one: one.number)
+        assert [(one.number, one.ok) for one in again] == [(6, True), (7, True), (8, False)]
+        status = await run.status()
+        assert (status.done, status.failed, status.state) == (8, 1, "finished")
+
+
+async def test_a_run_can_be_cancelled_and_purged(site: Site, redis: Any, emulator: KaizenEmulator) -> None:
+    """Then its workers leave it, and its name is free again."""
+    emulator.add_many(ids := numbered(50, "long"), Life.lasting(600))
+    async with site.worker() as broker, site.run("r", broker) as run:
+        async with run.process(["exec_1", *ids], wait=True) as outcomes:
+            await anext(outcomes)
+            assert (await run.cancel()).state == "cancelled"
+            with pytest.raises(RunCancelledError):
+                async for _ in outcomes:
+                    pass
+        for action in (run.produce(["x"], wait=True), run.retry_failed(), all_of(run)):
+            with pytest.raises(RunCancelledError):
+                await action
+        await run.purge()
+        assert [key async for key in redis.scan_iter(f"{{{site.namespace}}}:run:r*")] == []
+        for action in (run.status(), run.purge(), run.cancel(), run.retry_failed(), all_of(run)):
+            with pytest.raises(UnknownRunError, match=r"there is no run r in redis://127.0.0.1:\d+"):
+                await action
+        await run.produce(["exec_1"])
+        assert_once_each(await all_of(run), ["exec_1"])
+
+
+async def test_a_worker_that_ends_hands_its_shards_over(site: Site, emulator: KaizenEmulator) -> None:
+    """Waits go with their ages: the next worker polls on as one process alone does, which waits beside them."""
+    emulator.add_many(ids := numbered(60, "long"), Life.lasting(5))
+    emulator.add_many(others := numbered(60, "alone"), Life.lasting(5))
+
+    def polls(ids: list[str]) -> int:
+        return sum(emulator.requests_for(id) for id in ids)
+
+    async with KaizenClient(base_url=site.base_url) as kaizen, site.run("r") as run:
+        await run.produce(ids, wait=True, size=20)
+        alone = asyncio.create_task(all_ends_of(kaizen, others))
+        async with site.worker() as broker:
+            run.broker = broker
+            reading = asyncio.create_task(all_of(run))
+            await until(lambda: polls(ids) >= 3 * 60)
+        assert (await run.status()).shards_held == 0
+        async with site.worker() as broker:
+            run.broker = broker
+            assert_once_each(await reading, ids)
+        assert await alone == 60
+    assert polls(ids) <= 1.3 * polls(others)
+
+
+async def all_ends_of(kaizen: KaizenClient, ids: list[str]) -> int:
+    """Wait for executions; return how many ended."""
+    async with kaizen.instructor_executions.wait_many(ids) as outcomes:
+        return len([outcome async for outcome in outcomes if outcome.ok])
+
+
+async def test_the_shard_of_a_dead_worker_goes_to_another(
+    site: Site, redis: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not before its silence proves something, and what it still records is refused."""
+    monkeypatch.setattr(session, "DEAD_MS", 600)
+    monkeypatch.setattr(session, "BEAT_SECONDS", 0.1)
+    ids = numbered(40)
+    async with site.run("r") as run:
+        await run.produce(ids, size=20)
+        claim = ("claim", site.key("r"), 60_000, "dead", 9, 0, 0)
+        _, *rows = await run._store.script(*claim)
+        assert [row[:4] for row in rows] == [[1, 1, 20, 0], [2, 1, 20, 0]]
+        async with site.worker() as broker:
+            run.broker = broker
+            assert_once_each(await all_of(run), ids)
+        late = ("record", site.key("r"), "{x}:runs", "r", 1, 1, 1, 1, 0, 0, b"\x01", b"late", b"")
+        assert await run._store.script(*late) == [0]
+        assert (await run.status()).done == 40
+
+
+async def test_a_claim_whose_reply_was_lost_is_taken_back(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that lives reports what it holds, and Redis compares."""
+    async with site.worker() as broker, site.run("r", broker) as run:
+        await run.produce(numbered(20), size=20)
+        ((live, _),) = await run._store.command("ZRANGE", run._store.workers, 0, 0, "WITHSCORES")
+        await run._store.script("claim", site.key("r"), 60_000, live, 9, 0, 0)
+        assert_once_each(await all_of(run), numbered(20))
+
+
+async def test_a_shard_that_fails_again_and_again_is_set_aside(
+    site: Site, emulator: KaizenEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ids that fail get their error as outcome, and the others are not held up."""
+    monkeypatch.setattr(session, "RETRY_DELAYS", (0.05,))
+    emulator.faults.always(Fault.status(500), id="bad")
+    ids = ["exec_1", "bad", "exec_2"]
+    client = partial(KaizenClient, retry=RetryPolicy(max_attempts=2, initial_backoff=0))
+    async with site.worker(client=client) as broker, site.run("r", broker) as run:
+        await run.produce(ids, size=3)
+        found = await all_of(run)
+        status = await run.status()
+    assert_once_each(found, ids)
+    (failed,) = (one for one in found if one.error)
+    assert (failed.id, failed.error and failed.error.type, failed.error and failed.error.status) == (
+        "bad",
+        "StatusError",
+        500,
+    )
+    assert (status.set_aside, status.failed, emulator.requests_for("bad")) == (1, 1, 10)
+
+
+@pytest.mark.parametrize("stored", [b"", b"no zlib", b"x\x9c", pack(b"{}"), pack(b'{"ids":["a"]}'), pack(b"\0" * 99)])
+async def test_what_redis_holds_is_input(site: Site, redis: Any, stored: bytes) -> None:
+    """A shard that cannot be read is set aside, with an outcome for each id that it had."""
+    async with site.run("r") as run:
+        await run.produce(numbered(4), size=2)
+        await redis.hset(site.key("r", "ids"), 1, stored)
+        async with site.worker() as broker:
+            run.broker = broker
+            found = await all_of(run)
+        assert (await run.status()).set_aside == 1
+    assert sorted(one.number for one in found if one.ok) == [3, 4]
+    assert len(found) == 4
+    assert {one.error.type for one in found if one.error} == {"ShardFailedError"}
+    assert all("cannot be read" in one.error.message for one in found if one.error)

@@ -1,0 +1,145 @@
+"""Runs survive what happens to machines: every id ends with exactly one outcome, whatever breaks on the way."""
+
+import random
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from signal import SIGINT, SIGKILL, SIGTERM
+
+import pytest
+from running_examples import require, until
+
+from kaizen_async.testing import KaizenEmulator, Life
+
+require("taskiq", "taskiq_redis", "redis")
+
+from worker_plant import A_MINUTE_AHEAD, Plant, Producer  # noqa: E402 - skipped above without Redis
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+RUN = "run-1"
+
+
+@pytest.fixture
+def emulator() -> Iterator[KaizenEmulator]:
+    """Return an API whose executions take a few seconds, but for one in fifty, which does not exist."""
+
+    def life(execution_id: str) -> Life | None:
+        number = int(execution_id.split("_")[1])
+        return None if number % 50 == 0 else Life.lasting(number % 8)
+
+    with KaizenEmulator(default_life=life) as running:
+        yield running
+
+
+class Trouble:
+    """Breaks things, one at a time, as a seed says."""
+
+    def __init__(self, plant: Plant, seed: int, ids: list[str], options: list[str], cut: float) -> None:
+        self.random = random.Random(seed)
+        self.plant = plant
+        self.ids = ids
+        self.options = options
+        self.cut_seconds = cut
+        self.producers: list[Producer] = [plant.producer(RUN, ids, *options)]
+        for program in (None, None, A_MINUTE_AHEAD):
+            plant.worker(*([program] if program else []))
+
+    def kill_worker(self) -> None:
+        """End a worker at once, and start another."""
+        workers = self.plant.workers
+        workers.pop(self.random.randrange(len(workers))).kill()
+        self.plant.worker()
+
+    def stop_worker(self) -> None:
+        """Ask a worker to end, and start another."""
+        self.plant.workers.pop(0).stop()
+        self.plant.worker()
+
+    def kill_producer(self) -> None:
+        """End the producer at once, and start it again."""
+        self.producers.pop().kill()
+        self.start_producer()
+
+    def interrupt_producer(self) -> None:
+        """Press Ctrl-C, and start it again."""
+        producer = self.producers.pop()
+        with suppress(ProcessLookupError):
+            producer.signal_all(SIGINT)
+        producer.process.wait(30)
+        self.start_producer()
+
+    def start_producer(self) -> None:
+        """Start a producer, beside another if there is one."""
+        self.producers.append(self.plant.producer(RUN, self.ids, *self.options))
+
+    def restart_redis(self) -> None:
+        """Restart Redis, politely or not."""
+        self.plant.restart_redis(self.random.choice([SIGTERM, SIGKILL]))
+
+    def cut_network(self) -> None:
+        """Lose the network for a while."""
+        self.plant.network.cut()
+        time.sleep(self.cut_seconds)
+        self.plant.network.mend()
+
+    def fill_redis(self) -> None:
+        """Leave Redis no room for a while."""
+        redis = self.plant.redis
+        redis.config_set("maxmemory", 1)
+        time.sleep(2)
+        redis.config_set("maxmemory", 0)
+
+    def repeat_invitations(self) -> None:
+        """Deliver every message of the queue again."""
+        for _, fields in self.plant.redis.xrange("{kaizen}:invitations"):
+            self.plant.redis.xadd("{kaizen}:invitations", fields)
+
+    def strike(self) -> None:
+        """Do one of these."""
+        self.random.choice(
+            [
+                self.kill_worker,
+                self.kill_worker,
+                self.stop_worker,
+                self.kill_producer,
+                self.interrupt_producer,
+                self.start_producer,
+                self.restart_redis,
+                self.cut_network,
+                self.fill_redis,
+                self.repeat_invitations,
+            ]
+        )()
+
+
+@pytest.mark.parametrize("options", [[], ["--wait"]], ids=["look up", "wait"])
+@pytest.mark.parametrize(
+    ("seed", "count", "strikes", "cut"), [(1, 2000, 3, 3.0), *((seed, 20_000, 12, 60.0) for seed in ())]
+)
+def test_every_id_ends_with_one_outcome_whatever_breaks(
+    tmp_path: Path,
+    emulator: KaizenEmulator,
+    seed: int,
+    count: int,
+    strikes: int,
+    cut: float,
+    options: list[str],
+) -> None:
+    """Under SIGKILL, restarts, cuts, a full Redis, repeated messages, several producers, and a clock a minute ahead."""
+    ids = [f"exec_{number}" for number in range(1, count + 1)]
+    with Plant(tmp_path, emulator.base_url, KAIZEN_RATE=str(count // (4 * strikes))) as plant:
+        trouble = Trouble(plant, seed, ids, [*options, "--size", "100"], cut)
+        for strike in range(strikes):
+            until(lambda done=strike: plant.done(RUN) >= (done + 1) * count // (2 * strikes), "some outcomes")
+            trouble.strike()
+        for producer in trouble.producers:
+            until(lambda one=producer: one.process.poll() is not None, "the end of the producer")
+        assert {producer.process.returncode for producer in trouble.producers} == {1}  # since some do not exist
+        outcomes = {outcome["number"]: outcome for outcome in plant.outcomes()}
+        assert [outcomes[number]["id"] for number in range(1, count + 1)] == ids
+        assert plant.fact(RUN, "done") == plant.fact(RUN, "read") == count
+        failed = {outcome["id"] for outcome in outcomes.values() if "error" in outcome}
+        assert failed == {id for id in ids if int(id.split("_")[1]) % 50 == 0}
+        assert plant.fact(RUN, "failed") == len(failed)

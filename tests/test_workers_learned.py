@@ -1,0 +1,43 @@
+"""Durations that workers share: a worker knows what all of them saw."""
+
+import random
+from typing import Any
+
+from kaizen_async import KaizenClient, PollPolicy
+from kaizen_async._waiting.cadence import Cadence
+
+
+def learned_from(ends: list[tuple[str, float]]) -> Any:
+    """Return what one process learns from ends that it sees itself."""
+    cadence = Cadence(PollPolicy(), random.Random(1))
+    for workflow_id, seconds in ends:
+        cadence.learn(workflow_id, seconds)
+    return cadence.state()
+
+
+def drawn(count: int, seed: int) -> list[tuple[str, float]]:
+    """Return ends of three workflows."""
+    draw = random.Random(seed)
+    return [(f"wf_{draw.randrange(3)}", draw.lognormvariate(4, 1)) for _ in range(count)]
+
+
+async def test_what_others_saw_teaches_as_much_as_what_was_seen() -> None:
+    """Exactly as much, if it is the same ends in the same order."""
+    ends = drawn(500, seed=1)
+    async with KaizenClient() as client:
+        client.instructor_executions.learn(ends)
+        async with client.instructor_executions.wait_many(()) as outcomes:
+            assert outcomes.checkpoint()["learned"] == learned_from(ends)
+
+
+def test_ends_that_come_later_weigh_hardly_more() -> None:
+    """By a factor of at most 1/0.99**n for n places: here every end moves by 20 places at most."""
+    ends = drawn(1000, seed=2)
+    draw = random.Random(3)
+    moved = [end for _, end in sorted((place + draw.uniform(0, 20), end) for place, end in enumerate(ends))]
+    straight, shuffled = (learned_from(some)["workflows"] for some in (ends, moved))
+    assert straight.keys() == shuffled.keys()
+    for workflow_id in straight:
+        weights, other = dict(straight[workflow_id]), dict(shuffled[workflow_id])
+        for index, weight in weights.items():
+            assert weight * 0.99**20 - 1e-3 <= other[index] <= weight / 0.99**20 + 1e-3

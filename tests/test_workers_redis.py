@@ -1,0 +1,256 @@
+"""The Redis server of runs: where it may be, and what is said of one that cannot be used."""
+
+import asyncio
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from running_examples import RedisServer, Running, free_port, python, require, until
+
+from kaizen_async import KaizenClient
+from kaizen_async.testing import KaizenEmulator
+
+require("taskiq", "taskiq_redis", "redis")
+
+from redis import Redis  # noqa: E402 - skipped above without Redis
+from taskiq import InMemoryBroker  # noqa: E402
+
+from kaizen_async.workers import (  # noqa: E402
+    NoWorkersError,
+    RedisUnusableError,
+    Run,
+    RunError,
+    Store,
+    connect,
+    create_broker,
+    register,
+)
+from kaizen_async.workers import run as run_module  # noqa: E402
+
+pytestmark = pytest.mark.timeout(60)
+
+IDS = [f"exec_{number}" for number in range(30)]
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    """Return where the servers of a test are put."""
+    with ExitStack() as servers:
+        yield servers
+
+
+def tls(stack: ExitStack, folder: Path) -> str:
+    """Start a server with TLS and a password; return its URL."""
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost")
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    certificate.private_key_pem.write_to_path(folder / "key.pem")
+    certificate.cert_chain_pems[0].write_to_path(folder / "cert.pem")
+    port = str(free_port())
+    files = ("--tls-cert-file", "cert.pem", "--tls-key-file", "key.pem", "--tls-ca-cert-file", "ca.pem")
+    secured = ("--port", "0", "--tls-port", port, "--tls-auth-clients", "no", "--requirepass", "s3cret/@")
+    stack.enter_context(RedisServer(folder, *secured, *files))
+    return f"rediss://:s3cret%2F%40@localhost:{port}?ssl_ca_certs={folder / 'ca.pem'}"
+
+
+def acl(stack: ExitStack, folder: Path) -> str:
+    """Start a server, and make the user that the documentation names; return its URL."""
+    server = stack.enter_context(RedisServer(folder))
+    documented = Path(__file__).parent.parent / "docs" / "workers.md"
+    (line,) = (line for line in documented.read_text().splitlines() if line.startswith("ACL SETUSER"))
+    with Redis.from_url(server.url) as redis:
+        redis.execute_command(*line.replace(">PASSWORD", ">secret").split())
+        redis.execute_command("ACL", "SETUSER", "default", "off")
+    return server.url.replace("//", "//kaizen:secret@")
+
+
+def cluster(stack: ExitStack, folder: Path) -> str:
+    """Start a cluster of three; return the URL of one of them."""
+    servers = []
+    for name in "abc":
+        (folder / name).mkdir()
+        # The bus of a cluster has a port 10,000 above.
+        port = next(port for port in iter(free_port, 0) if port < 55_000)
+        servers.append(stack.enter_context(RedisServer(folder / name, "--cluster-enabled", "yes", port=port)))
+    nodes = [f"127.0.0.1:{server.port}" for server in servers]
+    create = ["redis-cli", "--cluster", "create", *nodes, "--cluster-yes"]
+    subprocess.run(create, check=True, capture_output=True, timeout=40)  # noqa: S603 - our own
+    for server in servers:
+        with Redis.from_url(server.url) as redis:
+            until(lambda node=redis: node.cluster("info")["cluster_state"] == "ok", "the cluster")
+    return servers[1].url.replace("redis://", "redis+cluster://")
+
+
+def sentinel(stack: ExitStack, folder: Path) -> str:
+    """Start a server and a sentinel that names it; return the URL of the service."""
+    server = stack.enter_context(RedisServer(folder, "--requirepass", "secret"))
+    port = free_port()
+    file = folder / "sentinel.conf"
+    watches = f"sentinel monitor site 127.0.0.1 {server.port} 1\nsentinel auth-pass site secret\n"
+    file.write_text(f"port {port}\nbind 127.0.0.1\ndir {folder}\n{watches}")
+    log = folder / "sentinel.log"
+    started = Running("redis-server", str(file), "--sentinel", folder=folder, log=log, settings={})
+    stack.enter_context(started).says("+monitor master site")
+    return f"redis+sentinel://:secret@127.0.0.1:{port}/site/0"
+
+
+@pytest.mark.parametrize("start", [tls, acl, cluster, sentinel])
+async def test_runs_work_wherever_redis_is(
+    stack: ExitStack, tmp_path: Path, emulator: KaizenEmulator, start: Any
+) -> None:
+    """Behind TLS and a password, for a user with few rights, in a cluster, behind a sentinel."""
+    url = start(stack, tmp_path)
+    workers = InMemoryBroker()
+    register(workers, url=url, per_second=1000, client=partial(KaizenClient, base_url=emulator.base_url))
+    queue = create_broker(url)
+    await workers.startup()
+    await queue.startup()
+    async with Run("r", url=url, broker=workers) as run, run.process(IDS, wait=True, size=10) as outcomes:
+        assert sorted([outcome.number async for outcome in outcomes]) == list(range(1, 31))
+        assert (await run.status()).state == "finished"
+    await workers.shutdown()
+    messages = queue.listen()
+    register(queue, url=url)
+    async with Run("other", url=url, broker=queue) as run:
+        await run.produce(["exec_1"])
+        await run_module.invite(run._store, queue)
+        message: Any = await anext(messages)
+        await message.ack()
+        await run.cancel()
+        await run.purge()
+    await messages.aclose()
+    await queue.shutdown()
+
+
+def test_a_broker_is_of_the_same_kind_as_the_url() -> None:
+    """So that invitations go where runs are."""
+    urls = ("redis://h", "redis+cluster://h", "redis+sentinel://a,b:1,[::1]:2/site?sentinel_password=x&ssl_ca_certs=c")
+    kinds = [type(create_broker(url)).__name__ for url in urls[::2]]
+    assert kinds == ["_StreamBroker", "_SentinelBroker"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "localhost", "http://h", "redis+other://h", "redis+sentinel://h", "redis+sentinel:///s", "redis://h:port"],
+)
+def test_what_is_no_url_of_redis_is_refused(url: str) -> None:
+    """With the forms that it may have."""
+    with pytest.raises(ValueError, match="URL of Redis"):
+        connect(url)
+
+
+@pytest.mark.parametrize("name", ["", "-x", "a b", "a{b}", "ä", "x" * 101, "a:b", "a\n"])
+def test_names_are_checked(name: str) -> None:
+    """They become parts of keys."""
+    with pytest.raises(ValueError, match="must be 1 to 100 letters"):
+        Run(name)
+    with pytest.raises(ValueError, match="namespace must be"):
+        Store(namespace=name)
+    with pytest.raises(TypeError, match="run must be a str"):
+        Run(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "url", "text"),
+    [
+        (["--requirepass", "secret"], "redis://127.0.0.1:{port}", "requires a valid user and password"),
+        (["--requirepass", "secret"], "redis://:wr0ng@127.0.0.1:{port}", "requires a valid user and password"),
+        (["--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"], "redis://127.0.0.1:{port}", "noeviction"),
+        ([], "redis://127.0.0.1:1", "cannot be used: .*onnect"),
+        ([], "redis+cluster://127.0.0.1:1", "cannot be used: "),
+        ([], "redis://127.0.0.1:{silent}", "did not respond within 4 s"),
+    ],
+)
+async def test_a_server_that_cannot_be_used_is_named_at_once(
+    stack: ExitStack, tmp_path: Path, options: list[str], url: str, text: str
+) -> None:
+    """Within five seconds, in one line, without a password."""
+    server = stack.enter_context(RedisServer(tmp_path, *options))
+    silent = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+    began = time.monotonic()
+    with pytest.raises(RedisUnusableError, match=text) as caught:
+        async with Run("r", url=url.format(port=server.port, silent=silent.getsockname()[1])):
+            pass
+    assert time.monotonic() - began < 5
+    assert "\n" not in str(caught.value)
+    assert "wr0ng" not in str(caught.value)
+
+
+async def test_an_old_server_is_refused(stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the version that it names."""
+    server = stack.enter_context(RedisServer(tmp_path))
+    store = Store(server.url)
+
+    async def info() -> dict[str, Any]:
+        return {"redis_version": "6.0.20"}
+
+    monkeypatch.setattr(store._client, "info", info)
+    with pytest.raises(RedisUnusableError, match=r"is version 6\.0\.20; this package needs 6\.2 or newer"):
+        await store.require_usable()
+    await store.aclose()
+
+
+async def test_workers_that_do_not_know_the_task_are_noticed(
+    stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They take the invitations, and nobody reports."""
+    monkeypatch.setattr(run_module, "KNOWS_SECONDS", 0.5)
+    server = stack.enter_context(RedisServer(tmp_path))
+    module = tmp_path / "foreign.py"
+    module.write_text(f"from kaizen_async.workers import create_broker\nbroker = create_broker({server.url!r})\n")
+    command = [*python("-m", "taskiq", "worker", "foreign:broker", "-w", "1")]
+    worker = Running(*command, folder=tmp_path, log=tmp_path / "worker.log", settings={})
+    stack.enter_context(worker).says("Listening started.")
+    broker = create_broker(server.url)
+    register(broker, url=server.url)
+    await broker.startup()
+    troubles: list[str] = []
+    async with Run("r", url=server.url, broker=broker, on_trouble=troubles.append) as run:
+        with pytest.raises(NoWorkersError, match="do not know the task"):
+            async with run.process(IDS) as outcomes:
+                await anext(outcomes)
+    await broker.shutdown()
+
+
+async def test_without_workers_a_reader_says_so_and_waits(
+    stack: ExitStack, tmp_path: Path, emulator: KaizenEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until there is one."""
+    monkeypatch.setattr(run_module, "KNOWS_SECONDS", 0.2)
+    server = stack.enter_context(RedisServer(tmp_path))
+    troubles: list[str] = []
+    producer = create_broker(server.url)
+    register(producer, url=server.url)
+    workers = InMemoryBroker()
+    register(workers, url=server.url, client=partial(KaizenClient, base_url=emulator.base_url))
+    async with Run("r", url=server.url, broker=producer, on_trouble=troubles.append) as run:
+        await run.produce(IDS)
+        with pytest.raises(TimeoutError):
+            async with run.follow() as outcomes:
+                await asyncio.wait_for(anext(outcomes), 2)
+        assert troubles == ["no worker is running"]
+        await workers.startup()
+        run.broker = workers
+        async with run.follow() as outcomes:
+            assert len([outcome async for outcome in outcomes]) == 30
+    await workers.shutdown()
+    await producer.shutdown()
+
+
+async def test_what_redis_refuses_for_good_is_an_error(stack: ExitStack, tmp_path: Path) -> None:
+    """And not a reason to try for ever."""
+    server = stack.enter_context(RedisServer(tmp_path))
+    with Redis.from_url(server.url) as redis:
+        redis.execute_command("ACL", "SETUSER", "poor", "on", "nopass", "~*", "+ping", "+get")
+    async with Run("r", url=server.url.replace("//", "//poor:x@")) as run:
+        with pytest.raises(RedisUnusableError, match="permission"):
+            await run.status()
+        with pytest.raises(RunError, match="refused a command"):
+            await run._store.command("GET", "a", "b")
