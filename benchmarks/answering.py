@@ -1,4 +1,4 @@
-"""A small raw asyncio server: `answering.py fast | throttling | failing | living`.
+"""A small raw asyncio server: `answering.py fast | throttling | failing | living`, or one of `FAULTS`.
 
 The executions of `living` tell by their ids how long they live: `2.5_x` ends 2.5 seconds after it was first asked for,
 `never_x` never.
@@ -10,10 +10,11 @@ import asyncio
 import importlib
 import importlib.util
 import json
+import random
 import re
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from typing import Final, cast
 
 import data
@@ -24,6 +25,22 @@ BUCKET_BURST: Final = 20
 """Requests that it lets pass at once."""
 LATENCY_SECONDS: Final = 0.005
 """How long the throttling and the failing server take to answer."""
+FAULTS: Final = {
+    "restart": "Connections are refused for 3 seconds, from 0.3 seconds after the first request on.",
+    "outage": "Everything is answered 502 for 3 seconds, from 0.3 seconds after the first request on.",
+    "partial": "A third of all requests, at random, is answered 500.",
+    "limit503": "50 requests a second pass, 10 at once; others get 503 without Retry-After, as from nginx.",
+    "random429": "A fifth of all requests, at random, is answered 429, at any rate.",
+    "concurrency-limit": "Ten requests are served at a time, each in 50 ms; others get 429.",
+    "limit1000": "1,000 requests a second pass, 200 at once; others get 429 with `Retry-After: 1`.",
+}
+"""What the servers do that are at fault."""
+OUTAGE: Final = (0.3, 3.3)
+"""Seconds after the first request between which the server is down."""
+SERVED_AT_ONCE: Final = 10
+SERVICE_SECONDS: Final = 0.05
+"""Of the server with a limit of concurrency."""
+_BUCKETS: Final = {"throttling": (BUCKET_RATE, BUCKET_BURST), "limit503": (50.0, 10), "limit1000": (1000.0, 200)}
 
 _END: Final = b"\r\n\r\n"
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
@@ -44,8 +61,13 @@ class Service:
             for size, (before, after) in self._templates.items()
         }
         self._first_asked: dict[bytes, float] = {}
-        self._tokens = float(BUCKET_BURST)
+        self._rate, self._burst = _BUCKETS.get(mode, (BUCKET_RATE, BUCKET_BURST))
+        self._tokens = float(self._burst)
         self._refilled = time.monotonic()
+        self._chance = random.Random(5)
+        self._served_until: deque[float] = deque()
+        self.first_request = asyncio.Event()
+        self._began = 0.0
 
     def answer(self, head: bytes, body: bytes) -> tuple[bytes, float]:
         """Return the answer to a request, and the seconds after which it goes out."""
@@ -57,15 +79,48 @@ class Service:
             return _answer(b"503 Service Unavailable", b'{"message": "down"}'), LATENCY_SECONDS
         if self.mode == "throttling" and not self._take_token():
             self.counted["throttled"] += 1
-            refusal = _answer(b"429 Too Many Requests", b'{"message": "slow down"}', b"Retry-After: 1\r\n")
-            return refusal, LATENCY_SECONDS
+            return _SLOW_DOWN, LATENCY_SECONDS
+        fault = self._fault()
+        if fault is not None:
+            self.counted["faults"] += 1
+            return fault, LATENCY_SECONDS
         size, found = _SIZE.match(head), _ID.search(body)
         if size is None or found is None:
             return _answer(b"400 Bad Request", b'{"message": "not a look-up"}'), 0.0
         is_running = self.mode == "living" and not self._has_ended(found[1])
         before, after = (self._running if is_running else self._templates)[size[1]]
         record = before + found[1] + after
-        return _answer(b"200 OK", record), LATENCY_SECONDS if self.mode == "throttling" else 0.0
+        return _answer(b"200 OK", record), self._latency()
+
+    def _latency(self) -> float:
+        if self.mode == "concurrency-limit":
+            return SERVICE_SECONDS
+        return LATENCY_SECONDS if self.mode == "throttling" or self.mode in FAULTS else 0.0
+
+    def _fault(self) -> bytes | None:
+        """Return what a request gets instead of its record, if the server is at fault now."""
+        if not self.first_request.is_set():
+            self.first_request.set()
+            self._began = time.monotonic()
+        now = time.monotonic()
+        match self.mode:
+            case "outage" if OUTAGE[0] <= now - self._began < OUTAGE[1]:
+                return _answer(b"502 Bad Gateway", b"<html>502</html>")
+            case "partial" if self._chance.random() < 1 / 3:
+                return _answer(b"500 Internal Server Error", b"<html>500</html>")
+            case "limit503" if not self._take_token():
+                return _answer(b"503 Service Temporarily Unavailable", b"<html>503</html>")
+            case "random429" if self._chance.random() < 1 / 5:
+                return _answer(b"429 Too Many Requests", b'{"message": "slow down"}')
+            case "limit1000" if not self._take_token():
+                return _SLOW_DOWN
+            case "concurrency-limit":
+                while self._served_until and self._served_until[0] <= now:
+                    self._served_until.popleft()
+                if len(self._served_until) >= SERVED_AT_ONCE:
+                    return _answer(b"429 Too Many Requests", b'{"message": "slow down"}')
+                self._served_until.append(now + SERVICE_SECONDS)
+        return None
 
     def _has_ended(self, execution_id: bytes) -> bool:
         seconds, _, _ = execution_id.partition(b"_")
@@ -76,7 +131,7 @@ class Service:
 
     def _take_token(self) -> bool:
         now = time.monotonic()
-        self._tokens = min(BUCKET_BURST, self._tokens + (now - self._refilled) * BUCKET_RATE)
+        self._tokens = min(self._burst, self._tokens + (now - self._refilled) * self._rate)
         self._refilled = now
         if self._tokens < 1:
             return False
@@ -93,18 +148,28 @@ def _answer(status: bytes, body: bytes, headers: bytes = b"") -> bytes:
     )
 
 
+_SLOW_DOWN: Final = _answer(b"429 Too Many Requests", b'{"message": "slow down"}', b"Retry-After: 1\r\n")
+
+
 class Connection(asyncio.Protocol):
     """One keep-alive connection of HTTP/1.1: a request, its answer, the next request."""
 
     transport: asyncio.Transport
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, connected: set["Connection"]) -> None:
         self._service = service
+        self._connected = connected
         self._received = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport to answer on."""
         self.transport = cast("asyncio.Transport", transport)
+        self._connected.add(self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Forget the connection."""
+        del error
+        self._connected.discard(self)
 
     def data_received(self, received: bytes) -> None:
         """Answer once the whole request is there."""
@@ -125,9 +190,19 @@ class Connection(asyncio.Protocol):
 async def serve(mode: str) -> None:
     """Serve until ended."""
     service = Service(mode)
+    connected: set[Connection] = set()
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Connection(service), "127.0.0.1", 0, backlog=4096)
-    print(server.sockets[0].getsockname()[1], type(loop).__module__.partition(".")[0], flush=True)
+    server = await loop.create_server(lambda: Connection(service, connected), "127.0.0.1", 0, backlog=4096)
+    port = server.sockets[0].getsockname()[1]
+    print(port, type(loop).__module__.partition(".")[0], flush=True)
+    if mode == "restart":
+        await service.first_request.wait()
+        await asyncio.sleep(OUTAGE[0])
+        server.close()
+        for connection in list(connected):
+            connection.transport.abort()
+        await asyncio.sleep(OUTAGE[1] - OUTAGE[0])
+        server = await loop.create_server(lambda: Connection(service, connected), "127.0.0.1", port, backlog=4096)
     await server.serve_forever()
 
 

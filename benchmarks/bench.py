@@ -23,6 +23,7 @@ BENCHES: Final = (
     "coldstart",
     "storm",
     "outage",
+    "faults",
     "contract",
     "waiting",
     "polling",
