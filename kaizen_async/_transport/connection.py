@@ -225,9 +225,9 @@ class Connection(asyncio.BufferedProtocol):
             raise too_many_interim()
         self._status = message.code
         self._content = content
-        error = handler.exception()
-        if error is not None and not content.is_eof():
-            raise error
+        failure = handler.exception()
+        if failure is not None and not content.is_eof():
+            raise failure
         response, is_complete = await read_body(message.code, message.headers, content, self._limits, is_packed=True)
         self._content = None
         if is_complete and not handler.should_close:
@@ -292,8 +292,9 @@ class Connection(asyncio.BufferedProtocol):
             else:
                 self._fail(_disconnection(exc))
         handler.connection_lost(exc)
-        if self._content is not None and not self._content.is_eof() and self._content.exception() is None:
-            self._content.set_exception(handler.exception() or aiohttp.ClientPayloadError())
+        content = self._content
+        if content is not None and not content.is_eof():
+            self._break_off(content, content.exception() or handler.exception() or aiohttp.ClientPayloadError())
         self._on_end(self)
 
     # The common response.
@@ -421,7 +422,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def _hand_over(self) -> None:
         """Let aiohttp's parser read the response from its first byte."""
-        raw = bytes(self._raw) or b"".join(self._parts)
+        # In the pieces that came, because aiohttp's parser gives out a head only if the piece with its end is sound.
+        pieces = [bytes(self._raw)] if self._raw else self._parts
         self._raw = bytearray()
         self._parts = []
         if self._chunk_count > _MOST_CHUNKS_REREAD:
@@ -438,7 +440,8 @@ class Connection(asyncio.BufferedProtocol):
             max_field_size=self._limits.head,
             max_headers=self._limits.head_lines,
         )
-        self._feed(raw)
+        for piece in pieces:
+            self._feed(piece)
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
@@ -454,7 +457,14 @@ class Connection(asyncio.BufferedProtocol):
             handler.set_exception(error)
         content = self._content
         if error is not None and content is not None and not content.is_eof():
-            content.set_exception(error)  # else a mistake after the head would be noticed by its silence only
+            self._break_off(content, error)  # else a mistake after the head would be noticed by its silence only
+
+    def _break_off(self, content: aiohttp.StreamReader, error: BaseException) -> None:
+        """End the reading of a body, one step later: the end of a chunk may just have woken a reader.
+
+        That reader would not look at an error that was set before it runs, and would wait for more.
+        """
+        self._loop.call_soon(content.set_exception, error)
 
     def _exceeds_limits(self, data: bytes) -> bool:
         """Return whether aiohttp's parser got more than a response may have."""
