@@ -12,7 +12,7 @@ from typing import Any, Final
 from aiohttp import compression_utils
 
 PIECE: Final = 65_536
-"""Bytes that one step of unpacking returns at most."""
+"""Bytes that one step of unpacking returns at most. Brotli takes the limit less exactly: up to half more."""
 
 _STEP: Final = 16_384
 """Packed bytes that are unpacked at once: also a megabyte of empty blocks, which unpack to nothing, takes time."""

@@ -5,8 +5,8 @@ aiohttp: mocks and tracers must get every request.
 """
 
 import asyncio
-import time
 import types
+from time import thread_time
 from typing import Any, Final
 
 import aiohttp
@@ -170,9 +170,9 @@ class Guard(asyncio.BufferedProtocol):
         elif self._interim >= MOST_INTERIM and self._received <= self._limits.head + _READ_SIZE:
             self._end(too_many_interim())
         else:
-            began = time.thread_time()
+            began = thread_time()
             handler.data_received(data)
-            self._parser_seconds += time.thread_time() - began
+            self._parser_seconds += thread_time() - began
             if (error := handler.exception()) is not None:
                 self._end(error)
             elif self._parser_seconds > self._limits.parser_seconds:

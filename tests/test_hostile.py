@@ -1,0 +1,198 @@
+"""Many hostile responses at once cost the event loop little: they are cut short, or read in small steps."""
+
+import asyncio
+import gzip
+import importlib
+import random
+import sys
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import brotli  # type: ignore[import-untyped]
+import pytest
+from aiohttp import compression_utils
+from scripted_server import (
+    LOOPS,
+    SILENCE,
+    Request,
+    Script,
+    ScriptedServer,
+    client_for,
+    closing,
+    ok,
+    record,
+    response,
+    run_on,
+)
+
+from kaizen_async import Outcome, RetryPolicy, TransportError
+from kaizen_async._transport import encodings, session, transport
+from kaizen_async._transport.encodings import MOST_MEMBERS, PIECE, UnpackError
+from kaizen_async._transport.wire import Endpoint
+
+everywhere = pytest.mark.parametrize("loop", LOOPS)
+
+ONCE = RetryPolicy(max_attempts=1)
+CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+EMPTY_ZSTD_FRAME = bytes.fromhex("28b52ffd2000010000")
+
+
+def _raw_deflate(data: bytes) -> bytes:
+    return zlib.compress(data, wbits=-zlib.MAX_WBITS)
+
+
+def _zstd(data: bytes) -> bytes:
+    name = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
+    packed: bytes = importlib.import_module(name).compress(data)
+    return packed
+
+
+needs_zstd = pytest.mark.skipif(not compression_utils.HAS_ZSTD, reason="no zstd codec")
+every_packer = pytest.mark.parametrize(
+    ("coding", "pack"),
+    [
+        ("gzip", gzip.compress),
+        ("deflate", zlib.compress),
+        ("deflate", _raw_deflate),
+        ("br", brotli.compress),
+        pytest.param("zstd", _zstd, marks=needs_zstd),
+    ],
+    ids=["gzip", "deflate", "deflate without header", "br", "zstd"],
+)
+noise = random.Random(1).randbytes(150_000)
+
+
+@every_packer
+@pytest.mark.parametrize("body", [b"", b"{}", noise, b" " * 1_000_000, noise[:70_000] + b"a" * 300_000], ids=len)
+def test_a_body_is_unpacked_in_small_steps(coding: str, pack: Callable[[bytes], bytes], body: bytes) -> None:
+    """Each piece is small, together they are the body, and a body that was cut off is an error."""
+    packed = pack(body)
+    pieces = list(encodings.unpack(coding, packed))
+    assert b"".join(pieces) == body
+    assert max(map(len, pieces)) < 2 * PIECE  # the limit of brotli is a soft one
+    for end in {0, len(packed) // 2, len(packed) - 1}:
+        with pytest.raises(UnpackError):
+            list(encodings.unpack(coding, packed[:end]))
+
+
+@pytest.mark.parametrize(
+    ("coding", "part"),
+    [("gzip", gzip.compress(b"")), pytest.param("zstd", EMPTY_ZSTD_FRAME, marks=needs_zstd)],
+    ids=["gzip", "zstd"],
+)
+def test_a_body_of_many_empty_parts_is_refused(coding: str, part: bytes) -> None:
+    """A few parts are read, as the standards ask for."""
+    assert b"".join(encodings.unpack(coding, part * MOST_MEMBERS)) == b""
+    with pytest.raises(UnpackError, match="too many parts"):
+        list(encodings.unpack(coding, part * (MOST_MEMBERS + 1)))
+
+
+def in_chunks(body: bytes, size: int) -> bytes:
+    """Return a response in chunks of a size."""
+    pieces = [body[start : start + size] for start in range(0, len(body), size)]
+    return CHUNKED + b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+
+
+async def met(script: Script, **settings: Any) -> Outcome[Any]:
+    """Return the outcome of one lookup that meets a script; a second one must find a record."""
+    async with (
+        ScriptedServer(lambda request: script if request.id == "bad" else [ok(request)]) as server,
+        closing(client_for(server, **settings), server) as kaizen,
+    ):
+        async with asyncio.timeout(20):
+            (outcome,) = await kaizen.instructor_executions.get_many(["bad"])
+            assert await kaizen.instructor_executions.get("good")
+        return outcome
+
+
+@everywhere
+def test_chunks_of_one_byte_are_read_up_to_a_number(loop: str) -> None:
+    """A server that writes each token alone is served; one that never ends is given up."""
+
+    async def main() -> None:
+        long = record("bad", workflow={"id": "wf_1", "name": "x" * 12_000})
+        body = response(long).partition(b"\r\n\r\n")[2]
+        assert (await met([in_chunks(body, 1)])).ok
+        outcome = await met([CHUNKED + b"1\r\n \r\n" * 40_000, SILENCE], retry=ONCE)
+        assert isinstance(outcome.error, TransportError)
+        assert "more than 16384 chunks" in outcome.error.reason
+
+    run_on(loop, main())
+
+
+@pytest.fixture
+def by_post(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let requests go through `session.post`, as on a version of aiohttp that our own connection is not tested with."""
+    monkeypatch.setattr(transport, "is_supported", lambda: False)
+
+
+@everywhere
+@needs_zstd
+@pytest.mark.usefixtures("by_post")
+def test_empty_streams_are_refused_before_aiohttp_unpacks_them(loop: str) -> None:
+    """Aiohttp makes a decoder of zstd for each of them."""
+
+    async def main() -> None:
+        head = b"HTTP/1.1 200 OK\r\nContent-Encoding: zstd\r\nContent-Length: 9000\r\n\r\n"
+        outcome = await met([head + EMPTY_ZSTD_FRAME * 1000, SILENCE], retry=ONCE)
+        assert isinstance(outcome.error, TransportError)
+        assert "too many parts" in outcome.error.reason
+
+    run_on(loop, main())
+
+
+@everywhere
+@pytest.mark.usefixtures("by_post")
+def test_a_response_that_keeps_the_parser_busy_is_given_up(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What counts is processor time of this thread, so that a busy machine gives up nothing."""
+    spent = iter(range(10**9))
+    monkeypatch.setattr(session, "thread_time", lambda: next(spent) / 20)
+
+    async def main() -> None:
+        script = CHUNKED + b"1\r\n \r\n" * 2000
+        async with (
+            ScriptedServer(lambda _: [script, SILENCE]) as server,
+            closing(client_for(server, retry=ONCE), server) as kaizen,
+        ):
+            (outcome,) = await kaizen.instructor_executions.get_many(["bad"])
+        assert isinstance(outcome.error, TransportError)
+        assert "too long to parse" in outcome.error.reason
+
+    run_on(loop, main())
+
+
+@everywhere
+@pytest.mark.parametrize("is_supported", [True, False], ids=["own connection", "session.post"])
+def test_large_records_are_decoded_in_different_steps(
+    loop: str, is_supported: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two of them, everything else that runs in the loop has its turn."""
+    steps: list[int] = []
+    now = 0
+    decode = Endpoint.decode
+
+    def noting(endpoint: Endpoint[Any], body: bytes, execution_id: str) -> Any:
+        steps.append(now)
+        return decode(endpoint, body, execution_id)
+
+    async def count() -> None:
+        nonlocal now
+        while True:
+            now += 1
+            await asyncio.sleep(0)
+
+    def play(request: Request) -> list[bytes]:
+        return [response(record(request.id, workflow={"id": "wf_1", "name": "x" * 20_000}))]
+
+    async def main() -> None:
+        async with ScriptedServer(play) as server, closing(client_for(server), server) as kaizen:
+            counting = asyncio.create_task(count())
+            outcomes = await kaizen.instructor_executions.get_many([f"exec_{n}" for n in range(20)])
+            counting.cancel()
+        assert all(outcome.ok for outcome in outcomes)
+
+    monkeypatch.setattr(transport, "is_supported", lambda: is_supported)
+    monkeypatch.setattr(Endpoint, "decode", noting)
+    run_on(loop, main())
+    assert len(steps) == len(set(steps)) == 20
