@@ -69,7 +69,12 @@ def note_change(counters: Counters, on_event: Hook | None, event: Event) -> None
     match event:
         case Gated():
             counters.pauses += 1
-            log.warning("the server answered %d: lookups pause for %s", event.status, seconds(event.pause))
+            log.warning(
+                "the server answered %d: lookups pause for %s",
+                event.status,
+                seconds(event.pause),
+                extra={"status": event.status, "pause": event.pause},
+            )
         case OutageBegan():
             counters.outages += 1
             log.warning(
@@ -77,10 +82,15 @@ def note_change(counters: Counters, on_event: Hook | None, event: Event) -> None
                 "refusing everything" if event.refused else "failing",
                 seconds(event.age),
                 event.error.reason,
+                extra={"error_type": type(event.error).__name__, "elapsed": event.age},
             )
         case OutageEnded():
-            duration = seconds(event.lasted)
-            log.warning("the server works again after %s, in which %d requests failed", duration, event.failed)
+            log.warning(
+                "the server works again after %s, in which %d requests failed",
+                seconds(event.lasted),
+                event.failed,
+                extra={"elapsed": event.lasted, "failed_requests": event.failed},
+            )
     if on_event is not None:
         on_event(event)
 
@@ -198,6 +208,11 @@ class KaizenClient:
         self._kinds: WeakValueDictionary[tuple[str, type, str | None], Executions[Any]] = WeakValueDictionary()
         self._lookups: dict[tuple[object, RetryPolicy], Lookups[Any]] = {}
         self._scheduler: Scheduler | None = None
+        for hook in hooks:
+            # Metrics of states, such as the executions that are waited for, are read when they are collected.
+            watch_client = getattr(hook, "watch_client", None)
+            if watch_client is not None:
+                watch_client(self)
         frame = sys._getframe(2)  # noqa: SLF001 - the cheap way to say in a warning where a client was made
         self._created_at = f"{frame.f_code.co_filename}:{frame.f_lineno}"
 

@@ -54,6 +54,7 @@ __all__ = [
 ]
 
 log = logging.getLogger("kaizen_async")
+log.addHandler(logging.NullHandler())  # what to do with the lines is up to the application
 
 Verb: TypeAlias = Literal["wait", "wait_many", "watch"]
 BatchVerb: TypeAlias = Literal["get_many", "stream"]

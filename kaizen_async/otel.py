@@ -24,6 +24,9 @@ Metrics
     kaizen.gate.pauses              {pause}      by the status that asked for them
     kaizen.gate.time                s            how long they took
     kaizen.gate.pace                {request}/s  what may be sent now; no value when nothing is held back
+    kaizen.outages                  {outage}     times that everything failed, by the `error.type` of it
+    kaizen.outage.time              s            how long that lasted, counted when it is over
+    kaizen.client.health            {client}     clients by `kaizen.health`: healthy, throttled, refused, failing
     kaizen.wait.duration            s            histogram: calls of wait, wait_many and watch, by `kaizen.wait.method`
                                                  and `kaizen.wait.outcome`: succeeded, failed, cancelled
     kaizen.wait.failures            {execution}  ids for which wait_many and watch ended with an error, by `error.type`
@@ -40,10 +43,10 @@ of the lookups, and carry the trace to the server. It sees the requests of a ses
 `instrument()`, and of a session passed in that was made with `create_trace_config()`.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import Context
-from typing import Any, Final, Literal, Protocol, cast
+from typing import Any, Final, Literal, Protocol, cast, get_args
 from weakref import WeakSet
 
 from opentelemetry import context, propagate
@@ -74,6 +77,8 @@ from kaizen_async.events import (
     LookUpEnded,
     LookUpShared,
     LookUpStarted,
+    OutageBegan,
+    OutageEnded,
     PollShared,
     RecordEnded,
     RecordFailed,
@@ -83,7 +88,7 @@ from kaizen_async.events import (
     WaitStarted,
 )
 from kaizen_async.models import ExecutionStatus
-from kaizen_async.stats import ClientStats
+from kaizen_async.stats import ClientStats, HealthState
 
 __all__ = ["Telemetry"]
 
@@ -129,6 +134,8 @@ class _Place:
         self.refusals = 0
         self.pauses: defaultdict[int, int] = defaultdict(int)
         self.paused = 0.0
+        self.outages: defaultdict[str, int] = defaultdict(int)
+        self.failing = 0.0
         self.ends: defaultdict[str, int] = defaultdict(int)
         self.failures: defaultdict[str, int] = defaultdict(int)
         self._results: dict[tuple[str | None, int | None], Attributes] = {}
@@ -217,6 +224,8 @@ class Telemetry:
             BudgetRefused: self._on_budget_refused,
             Gated: self._on_gated,
             Ungated: self._on_ungated,
+            OutageBegan: self._on_outage_began,
+            OutageEnded: self._on_outage_ended,
             WaitStarted: self._on_wait_started,
             WaitEnded: self._on_wait_ended,
             RecordEnded: self._on_record_ended,
@@ -226,7 +235,7 @@ class Telemetry:
             BatchEnded: self._on_batch_ended,
         }
 
-    def bind(self, client: _Client) -> None:
+    def watch_client(self, client: _Client) -> None:
         """Report the state of a client too. Every client calls this for what is passed to it as `on_event`."""
         self._clients.add(client)
 
@@ -292,6 +301,13 @@ class Telemetry:
             "Seconds of pauses.",
             lambda place: [Observation(place.paused, place.server)] if place.paused else [],
         )
+        counter("kaizen.outages", "{outage}", "Times that everything failed.", _by("outages", "error.type", "metric"))
+        counter(
+            "kaizen.outage.time",
+            "s",
+            "Seconds for which everything failed.",
+            lambda place: [Observation(place.failing, place.metric)] if place.failing else [],
+        )
         counter(
             "kaizen.execution.ends",
             "{execution}",
@@ -314,6 +330,13 @@ class Telemetry:
 
             return observe
 
+        def health(_: CallbackOptions) -> Iterable[Observation]:
+            states = Counter(client.stats().health for client in list(self._clients))
+            return [Observation(states[state], {"kaizen.health": state}) for state in get_args(HealthState)]
+
+        meter.create_observable_up_down_counter(
+            "kaizen.client.health", [health], "{client}", "Clients by how the server is doing in their view."
+        )
         meter.create_observable_up_down_counter(
             "kaizen.wait.executions",
             [state(lambda stats: stats.waiting)],
@@ -449,6 +472,17 @@ class Telemetry:
         look_up = _current()
         look_up.place.paused += event.pause
         look_up.note("kaizen.gate.opened", {"kaizen.gate.pause": event.pause})
+
+    def _on_outage_began(self, event: OutageBegan) -> None:
+        look_up = _current()
+        error_type = _type_of(event.error) or OTHER
+        look_up.place.outages[error_type] += 1
+        look_up.note("kaizen.outage.began", {"error.type": error_type, "kaizen.outage.age": event.age})
+
+    def _on_outage_ended(self, event: OutageEnded) -> None:
+        look_up = _current()
+        look_up.place.failing += event.lasted
+        look_up.note("kaizen.outage.ended", {"kaizen.outage.duration": event.lasted})
 
     def _on_wait_started(self, event: WaitStarted) -> None:
         self._begin(event.verb, event.url, event.id, is_wait=True)

@@ -1,9 +1,11 @@
 """Running totals of one client: a snapshot costs a copy, and no history is kept."""
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import msgspec
+
+HealthState: TypeAlias = Literal["healthy", "throttled", "refused", "failing"]
 
 
 class Counters(msgspec.Struct, gc=False):
@@ -96,7 +98,7 @@ class ClientStats(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     or `max_rate` let through fewer polls than wished."""
     in_flight: int
     """HTTP requests under way now."""
-    health: Literal["healthy", "throttled", "refused", "failing"]
+    health: HealthState
     """How the server is doing, in the view of this client. Of several kinds of lookups, the worst: "throttled" while
     the client sends less than it could, "refused" while the key is, "failing" in an outage."""
     gate_pace: float | None

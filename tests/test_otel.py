@@ -1,7 +1,9 @@
 """Spans and metrics, as the SDK's exporters in memory receive them."""
 
 import asyncio
+import contextlib
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,7 +22,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode, get_current_span
-from scripted_lives import EVERY_SECOND, EVERY_TEN, ending, never_ending
+from scripted_lives import EVERY_SECOND, EVERY_TEN, ended, ending, never_ending
 from scripted_transport import NEVER, Reply, ScriptedTransport, health_of, record, status
 from virtual_time import virtual_time
 
@@ -33,6 +35,7 @@ from kaizen_async import (
     TransportError,
 )
 from kaizen_async._transport.transport import Answer
+from kaizen_async.events import AttemptStarted
 from kaizen_async.otel import REQUEST_SECONDS, Telemetry
 from kaizen_async.testing import Fault, KaizenEmulator, Life
 
@@ -41,6 +44,7 @@ SERVER = {"server.address": "api.kaizenautomation.com", "server.port": 443}
 KIND = {**SERVER, "url.template": PATH}
 REQUEST = {**KIND, "http.request.method": "POST"}
 PROTOCOL = {"network.protocol.version": "1.1"}
+CHANGE_OF_HEALTH = re.compile("pause|works again|retry budget|unknown")
 RESULT = ("error.type", "http.response.status_code", "http.request.resend_count")
 
 
@@ -86,7 +90,9 @@ def _nothing_is_hidden(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Fail a test in which the hook raises, which only the log would tell, or the SDK complains."""
     yield
     assert not [
-        line.getMessage() for line in caplog.records if line.levelno >= logging.WARNING and "pause" not in line.msg
+        line.getMessage()
+        for line in caplog.records
+        if line.levelno >= logging.WARNING and not CHANGE_OF_HEALTH.search(line.msg)
     ]
 
 
@@ -528,3 +534,119 @@ def test_the_api_is_all_it_takes() -> None:
     assert "opentelemetry.trace" in ran.stdout
     assert "opentelemetry.sdk" not in ran.stdout
     assert "opentelemetry.instrumentation" not in ran.stdout
+
+
+@virtual_time
+async def test_an_outage_is_counted_and_timed(backend: Backend) -> None:
+    """By what everything failed with; and the client's health is a metric, before, during and after."""
+    broken = [True]
+    transport = ScriptedTransport(lambda i, _: status(502) if broken[0] else record(i))
+
+    def health() -> str:
+        return next(
+            str(dict(attributes)["kaizen.health"])
+            for attributes, count in backend.values("kaizen.client.health").items()
+            if count
+        )
+
+    async with transport.client(on_event=backend.telemetry(), deadline=60) as client:
+        assert health() == "healthy"
+        many = asyncio.create_task(client.instructor_executions.get_many([f"e{n}" for n in range(20)]))
+        await asyncio.sleep(10)
+        assert health() == "failing"
+        broken[0] = False
+        assert all(outcome.ok for outcome in await many)
+        await client.instructor_executions.get("a")
+    assert backend.values("kaizen.outages") == {having(KIND, error__type="502"): 1}
+    assert backend.values("kaizen.outage.time") == {having(KIND): pytest.approx(10.2, abs=1)}
+    seen = [name for span in backend.spans(f"look_up {PATH}") for name in events_of(span) if "outage" in name]
+    assert sorted(seen) == ["kaizen.outage.began", "kaizen.outage.ended"]
+
+
+@virtual_time
+async def test_the_state_of_clients_is_read_when_metrics_are_collected(backend: Backend) -> None:
+    """Executions that are waited for, lookups in the queue, pace; nothing of a client that is gone."""
+    async with ScriptedTransport(never_ending).client(on_event=[print, backend.telemetry()]) as client:
+        waiting = asyncio.create_task(client.instructor_executions.wait("a", poll=EVERY_TEN))
+        await asyncio.sleep(5)
+        assert backend.values("kaizen.wait.executions") == {frozenset(): 1}
+        assert backend.values("kaizen.look_up.queued") == {frozenset(): 0}
+        assert "kaizen.gate.pace" not in backend.metrics()
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert backend.values("kaizen.wait.executions") == {frozenset(): 0}
+
+
+@virtual_time
+async def test_polls_and_all_else_can_go_without_spans(backend: Backend) -> None:
+    """Metrics stay. A caller's span is still sent to the server."""
+    seen: list[dict[str, str]] = []
+
+    def note(event: object) -> None:
+        if isinstance(event, AttemptStarted):
+            seen.append(dict(event.headers))
+
+    hooks = [backend.telemetry(spans=False), note]
+    async with ScriptedTransport().client(on_event=hooks) as client:
+        await client.instructor_executions.get("a")
+        with backend.tracer.start_as_current_span("handler"):
+            await client.instructor_executions.get("b")
+    assert [list(headers) for headers in seen] == [[], ["traceparent"]]
+    assert [span.name for span in backend.spans()] == ["handler"]
+    assert sum(backend.values("http.client.request.duration").values()) == 2
+    quiet = backend.telemetry(poll_spans=False)
+    async with ScriptedTransport(ending(5)).client(on_event=quiet) as client:
+        await client.instructor_executions.wait("c", poll=EVERY_TEN)
+    assert [span.name for span in backend.spans()[1:]] == [f"wait {PATH}"]
+
+
+@virtual_time
+async def test_events_beyond_the_limit_of_a_span_are_counted(backend: Backend) -> None:
+    """The SDK would drop them without a word."""
+    ids = [f"e{number}" for number in range(150)]
+    async with (
+        ScriptedTransport(ending(5)).client(on_event=backend.telemetry()) as client,
+        client.instructor_executions.wait_many(ids, poll=EVERY_TEN) as outcomes,
+    ):
+        assert len([outcome async for outcome in outcomes]) == 150
+    (span,) = backend.spans(f"wait_many {PATH}")
+    assert len(span.events) == 128
+    assert dict(span.attributes or {})["kaizen.events.dropped"] == 22
+
+
+@virtual_time
+async def test_ids_that_fail_in_a_wait_for_many_are_in_its_span(backend: Backend) -> None:
+    """Each with its error, and in a metric."""
+    transport = ScriptedTransport(lambda i, _: status(404) if i == "a" else ending(5)(i, 0))
+    async with (
+        transport.client(on_event=backend.telemetry()) as client,
+        client.instructor_executions.wait_many(["a", "b"], poll=EVERY_TEN) as outcomes,
+    ):
+        assert len([outcome async for outcome in outcomes]) == 2
+    (span,) = backend.spans(f"wait_many {PATH}")
+    assert events_of(span) == ["kaizen.execution.failure", "kaizen.execution.end"]
+    assert dict(span.events[0].attributes or {}) == {"kaizen.execution.id": "a", "error.type": "404"}
+    assert backend.values("kaizen.wait.failures") == {having(KIND, error__type="404"): 1}
+
+
+@virtual_time
+async def test_a_batch_is_a_span_above_its_lookups(backend: Backend) -> None:
+    """With the numbers of those that found a record and those that failed."""
+    transport = ScriptedTransport(lambda i, _: status(404) if i == "a" else record(i))
+    async with transport.client(on_event=backend.telemetry()) as client:
+        await client.instructor_executions.get_many(["a", "b", "c"])
+    (batch,) = backend.spans(f"get_many {PATH}")
+    assert {parent_of(span) for span in backend.spans(f"look_up {PATH}")} == {id_of(batch)}
+    attributes = dict(batch.attributes or {})
+    assert (attributes["kaizen.batch.succeeded"], attributes["kaizen.batch.failed"]) == (2, 1)
+
+
+@virtual_time
+async def test_what_a_server_makes_up_is_no_label(backend: Backend) -> None:
+    """An endless number of statuses would be an endless number of time series."""
+    transport = ScriptedTransport(lambda i, _: ended(i, 0, state="x" * 100_000))
+    async with transport.client(on_event=backend.telemetry()) as client:
+        with contextlib.suppress(KaizenError):
+            await client.instructor_executions.wait("a", poll=EVERY_TEN)
+    assert backend.values("kaizen.execution.ends") == {having(KIND, kaizen__execution__status="_OTHER"): 1}
+    assert not [span for span in backend.spans() if "xxx" in span.to_json()]

@@ -17,6 +17,7 @@ Nothing here waits or sends. It is told what happens, and asked.
 """
 
 import copy
+import logging
 import math
 from collections.abc import Callable
 from random import Random
@@ -27,6 +28,8 @@ from kaizen_async._lookup.pace import Pace
 from kaizen_async._lookup.verdicts import Verdict, is_json_object, verdict
 from kaizen_async.errors import DecodeError, KaizenError, RateLimitError, StatusError, seconds
 from kaizen_async.events import Gated, Hook, OutageBegan, OutageEnded, Ungated
+
+log = logging.getLogger("kaizen_async")
 
 OUTAGE_CHANCE: Final = 1e-6
 PAUSE_CHANCE: Final = 1e-8
@@ -200,6 +203,7 @@ class Health:
         self._burst = 0
         self.lookups = self._lookups_counted = 0
         self._budget = RETRIES_AT_ONCE
+        self._is_out_of_retries = False
 
     @property
     def in_flight(self) -> int:
@@ -311,8 +315,14 @@ class Health:
         self._lookups_counted = self.lookups
         self._budget = min(MOST_RETRIES, self._budget + earned)
         if self._budget < 1:
+            if not self._is_out_of_retries:
+                self._is_out_of_retries = True
+                log.warning("many lookups fail: the retry budget is used up, so some are not made again")
             return False
         self._budget -= 1
+        if self._is_out_of_retries and self._budget >= RETRIES_AT_ONCE:
+            self._is_out_of_retries = False
+            log.warning("fewer lookups fail: the retry budget allows every retry again")
         return True
 
     def refusal(self) -> KaizenError:

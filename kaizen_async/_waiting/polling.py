@@ -567,7 +567,8 @@ class Scheduler:
         elif self._is_final(entry, error):
             self._end(entry, self._failed(entry, error))
         else:
-            log.debug("%s: a poll failed, the wait goes on: %s", printable(entry.id), error.reason)
+            fields = {"execution_id": printable(entry.id), "error_type": type(error).__name__}
+            log.debug("%s: a poll failed, the wait continues: %s", printable(entry.id), error.reason, extra=fields)
             entry.last_error = _slimmed(error)
             asked = error.retry_after if isinstance(error, StatusError) else None
             self._schedule_next(entry, at_least=asked or 0.0)
