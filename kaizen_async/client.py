@@ -78,10 +78,10 @@ def note_change(counters: Counters, on_event: Hook | None, event: Event) -> None
         case OutageBegan():
             counters.outages += 1
             log.warning(
-                "the server has been %s for %s (%s): lookups pause, and probes find out when it is back",
+                "the server is %s (%s): lookups pause, and probes find out when it is back; the first is sent in %s",
                 "refusing everything" if event.refused else "failing",
-                seconds(event.age),
                 event.error.reason,
+                seconds(event.next_probe),
                 extra={"error_type": type(event.error).__name__, "elapsed": event.age},
             )
         case OutageEnded():
