@@ -1,0 +1,575 @@
+"""The emulator as a test double: history, strict mode, own kinds, TLS, recordings, scripts in files, virtual time."""
+
+import asyncio
+import json
+import math
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from kaizen_async import KaizenClient, KaizenError, NotFoundError, PollPolicy, Record, RetryPolicy, StatusError
+from kaizen_async.testing import Answer, Fault, KaizenEmulator, Life, Recorder, ScriptError, VirtualClock
+from kaizen_async.testing.faults import Exchange
+from kaizen_async.testing.hosts import HostCheck
+from kaizen_async.testing.script_file import read_script
+
+ONCE = RetryPolicy(max_attempts=1)
+
+
+class Invoice(Record, frozen=True):
+    """A record of a user's own."""
+
+    id: str
+    total: int
+
+
+@pytest.fixture
+def clock() -> VirtualClock:
+    """Return a clock of the test's own."""
+    return VirtualClock(epoch=datetime(2026, 1, 1, 10, tzinfo=UTC))
+
+
+def client_of(emulator: KaizenEmulator, clock: VirtualClock | None = None, **settings: Any) -> KaizenClient:
+    """Return a client of an emulator."""
+    return KaizenClient("secret-key", base_url=emulator.base_url, clock=clock, **settings)
+
+
+async def status_of(kaizen: KaizenClient, execution_id: str, **options: Any) -> str | int:
+    """Return the status of an execution, else that of the error."""
+    try:
+        return (await kaizen.instructor_executions.get(execution_id, retry=ONCE, **options)).status.value
+    except StatusError as error:
+        return error.status
+
+
+# History.
+
+
+async def test_requests_are_remembered_without_keys() -> None:
+    """Path, kind, id, headers, body, time and status; and what did not come is told by what did."""
+    async with KaizenEmulator(api_key="secret-key") as emulator, client_of(emulator) as kaizen:
+        emulator.add("exec_1")
+        await kaizen.instructor_executions.get("exec_1")
+        (request,) = emulator.requests
+        assert (request.path, request.kind) == ("/instructor/executions/get", "instructor_executions")
+        assert (request.id, request.status, json.loads(request.body)) == ("exec_1", 200, {"id": "exec_1"})
+        assert request.headers["Authorization"] == "Bearer ***"
+        assert abs(request.time - datetime.now(UTC)) < timedelta(minutes=1)
+        assert "secret-key" not in repr(request) + repr(request.headers)
+        emulator.assert_called("exec_1", times=1)
+        emulator.assert_called(path="instructor/executions/get")
+        with pytest.raises(
+            AssertionError, match=r"expected at least one requests for 'exec_2', saw 0.*'exec_1' -> 200"
+        ):
+            emulator.assert_called("exec_2")
+        with pytest.raises(AssertionError, match="expected 3 requests to /executions/get, saw 0"):
+            emulator.assert_called(path="/executions/get", times=3)
+
+
+async def test_a_request_can_be_waited_for() -> None:
+    """For some seconds; then what came is told."""
+    async with KaizenEmulator(default_life=Life.ended()) as emulator, client_of(emulator) as kaizen:
+        lookup = asyncio.create_task(kaizen.instructor_executions.get("exec_1"))
+        request = await emulator.wait_for_request("exec_1", path="instructor/executions/get")
+        assert request.id == "exec_1"
+        await lookup
+        with pytest.raises(TimeoutError, match=r"after 0\.01 seconds: expected 2 requests for 'exec_1', saw 1"):
+            await emulator.wait_for_request("exec_1", times=2, within=0.01)
+
+
+async def test_executions_can_be_listed_finished_and_removed(clock: VirtualClock) -> None:
+    """At any time."""
+    async with KaizenEmulator(clock=clock) as emulator, client_of(emulator, clock) as kaizen:
+        emulator.add_many(["exec_1", "exec_2"], Life.running())
+        assert emulator.executions() == {"exec_1": "InProgress", "exec_2": "InProgress"}
+        await clock.advance(5)
+        emulator.finish("exec_1", "Failed")
+        found = await kaizen.instructor_executions.get("exec_1")
+        assert (found.status, found.duration) == ("Failed", timedelta(seconds=5))
+        emulator.remove("exec_2")
+        assert await status_of(kaizen, "exec_2") == 404
+        with pytest.raises(KeyError, match="no execution 'exec_2' to remove; those that exist: 'exec_1'"):
+            emulator.remove("exec_2")
+        with pytest.raises(KeyError, match="no execution 'exec_3' to finish"):
+            emulator.finish("exec_3")
+
+
+async def test_fields_change_along_a_life(clock: VirtualClock) -> None:
+    """A step sets them, and a later one sets them again."""
+    life = Life.of(("InProgress", 0), ("InProgress", 5, {"browserSessionId": "b"}), ("Completed", 9)).with_fields(
+        {"browserSessionId": "a"}
+    )
+    async with KaizenEmulator(clock=clock) as emulator, client_of(emulator, clock) as kaizen:
+        emulator.accept_any(lambda execution_id: life if execution_id == "exec_1" else None)
+        seen = []
+        for _ in range(2):
+            seen.append((await kaizen.instructor_executions.get("exec_1")).browser_session_id)
+            await clock.advance(6)
+        assert seen == ["a", "b"]
+        assert await status_of(kaizen, "exec_2") == 404
+        emulator.accept_any()
+        assert await status_of(kaizen, "exec_2") == "Completed"
+
+
+async def test_reset_forgets_all_but_the_settings() -> None:
+    """For the examples of a property test."""
+    async with KaizenEmulator() as emulator, client_of(emulator) as kaizen:
+        emulator.accept_any()
+        emulator.faults.always(Fault.status(418))
+        assert await status_of(kaizen, "exec_1") == 418
+        emulator.reset()
+        assert emulator.requests == []
+        assert await status_of(kaizen, "exec_1") == 404
+        assert emulator.request_count == 1
+
+
+# Scripts that are wrong.
+
+
+async def awaited(_: str) -> None:
+    """Return nothing, later."""
+
+
+def failing(_: object) -> Any:
+    """Raise an error."""
+    raise ZeroDivisionError("oops")
+
+
+async def returning_text(_: Exchange) -> Any:
+    """Return what is no response."""
+    return "text"
+
+
+@pytest.mark.parametrize(
+    ("script", "complaint"),
+    [
+        (lambda emulator: emulator.accept_any(failing), "given to default_life raised ZeroDivisionError: oops"),
+        (lambda emulator: emulator.accept_any(awaited), "default_life must be a plain one, not `async def`"),
+        (lambda emulator: emulator.accept_any(lambda _: "text"), "default_life must return a Life"),
+        (
+            lambda emulator: emulator.faults.next(Fault("mine", failing)),
+            "fault mine raised ZeroDivisionError.*async def",
+        ),
+        (lambda emulator: emulator.faults.next(Fault("mine", returning_text)), "fault mine must return an Answer"),
+        (lambda emulator: emulator.serve("instructor/executions/get", lambda _: 5), "must be a record, a Life or None"),
+        (
+            lambda emulator: emulator.serve("instructor/executions/get", {"a": {1, 2}.__iter__()}),
+            "does not fit into JSON",
+        ),
+    ],
+    ids=["raises", "async", "text", "fault raises", "fault returns text", "kind returns 5", "not JSON"],
+)
+@pytest.mark.parametrize("virtual", [False, True], ids=["socket", "virtual"])
+async def test_a_wrong_script_is_no_error_of_the_server(
+    script: Callable[[KaizenEmulator], None], complaint: str, virtual: bool
+) -> None:
+    """It is raised when the block ends, and a client does not try again."""
+    clock = VirtualClock() if virtual else None
+    emulator = KaizenEmulator(clock=clock) if clock else KaizenEmulator()
+    with pytest.raises(ScriptError, match=complaint):
+        async with emulator, client_of(emulator, clock) as kaizen:
+            script(emulator)
+            with suppress(StatusError):
+                await kaizen.instructor_executions.get("exec_1")
+            assert emulator.request_count == 1
+    assert emulator.errors
+
+
+async def test_an_answer_of_ones_own_is_a_response() -> None:
+    """As plain data."""
+
+    async def play(_: Exchange) -> Answer:
+        return Answer.message(409, "mine")
+
+    async with KaizenEmulator(default_life=Life.ended()) as emulator, client_of(emulator) as kaizen:
+        emulator.faults.next(Fault("mine", play))
+        assert await status_of(kaizen, "exec_1") == 409
+
+
+async def test_strict_mode_names_what_was_not_expected_and_what_did_not_happen() -> None:
+    """Unknown ids and paths, and faults that nobody met."""
+    emulator = KaizenEmulator(strict=True)
+    with pytest.raises(ScriptError, match="a request came in for 'exec_9', which does not exist") as caught:
+        async with emulator, client_of(emulator) as kaizen:
+            emulator.faults.next(Fault.status(503), times=2, id="exec_1")
+            emulator.faults.nth(Fault.status(503), 3)
+            emulator.faults.chance(Fault.status(503), 0.0)
+            await status_of(kaizen, "exec_9")
+            async with aiohttp.ClientSession() as session, session.get(emulator.base_url + "other") as response:
+                assert response.status == 404
+    texts = [str(error) for error in emulator.errors]
+    assert texts[1] == "a request came in for /other, which is not served"
+    assert sum("was never met" in text for text in texts) == 2
+    assert "and 3 more" in str(caught.value.__notes__)
+
+
+# Kinds of a user's own.
+
+
+async def test_own_kinds_are_served(clock: VirtualClock) -> None:
+    """One record, records by id, a life, or a function."""
+    async with KaizenEmulator(clock=clock) as emulator, client_of(emulator, clock) as kaizen:
+        invoices = kaizen.lookups("invoices/get", Invoice)
+        emulator.serve("invoices/get", {"inv_1": {"total": 1}})
+        assert (await invoices.get("inv_1")).total == 1
+        with pytest.raises(NotFoundError):
+            await invoices.get("inv_2")
+        emulator.serve("invoices/get", {"id": "inv_3", "total": 3})
+        assert (await invoices.get("inv_3")).total == 3
+        with pytest.raises(NotFoundError):
+            await invoices.get("inv_4")
+        emulator.serve("invoices/get", {"total": 5})
+        assert (await invoices.get("any")).total == 5
+        emulator.serve("wrapped/get", lambda _: {"total": 6}, unwrap="invoice")
+        assert (await kaizen.lookups("wrapped/get", Invoice, unwrap="invoice").get("any")).total == 6
+        emulator.serve("instructor/executions/get", Life.lasting(60))
+        ended = await kaizen.instructor_executions.wait("exec_1")
+        assert ended.duration == timedelta(seconds=60)
+        with pytest.raises(TypeError, match="serve\\(\\) takes a record"):
+            emulator.serve("invoices/get", 5)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="path must name a kind"):
+            emulator.serve("/", {})
+
+
+# Faults in sequences.
+
+
+async def test_faults_come_by_number_and_by_time(clock: VirtualClock) -> None:
+    """The third request fails, and whatever comes between 10:00:10 and 10:00:20."""
+    async with KaizenEmulator(clock=clock, default_life=Life.ended()) as emulator, client_of(emulator, clock) as kaizen:
+        emulator.faults.nth(Fault.status(418), 3)
+        emulator.faults.nth(Fault.status(409), 2, id="b")
+        emulator.faults.between(
+            Fault.status(410), datetime(2026, 1, 1, 10, 0, 10, tzinfo=UTC), datetime(2026, 1, 1, 10, 0, 20, tzinfo=UTC)
+        )
+        emulator.faults.between(Fault.status(411), 30, 40)
+        seen = [await status_of(kaizen, execution_id) for execution_id in "aaab"]
+        seen.append(await status_of(kaizen, "b"))
+        assert seen == ["Completed", "Completed", 418, "Completed", 409]
+        seen = []
+        for _ in range(4):
+            await clock.advance(10)
+            seen.append(await status_of(kaizen, "c"))
+        assert seen == [410, "Completed", 411, "Completed"]
+        with pytest.raises(ValueError, match="start must be before end"):
+            emulator.faults.between(Fault.reset(), 5, 5)
+        with pytest.raises(ValueError, match="start must carry a time zone"):
+            emulator.faults.between(Fault.reset(), datetime(2026, 1, 1), 5)  # noqa: DTZ001 - the point of it
+
+
+async def test_latencies_are_spread_as_those_of_servers(clock: VirtualClock) -> None:
+    """Half of the requests stay below the median, in virtual time."""
+    async with KaizenEmulator(clock=clock, default_life=Life.ended()) as emulator, client_of(emulator, clock) as kaizen:
+        emulator.faults.always(Fault.lognormal_latency(2.0, 0.5))
+        took = []
+        for number in range(200):
+            before = clock.time()
+            await kaizen.instructor_executions.get(f"e{number}")
+            took.append(clock.time() - before)
+    logs = [math.log(each / 2.0) for each in took]
+    assert abs(sum(logs) / len(logs)) < 0.15
+    assert 0.4 < math.sqrt(sum(each * each for each in logs) / len(logs)) < 0.6
+
+
+async def test_chaos_is_the_same_for_the_same_seed() -> None:
+    """Its share of requests fails, and every id comes through in the end."""
+
+    async def run(seed: int) -> list[tuple[str, int | None]]:
+        clock = VirtualClock()
+        emulator = KaizenEmulator(default_life=Life.ended(), clock=clock)
+        async with emulator, client_of(emulator, clock) as kaizen:
+            emulator.faults.chaos(0.3, seed=seed)
+            for number in range(30):
+                with suppress(KaizenError):
+                    await kaizen.instructor_executions.get(f"e{number}", retry=ONCE)
+            return [(request.id, request.status) for request in emulator.requests]
+
+    first, again, other = await run(1), await run(1), await run(2)
+    assert first == again != other
+    assert 2 <= sum(status != 200 for _, status in first) <= 18
+
+
+# TLS, and who may ask.
+
+
+async def test_tls_is_served_with_a_certificate_that_only_its_context_trusts() -> None:
+    """Also with a virtual clock, over a real connection."""
+    clock = VirtualClock()
+    async with KaizenEmulator(tls=True, default_life=Life.ended(), clock=clock) as emulator:
+        assert emulator.base_url.startswith("https://127.0.0.1:")
+        async with client_of(emulator, clock, ssl_context=emulator.ssl_context) as kaizen:
+            assert await status_of(kaizen, "exec_1") == "Completed"
+        assert len(emulator.ssl_context.get_ca_certs()) == 1
+    async with KaizenEmulator() as emulator:
+        with pytest.raises(RuntimeError, match="make it with tls=True"):
+            _ = emulator.ssl_context
+
+
+@pytest.mark.parametrize(
+    ("bound_to", "allowed", "header", "accepted"),
+    [
+        ("127.0.0.1", [], "127.0.0.1:80", True),
+        ("127.0.0.1", [], "LOCALHOST", True),
+        ("127.0.0.1", [], "127.0.0.9", True),
+        ("127.0.0.1", [], "evil.example:80", False),
+        ("127.0.0.1", [], "10.0.0.1", False),
+        ("127.0.0.1", [], None, False),
+        ("127.0.0.1", ["Evil.example"], "evil.example:80", True),
+        ("127.0.0.1", ["*"], "anything.example", True),
+        ("::1", [], "[::1]:80", True),
+        ("0.0.0.0", [], "10.0.0.1:80", True),  # noqa: S104 - nothing is bound
+        ("0.0.0.0", [], "emulator:80", True),  # noqa: S104 - the same
+        ("0.0.0.0", [], "evil.example", False),  # noqa: S104 - the same
+    ],
+)
+def test_host_headers_that_name_other_servers_are_refused(
+    bound_to: str, allowed: list[str], header: str | None, accepted: bool
+) -> None:
+    """A page in a browser can have its own name point here, but cannot send another."""
+    assert HostCheck(bound_to, allowed).accepts(header) is accepted
+
+
+async def test_what_it_serves_is_described_without_a_key() -> None:
+    """Health and OpenAPI count nowhere; a foreign Host header is refused before anything is kept."""
+    async with KaizenEmulator(api_key="secret-key") as emulator, aiohttp.ClientSession() as session:
+        emulator.serve("invoices/get", {"inv_1": {"total": 1}})
+        async with session.get(emulator.base_url + "health") as response:
+            assert await response.json() == {"status": "ok"}
+        async with session.get(emulator.base_url + "openapi.json") as response:
+            described = await response.json()
+        assert {"/instructor/executions/get", "/executions/get", "/invoices/get", "/health"} == set(described["paths"])
+        properties = described["paths"]["/instructor/executions/get"]["post"]["responses"]["200"]["content"][
+            "application/json"
+        ]["schema"]["properties"]
+        assert properties["status"] == {"type": "string"}
+        assert properties["logins"]["items"]["properties"]["id"] == {"type": "string"}
+        url = emulator.base_url + "instructor/executions/get"
+        async with session.post(url, json={"id": "a"}, headers={"Host": "evil.example"}) as response:
+            assert response.status == 421
+        assert emulator.request_count == 0
+        async with session.post(url, json={"id": "a" * 600}) as response:
+            assert response.status == 401
+        assert emulator.requests[0].id == ""
+
+
+# Recordings.
+
+
+async def test_responses_are_recorded_and_replayed(tmp_path: Path) -> None:
+    """Without keys, in order, and the last one for an id again and again."""
+    file = tmp_path / "bug.jsonl"
+    async with KaizenEmulator(api_key="secret-key") as real:
+        real.add("exec_1", Life.running())
+        real.faults.next(Fault.status(503, headers={"Retry-After": "0"}, body=b"key secret-key \xff"), id="exec_2")
+        real.faults.next(Fault.html_502(), id="exec_3")
+        real.faults.next(Fault.reset(), id="exec_4")
+        async with (
+            Recorder(real.base_url, file) as recorder,
+            KaizenClient("secret-key", base_url=recorder.base_url) as kaizen,
+        ):
+            assert await status_of(kaizen, "exec_1") == "InProgress"
+            real.finish("exec_1", "Failed")
+            assert await status_of(kaizen, "exec_1") == "Failed"
+            assert [await status_of(kaizen, i) for i in ("exec_2", "exec_3", "exec_4")] == [503, 502, 502]
+    text = file.read_text()
+    assert "secret-key" not in text
+    assert len(text.splitlines()) == 4
+    async with KaizenEmulator() as emulator, client_of(emulator) as kaizen:
+        emulator.replay(file)
+        seen = [await status_of(kaizen, "exec_1") for _ in range(3)]
+        assert seen == ["InProgress", "Failed", "Failed"]
+        assert await status_of(kaizen, "exec_2") == 503
+        assert await status_of(kaizen, "exec_5") == 404
+    file.write_text("{}\n")
+    with pytest.raises(ValueError, match="line 1 is not a recorded response"):
+        KaizenEmulator().replay(file)
+
+
+async def test_a_replay_serves_paths_that_are_not_known(tmp_path: Path) -> None:
+    """A recording may hold lookups of a user's own kind."""
+    file = tmp_path / "invoices.jsonl"
+    line = {
+        "path": "/invoices/get",
+        "id": "inv_1",
+        "seconds": 0,
+        "status": 200,
+        "headers": {},
+        "json": {"id": "inv_1", "total": 7},
+    }
+    file.write_text(json.dumps(line) + "\n")
+    async with KaizenEmulator() as emulator, client_of(emulator) as kaizen:
+        emulator.replay(file)
+        invoices = kaizen.lookups("invoices/get", Invoice)
+        assert (await invoices.get("inv_1")).total == 7
+        with pytest.raises(NotFoundError):
+            await invoices.get("inv_2")
+
+
+# Scripts in files.
+
+SCRIPT = """
+api_key: secret-key
+default: {lasting: 60, record: {browserSessionId: mine}}
+executions:
+  exec_1: {ended: Failed}
+  exec_2: {running: Paused, record: {browserSessionId: s_1}}
+  exec_3: {steps: [[Enqueued, 0], [Completed, 60, {browserSessionId: b}]], ends: false}
+kinds:
+  invoices/get: {inv_1: {total: 12}}
+rate_limit: {rate: 1000, burst: 100}
+faults:
+  - {status: 418, times: 1, id: exec_5}
+  - {latency: 0.2, chance: 1, id: exec_6}
+  - {fault: html_502, nth: 1, id: exec_7}
+  - {status: 409, id: exec_8}
+"""
+
+
+async def test_a_script_in_a_file_is_played(tmp_path: Path, clock: VirtualClock) -> None:
+    """As YAML."""
+    file = tmp_path / "lives.yaml"
+    file.write_text(SCRIPT)
+    script = read_script(file)
+    async with KaizenEmulator(api_key=script.api_key, clock=clock) as emulator, client_of(emulator, clock) as kaizen:
+        script.apply(emulator)
+        ids = ["exec_1", "exec_2", "exec_3", "exec_4", "exec_5", "exec_7", "exec_8"]
+        seen = [await status_of(kaizen, execution_id) for execution_id in ids]
+        assert seen == ["Failed", "Paused", "Enqueued", "Enqueued", 418, 502, 409]
+        assert (await kaizen.instructor_executions.get("exec_4")).browser_session_id == "mine"
+        assert (await kaizen.lookups("invoices/get", Invoice).get("inv_1")).total == 12
+        before = clock.time()
+        await status_of(kaizen, "exec_6")
+        assert clock.time() - before == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ('{"executions": {"a": {"ended": "x", "running": "y"}}}', "one of ended, lasting, running and steps"),
+        ('{"faults": [{"status": 503, "latency": 1}]}', "exactly one of status, latency and fault"),
+        ('{"faults": [{"fault": "nonsense"}]}', "a fault is one of reset, disconnect"),
+        ('{"nonsense": 1}', "is not a script for the emulator"),
+        ("[" * 100_000, "is not a script for the emulator"),
+    ],
+    ids=["two lives", "two faults", "unknown fault", "unknown field", "nested"],
+)
+def test_a_file_that_is_no_script_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
+    """With the reason."""
+    file = tmp_path / "lives.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=complaint):
+        read_script(file).apply(KaizenEmulator())
+
+
+# Virtual time.
+
+
+async def test_deadlines_timeouts_and_latencies_pass_in_virtual_time(clock: VirtualClock) -> None:
+    """A deadline ends what a latency would make late, to the second, and a hanging server costs no real time."""
+    async with KaizenEmulator(clock=clock, default_life=Life.ended()) as emulator:
+        emulator.faults.always(Fault.latency(9), id="slow")
+        emulator.faults.next(Fault.hang(), id="hangs")
+        emulator.faults.next(Fault.stalled_body(), id="stalls")
+        async with client_of(emulator, clock, attempt_timeout=30) as kaizen:
+            took = []
+            for execution_id, deadline in (("slow", 5), ("slow", 20), ("hangs", 100), ("stalls", 100)):
+                before = clock.time()
+                with suppress(KaizenError):
+                    await kaizen.instructor_executions.get(execution_id, deadline=deadline)
+                took.append(round(clock.time() - before))
+    assert took[:2] == [5, 9]
+    assert 30 <= took[2] <= 32
+    assert 30 <= took[3] <= 32
+
+
+def test_two_event_loops_live_in_one_virtual_time() -> None:
+    """An application in a thread, and the test's own loop: nobody's timers are lost."""
+    clock = VirtualClock()
+    ended: list[tuple[str, float]] = []
+
+    async def wait(name: str, seconds: float, others: threading.Barrier) -> None:
+        clock.hold()
+        others.wait(5)
+        clock.release()
+        for _ in range(3):
+            await clock.sleep(seconds)
+        ended.append((name, clock.time()))
+
+    barrier = threading.Barrier(2)
+    thread = threading.Thread(target=lambda: asyncio.run(wait("thread", 1000, barrier)))
+    thread.start()
+    asyncio.run(asyncio.wait_for(wait("here", 400, barrier), 20))
+    thread.join(20)
+    assert ended == [("here", 1200), ("thread", 3000)]
+
+
+async def test_an_extra_release_is_refused() -> None:
+    """Instead of freezing time."""
+    clock = VirtualClock()
+    with pytest.raises(RuntimeError, match="release\\(\\) without a hold\\(\\)"):
+        clock.release()
+    await clock.sleep(5)
+    assert clock.time() == 5
+    with pytest.raises(RuntimeError, match="release\\(\\) without a hold\\(\\)"):
+        await asyncio.to_thread(clock.release)
+    await asyncio.to_thread(clock.hold)
+    sleeper = asyncio.create_task(clock.sleep(5))
+    await asyncio.sleep(0.02)
+    assert clock.time() == 5
+    await asyncio.to_thread(clock.release)
+    await sleeper
+    assert clock.time() == 10
+
+
+async def test_advancing_brings_about_what_is_due(clock: VirtualClock) -> None:
+    """Each thing at its own time, and all of it has happened afterwards."""
+    policy = PollPolicy(max_interval=60)
+    async with KaizenEmulator(clock=clock) as emulator, client_of(emulator, clock) as kaizen:
+        emulator.add("exec_1", Life.lasting(300))
+        waiting = asyncio.create_task(kaizen.instructor_executions.wait("exec_1", poll=policy))
+        await clock.advance(200)
+        assert clock.time() == 200
+        assert not waiting.done()
+        await clock.advance(200)
+        assert waiting.done()
+        assert (await waiting).status == "Completed"
+
+
+async def test_a_hand_moved_clock_that_goes_back_stands_still() -> None:
+    """Until it catches up."""
+    now = [100.0]
+    async with KaizenEmulator(clock=lambda: now[0]) as emulator, client_of(emulator) as kaizen:
+        emulator.add("exec_1", Life.of(("Enqueued", 0), ("InProgress", 5), ("Completed", 9)))
+        seen = []
+        for at in (106, 90, 108, 110):
+            now[0] = at
+            seen.append(await status_of(kaizen, "exec_1"))
+    assert seen == ["InProgress", "InProgress", "InProgress", "Completed"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"seed": "x"}, "seed must be int"),
+        ({"clock": 5}, "must be a VirtualClock or a function"),
+        ({"clock": lambda: "x"}, "must return a number of seconds"),
+        ({"clock": lambda: awaited("")}, "clock must return a number"),
+        ({"host": ""}, "host must be an address"),
+        ({"epoch": "today"}, "epoch must be a datetime"),
+        ({"port": 70_000}, "port must be from 0 to 65535"),
+        ({"api_key": ""}, "api_key must not be empty"),
+        ({"allowed_hosts": "name"}, "allowed_hosts takes a list"),
+        ({"default_life": 5}, "default_life must be a Life or a function"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], complaint: str) -> None:
+    """With what is expected."""
+    with pytest.raises((TypeError, ValueError), match=complaint):
+        KaizenEmulator(**settings)
