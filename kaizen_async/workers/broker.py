@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from redis import exceptions
 from taskiq import AckableMessage, AsyncBroker
@@ -29,7 +29,7 @@ class _Steadfast:
         is_told = False
         while True:
             try:
-                listening: AsyncGenerator[AckableMessage, None] = super().listen()  # type: ignore[misc]
+                listening = cast("AsyncGenerator[AckableMessage, None]", super().listen())  # type: ignore[misc]
                 async with aclosing(listening) as messages:
                     async for message in messages:
                         is_told = False
@@ -98,8 +98,11 @@ async def takes_unknown_tasks(broker: AsyncBroker) -> bool:
         return False
     from redis.asyncio import Redis  # noqa: PLC0415
 
-    async with Redis(connection_pool=broker.connection_pool) as redis:
-        groups: Any = await redis.xinfo_groups(broker.queue_name)
-        stream: Any = await redis.xinfo_stream(broker.queue_name)
+    try:
+        async with Redis(connection_pool=broker.connection_pool) as redis:
+            groups: Any = await redis.xinfo_groups(broker.queue_name)
+            stream: Any = await redis.xinfo_stream(broker.queue_name)
+    except (exceptions.RedisError, OSError):
+        return False  # there is no queue yet, or Redis is away
     mine = [group for group in groups if group["name"] == broker.consumer_group_name.encode()]
     return any(group["consumers"] and group["last-delivered-id"] == stream["last-generated-id"] for group in mine)

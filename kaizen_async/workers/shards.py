@@ -171,7 +171,7 @@ class Input:
         """Add an id; return whether a part is complete."""
         self.count += 1
         raw = _bytes_of(execution_id)
-        self._raw.append(raw)
+        self._given.append(execution_id)
         self._hash.update(b"%d:%b" % (len(raw), raw))
         try:
             self._valid.append(require_valid(execution_id, raw))
@@ -192,18 +192,18 @@ class Input:
     def skip(self) -> None:
         """End a part: it is stored."""
         self._before, self._hash_before = self.count, self._hash.copy()
-        self._raw: list[bytes] = []
+        self._given: list[object] = []
         self._valid: list[str] = []
         self._numbers: list[int] = []
         self._invalid: list[bytes] = []
 
     def skip_to(self, count: int) -> str:
         """End a part within this one, because that much is stored already; return the digest up to there."""
-        raw = self._raw
+        given = self._given
         self.count, self._hash = self._before, self._hash_before
         self.skip()
         digest = self.digest
-        for execution_id in raw:
+        for execution_id in given:
             self.add(execution_id)
             if self.count == count:
                 digest = self.digest
