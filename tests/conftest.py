@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import logging
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,14 @@ settings.load_profile("kaizen_async")
 """No deadline for a single example: on a busy machine it measures the machine."""
 
 SAMPLES = Path(__file__).parent / "samples"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where no redis-server is, leave the workers out of the coverage: their tests skip there, and say why."""
+    coverage = getattr(config.pluginmanager.getplugin("_cov"), "cov_controller", None)
+    if coverage is not None and coverage.combining_cov is not None and shutil.which("redis-server") is None:
+        needs_redis = ["kaizen_async/workers/*", "kaizen_async/_cli/run.py"]
+        coverage.combining_cov.set_option("report:omit", needs_redis)
 
 
 @pytest.fixture(autouse=True)

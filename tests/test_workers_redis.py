@@ -33,6 +33,7 @@ from kaizen_async.workers import (  # noqa: E402
     register,
 )
 from kaizen_async.workers import run as run_module  # noqa: E402
+from kaizen_async.workers.worker import send_invitation  # noqa: E402
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -120,7 +121,7 @@ async def test_runs_work_wherever_redis_is(
     register(queue, url=url)
     async with Run("other", url=url, broker=queue) as run:
         await run.produce(["exec_1"])
-        await run_module.invite(run._store, queue)
+        await send_invitation(queue, run.name)
         message: Any = await anext(messages)
         await message.ack()
         await run.cancel()

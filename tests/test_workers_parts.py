@@ -1,0 +1,511 @@
+"""Parts of the workers that need no Redis server: the input and its parts, outcomes as lines, and repeated calls."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from itertools import count
+from typing import Any
+
+import msgspec
+import pytest
+
+pytest.importorskip("redis", reason="without redis: pip install -e '.[workers]'")
+pytest.importorskip("taskiq_redis", reason="without taskiq-redis: pip install -e '.[workers]'")
+
+from redis import exceptions
+from taskiq import InMemoryBroker
+
+from kaizen_async import ClientClosedError, NotFoundError, Outcome
+from kaizen_async.events import AttemptEnded, Gated, RecordEnded
+from kaizen_async.workers import Limits, RedisUnusableError, Run, RunError, SharedLimit, Store, register
+from kaizen_async.workers import limit as limit_module
+from kaizen_async.workers import store as store_module
+from kaizen_async.workers.broker import create_broker, takes_unknown_tasks
+from kaizen_async.workers.learned import SharedDurations
+from kaizen_async.workers.lookups import LookupSession
+from kaizen_async.workers.options import Options
+from kaizen_async.workers.recorder import Held, Recorder
+from kaizen_async.workers.run import RunStatus
+from kaizen_async.workers.shards import Input, Shard, line_of, pack, unpack
+from kaizen_async.workers.source import in_chunks
+from kaizen_async.workers.store import connect, sentinels_of
+from kaizen_async.workers.waits import WaitSession
+from kaizen_async.workers.worker import Worker, send_invitation
+
+
+class Record(msgspec.Struct):
+    """A record as it came."""
+
+    id: str
+    raw: bytes = b""
+
+
+def added(ids: list[Any]) -> Input:
+    """Return an input of ids, all in one part."""
+    given = Input(1000)
+    for execution_id in ids:
+        given.add(execution_id)
+    return given
+
+
+def test_a_part_may_end_where_another_producer_ended_its_own() -> None:
+    """The digest is that of the ids up to there, and the rest is a part of its own; nothing becomes valid by that."""
+    ids: list[Any] = ["a", "b", 3, b"d", 5]
+    given = added(ids)
+    assert given.skip_to(3) == added(ids[:3]).digest
+    part = given.part()
+    assert part is not None
+    assert (part.before, part.count, part.shard.ids, len(part.invalid)) == (3, 2, ["d"], 1)
+    assert given.digest == added(ids).digest
+    assert Input(5).part() is None
+
+
+@pytest.mark.parametrize(
+    ("record", "line"),
+    [
+        (Record("a", b'{"id": "a",\n "n": 1}'), b'{"number":3,"id":"a","execution":{"id":"a","n":1}}'),
+        (Record("a", b'{"id": "a"}'), b'{"number":3,"id":"a","execution":{"id": "a"}}'),
+    ],
+)
+def test_an_outcome_is_one_line_with_the_record_as_it_came(record: Record, line: bytes) -> None:
+    """Without the line breaks that it may have."""
+    outcome: Outcome[Any] = Outcome("a", execution=record, error=None, attempts=1, elapsed=0.1)
+    assert line_of(3, outcome) == line
+
+
+def test_a_record_without_its_source_is_encoded() -> None:
+    """It then is what the fields say; an error has its type and text."""
+    outcome: Outcome[Any] = Outcome("a", execution=Record("a"), error=None, attempts=1, elapsed=0.1)
+    assert msgspec.json.decode(line_of(1, outcome))["execution"]["id"] == "a"
+    failed: Outcome[Any] = Outcome(
+        "a", execution=None, error=NotFoundError("gone", status=404), attempts=1, elapsed=0.1
+    )
+    error = msgspec.json.decode(line_of(1, failed))["error"]
+    assert (error["type"], error["status"]) == ("NotFoundError", 404)
+
+
+def test_what_was_compressed_is_cut_off_at_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small text may unpack to any size."""
+    monkeypatch.setattr("kaizen_async.workers.shards.MOST_BYTES", 1000)
+    assert unpack(pack(b"\0" * 999)) == b"\0" * 999
+    with pytest.raises(ValueError, match="too large"):
+        unpack(pack(b"\0" * 1_000_000))
+
+
+async def test_a_source_that_is_left_early_is_closed() -> None:
+    """Of both kinds; a thread ends after the id that it reads."""
+    closed = asyncio.Event()
+
+    async def endless() -> AsyncIterator[str]:
+        try:
+            for number in count():
+                yield str(number)
+        finally:
+            closed.set()
+
+    def blocking() -> Iterator[str]:
+        for number in count():
+            yield str(number)
+
+    source = endless()
+    for ids in (source, blocking()):
+        chunks: Any = in_chunks(ids, 2)
+        assert await anext(chunks) == ["0", "1"]
+        await chunks.aclose()
+    await source.aclose()
+    assert closed.is_set()
+
+
+def test_how_long_a_run_takes_is_known_only_while_it_works() -> None:
+    """And when its end and its pace are known."""
+    numbers = dict.fromkeys(("failed", "invalid", "set_aside", "read", "unread_bytes"), 0)
+    shards = {"shards_waiting": 1, "shards_held": 1, "workers": 1, "age": 9.0, "digest": ""}
+    working = RunStatus("r", "running", False, 30, 30, done=10, rate=5.0, **numbers, **shards)  # type: ignore[misc,arg-type]
+    assert working.seconds_left == 4
+    for change in ({"total": None}, {"rate": 0.0}, {"state": "finished"}):
+        assert msgspec.structs.replace(working, **change).seconds_left is None
+
+
+@pytest.mark.parametrize(
+    ("ids", "size", "text"), [("exec_1", 1, "iterable of ids"), (["a"], 0, "size"), (["a"], True, "size")]
+)
+async def test_arguments_of_a_run_are_checked(ids: Any, size: Any, text: str) -> None:
+    """Before Redis is asked."""
+    run = Run("r")
+    with pytest.raises((TypeError, ValueError), match=text):
+        await run.produce(ids, size=size)
+    with pytest.raises(RuntimeError, match="enter it first"):
+        await anext(run.follow())
+
+
+def failing(*errors: Exception) -> Callable[[], Any]:
+    """Return a call that raises each of these, and then replies."""
+    left = list(errors)
+
+    async def attempt() -> str:
+        if left:
+            raise left.pop(0)
+        return "reply"
+
+    return attempt
+
+
+async def test_a_call_is_repeated_until_redis_has_done_it(caplog: pytest.LogCaptureFixture) -> None:
+    """What the trouble is, is told once, and also that it is over."""
+    caplog.set_level(logging.WARNING)
+    told: list[str] = []
+    store = Store("redis://user:pass@localhost", on_trouble=told.append)
+    attempt = failing(
+        exceptions.ConnectionError("refused pass"),
+        exceptions.ConnectionError("refused pass"),
+        exceptions.ResponseError("OOM command not allowed"),
+        exceptions.ResponseError("LOADING Redis is loading the dataset in memory"),
+    )
+    assert await store.call(attempt) == "reply"
+    assert [text[:20] for text in told] == ["Redis is unreachable", "Redis is full (maxme", "Redis refuses for no", ""]
+    assert "pass" not in " ".join(told)
+    assert len(caplog.records) == 2
+    assert await store.call(failing()) == "reply"
+    await store.aclose()
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "text"),
+    [
+        (exceptions.AuthenticationError("WRONGPASS no"), RedisUnusableError, "requires a valid user and password"),
+        (exceptions.NoPermissionError("no permission"), RedisUnusableError, "cannot be used: no permission"),
+        (exceptions.ResponseError("NOAUTH Authentication required."), RedisUnusableError, "valid user and password"),
+        (exceptions.ResponseError("WRONGTYPE of key"), RunError, "refused a command: WRONGTYPE"),
+    ],
+)
+async def test_what_redis_refuses_for_good_is_raised(error: Exception, kind: type[RunError], text: str) -> None:
+    """In one line."""
+    store = Store()
+    with pytest.raises(kind, match=text):
+        await store.call(failing(error))
+    await store.aclose()
+
+
+async def test_a_user_without_the_right_to_ask_may_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some providers forbid INFO; a cluster gives the facts of each node."""
+    store = Store()
+
+    async def ping() -> bool:
+        return True
+
+    async def forbidden() -> Any:
+        raise exceptions.NoPermissionError("no permission")
+
+    async def of_nodes() -> Any:
+        return {"a:1": {"redis_version": "5.0.1"}, "b:1": {"redis_version": "5.0.1"}}
+
+    monkeypatch.setattr(store._client, "ping", ping)
+    monkeypatch.setattr(store._client, "info", forbidden)
+    await store.require_usable()
+    monkeypatch.setattr(store._client, "info", of_nodes)
+    with pytest.raises(RedisUnusableError, match=r"version 5\.0\.1"):
+        await store.require_usable()
+    monkeypatch.setattr(store_module, "CONNECT_SECONDS", 0.01)
+    monkeypatch.setattr(store._client, "ping", lambda: asyncio.sleep(9))
+    with pytest.raises(RedisUnusableError, match="did not respond"):
+        await store.require_usable()
+    await store.aclose()
+
+
+def test_sentinels_and_their_options_come_from_the_url() -> None:
+    """Each with a port, TLS, and credentials of their own."""
+    url = "rediss://me:p%40ss@a,b:1,[::1]:2/site/3?sentinel_password=x&ssl_ca_certs=c"
+    found = sentinels_of(url)
+    assert found.addresses == [("a", 26379), ("b", 1), ("::1", 2)]
+    secure = {"ssl": True, "ssl_ca_certs": "c"}
+    assert found.settings == {"username": "me", "password": "p@ss", "db": 3, **secure}
+    assert found.sentinel_settings == {"password": "x", **secure}
+    assert connect(url.replace("rediss://", "rediss+sentinel://")) is not None
+
+
+async def test_a_broker_listens_again_when_redis_was_away(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where taskiq alone would end the process; the trouble is told once each time."""
+    monkeypatch.setattr("kaizen_async.workers.broker._AGAIN", 0)
+    broker: Any = create_broker()
+    replies = iter([OSError("gone"), exceptions.ConnectionError("gone"), "message", OSError("gone"), "other"])
+    groups = iter([OSError("still gone"), None, None])
+
+    async def listen(_broker: Any) -> AsyncIterator[Any]:
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+            yield reply
+
+    async def declare(_broker: Any) -> None:
+        if error := next(groups):
+            raise error
+
+    monkeypatch.setattr("taskiq_redis.RedisStreamBroker.listen", listen)
+    monkeypatch.setattr("taskiq_redis.RedisStreamBroker._declare_consumer_group", declare)
+    messages = broker.listen()
+    with caplog.at_level(logging.WARNING):
+        assert [await anext(messages), await anext(messages)] == ["message", "other"]
+    await messages.aclose()
+    assert [record.getMessage()[:40] for record in caplog.records] == ["the queue of invitations is unreachable:"] * 2
+
+
+async def test_an_invitation_that_cannot_be_sent_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another follows. A broker that does not know the task can send none."""
+    broker = InMemoryBroker()
+    with pytest.raises(RunError, match="does not know the task"):
+        await send_invitation(broker, "r")
+    register(broker)
+
+    async def refuse(_message: object) -> None:
+        raise OSError
+
+    monkeypatch.setattr(broker, "kick", refuse)
+    with caplog.at_level(logging.WARNING):
+        await send_invitation(broker, "r")
+    assert "an invitation to run r was not sent" in caplog.text
+    assert not await takes_unknown_tasks(broker)
+    assert not await takes_unknown_tasks(create_broker("redis://127.0.0.1:1"))
+
+
+class Replies:
+    """A store of which one script replies as a test says."""
+
+    tag = "{x}"
+    runs = "{x}:runs"
+
+    def __init__(self, reply: Callable[..., Any]) -> None:
+        self.called: list[tuple[Any, ...]] = []
+        self._reply = reply
+
+    def run(self, name: str) -> str:
+        """Return the key of a run."""
+        return f"{{x}}:run:{name}"
+
+    async def script(self, *words: Any) -> Any:
+        """Reply."""
+        self.called.append(words)
+        reply = self._reply(*words)
+        return await reply if asyncio.iscoroutine(reply) else reply
+
+
+def worker_of(store: Any) -> Worker:
+    """Return a worker that is not started, with a store that replies as a test says."""
+    worker = Worker(
+        InMemoryBroker(),
+        url="redis://localhost",
+        namespace="x",
+        per_second=None,
+        client=Client,
+        limits=Any,  # type: ignore[arg-type]
+    )
+    worker._store = store
+    return worker
+
+
+class Client:
+    """Takes the settings of a client, and does nothing."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
+
+
+@pytest.mark.parametrize(
+    ("run", "stored", "text"),
+    [("a{b}", b"{}", "no valid run"), ("r", b'{"kind":"other"}', "cannot be worked on"), ("gone", None, "")],
+)
+async def test_an_invitation_is_input(
+    run: str, stored: bytes | None, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that leads nowhere is left, and the log says why."""
+
+    class Holding(Replies):
+        async def command(self, *_words: Any) -> Any:
+            return stored
+
+    caplog.set_level(logging.WARNING)
+    worker = worker_of(Holding(lambda *_: None))
+    await worker.work(run)
+    assert text in caplog.text
+    assert bool(text) == bool(caplog.records)
+
+
+async def test_a_heartbeat_that_fails_is_logged_and_repeated(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It must not end with the first error."""
+    monkeypatch.setattr("kaizen_async.workers.worker.BEAT_SECONDS", 0)
+    beats = count()
+
+    def reply(*_words: Any) -> Any:
+        if next(beats) < 2:
+            raise RunError("refused")
+        raise asyncio.CancelledError
+
+    store: Any = Replies(reply)
+    store.workers = "{x}:workers"
+    worker = worker_of(store)
+    with pytest.raises(asyncio.CancelledError):
+        await worker._beat()
+    assert caplog.text.count("the heartbeat failed") == 2
+
+
+def held(size: int = 10) -> Held:
+    """Return a shard that a worker holds."""
+    return Held(1, 1, 0, "", Shard([f"exec_{number}" for number in range(size)], 1), b"")
+
+
+async def test_outcomes_are_recorded_when_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By their size or their number, without waiting; and those that come meanwhile in the next batch."""
+    monkeypatch.setattr("kaizen_async.workers.recorder.BATCH_BYTES", 10)
+    monkeypatch.setattr("kaizen_async.workers.recorder.BATCH_SECONDS", 0.01)
+    monkeypatch.setattr("kaizen_async.workers.recorder.MOST_UNRECORDED", 2)
+    store: Any = Replies(lambda *_: [1])
+    shard = held()
+    recorder = Recorder(store, "r", lambda _: None)
+    recorder.put_line(shard, 0, b"x" * 20, failed=False)
+    for place in range(1, 4):
+        recorder.put_line(shard, place, b"x", failed=True)
+    recorder.put_line(shard, 3, b"once more", failed=True)
+    room = recorder.room()
+    assert room is not None
+    await room
+    monkeypatch.setattr("kaizen_async.workers.recorder.BATCH_OUTCOMES", 1)
+    recorder.put_line(shard, 4, b"x", failed=False)
+    await recorder.flush()
+    shard.lost = True
+    recorder.put_line(shard, 5, b"x", failed=False)
+    assert recorder.room() is None
+    await recorder.aclose()
+    assert sum(words[7] for words in store.called) == 5
+    assert len(store.called) >= 2
+
+
+async def test_what_cannot_be_recorded_is_raised() -> None:
+    """And nothing waits for ever."""
+
+    def refuse(*_words: Any) -> Any:
+        raise RunError("refused a command")
+
+    store: Any = Replies(refuse)
+    recorder = Recorder(store, "r", lambda _: None)
+    recorder.put_line(held(), 0, b"x", failed=False)
+    with pytest.raises(RunError, match="refused"):
+        await recorder.flush()
+    recorder.put_line(held(), 1, b"x", failed=False)
+    await recorder.aclose()
+
+
+async def test_permits_are_put_back_when_their_request_ends_or_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is used, or returned when the worker ends; a Redis that is away does not hold that up."""
+    monkeypatch.setattr(limit_module, "AHEAD", 60.0)
+    store: Any = Replies(lambda *_: [0, 5, 200_000, 1000])
+    limit = SharedLimit(store, 10)
+    waiting = asyncio.create_task(limit.take_turn())
+    held_back = asyncio.create_task(limit.take_turn())
+    await asyncio.sleep(0.05)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    limit.notice(Gated(429, 0.3, 0.3))
+    limit.notice(AttemptEnded("a", "url", 1, 0.1, 200, None))
+    limit.pause(0)
+    limit.pause(0.1)
+    await held_back
+    store._reply = lambda *_: asyncio.sleep(60)
+    await limit.aclose()
+    assert store.called[-1][0] == "permits"
+    assert store.called[-1][4] > 0
+
+
+async def test_what_other_workers_saw_is_learned(caplog: pytest.LogCaptureFixture) -> None:
+    """Not what this one saw itself, and not what cannot be read."""
+    learned: list[tuple[str, float]] = []
+
+    class Executions:
+        def learn(self, seen: list[tuple[str, float]]) -> None:
+            learned.extend(seen)
+
+    entries = [
+        (b"1-0", [b"w", b"me", b"d", pack(b'[["wf",1.0]]')]),
+        (b"2-0", [b"w", b"other", b"d", pack(b'[["wf",2.0]]')]),
+        (b"3-0", [b"w", b"other", b"d", b"junk"]),
+    ]
+    replies = [entries, []]
+    store: Any = Replies(lambda *_: replies.pop(0))
+    shared = SharedDurations(store, "me", "executions", Executions(), Record)
+    outcome: Outcome[Any] = Outcome("a", execution=Record("a"), error=None, attempts=1, elapsed=0.1)
+    shared.notice(RecordEnded("a", "url", outcome))
+    assert await shared._exchange()
+    assert not await shared._exchange()
+    assert learned == [("wf", 2.0)]
+    assert store.called[-1][-1] == "3-0"
+    assert store.called[0][3] == b""
+    assert "cannot be read" in caplog.text
+
+
+def session_of(kind: type[LookupSession] | type[WaitSession], executions: Any, reply: Callable[..., Any]) -> Any:
+    """Return a session whose lookups and store are those of a test."""
+
+    class Kaizen:
+        instructor_executions = executions
+
+    return kind(Replies(reply), "me", "r", Options(), Kaizen(), Limits())  # type: ignore[arg-type]
+
+
+class Closed:
+    """Executions of a client that is closed."""
+
+    @asynccontextmanager
+    async def stream(self, _ids: object) -> AsyncIterator[Any]:
+        """Refuse."""
+        raise ClientClosedError("closed")
+        yield
+
+
+async def test_a_session_whose_client_is_closed_ends() -> None:
+    """And hands out nothing of a shard that another worker has by now."""
+    session = session_of(LookupSession, Closed(), lambda *_: [b"running"])
+    lost, mine = held(2), held(2)
+    lost.lost = True
+    session._ready.extend([(lost, 0), (mine, 1)])
+    assert list(session._hand_out()) == ["exec_1"]
+    await session._look_up()
+    assert session._is_over
+    assert await session._claim(1) == []
+
+
+async def test_waits_that_cannot_be_resumed_begin_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What Redis holds of them is input. Waits are saved from time to time, but not while outcomes are unrecorded."""
+    monkeypatch.setattr("kaizen_async.workers.waits.SAVE_SECONDS", 0)
+
+    class Stream:
+        def checkpoint(self) -> dict[str, Any]:
+            return {"learned": 1, "waits": 2}
+
+    class Executions:
+        def wait_many(self, ids: list[str], **settings: Any) -> Any:
+            if settings.get("checkpoint") is not None:
+                raise ValueError("of another version")
+            return ids
+
+    session = session_of(WaitSession, Executions(), lambda name, *_: [1] if name == "record" else 1)
+    shard = held(2)
+    with caplog.at_level(logging.WARNING):
+        assert session._stream(shard, b"junk") == session._stream(shard, pack(b"{}")) == ["exec_0", "exec_1"]
+    assert caplog.text.count("are not usable") == 2
+    session._recorder.put_line(shard, 0, b"x", failed=False)
+    saving = asyncio.create_task(session._save(shard, Stream()))
+    while not any(words[0] == "release" for words in session._store.called):  # noqa: ASYNC110 - of another task
+        await asyncio.sleep(0.001)
+    shard.lost = True
+    await asyncio.sleep(0.01)
+    saving.cancel()
+    await asyncio.gather(saving, return_exceptions=True)
+    (saved,) = {words[6] for words in session._store.called if words[0] == "release"}
+    assert msgspec.json.decode(unpack(saved)) == {"waits": 2}
