@@ -23,6 +23,7 @@ BENCHES: Final = (
     "coldstart",
     "storm",
     "outage",
+    "hostile",
     "faults",
     "contract",
     "waiting",
