@@ -5,6 +5,19 @@ import random
 
 import fuzz_responses
 import pytest
+from scripted_server import (
+    LOOPS,
+    SILENCE,
+    Request,
+    Script,
+    ScriptedServer,
+    client_for,
+    closing,
+    ok,
+    record,
+    response,
+    run_on,
+)
 
 CASES = 2000
 MOST_CUTS = 120
@@ -22,3 +35,25 @@ async def test_changed_responses_are_read_alike() -> None:
     """A few thousand broken in small ways, the same in every run; `fuzz_responses.py` searches on."""
     for pieces in itertools.islice(fuzz_responses.cases(random.Random(1)), CASES):
         await fuzz_responses.check(pieces)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize(
+    "later", [[response(record("another"))], [SILENCE]], ids=["the record of another id", "no response"]
+)
+def test_the_next_attempt_takes_a_new_connection(later: Script, loop: str) -> None:
+    """Where a kept connection was silent or out of step, the others that are kept may be so too."""
+
+    def play(request: Request) -> Script:
+        return [0.02, ok(request)] if request.number_on_connection == 1 else later
+
+    async def main() -> None:
+        async with (
+            ScriptedServer(play) as server,
+            closing(client_for(server, attempt_timeout=0.2), server) as client,
+        ):
+            await client.instructor_executions.get_many(["a", "b", "c"])
+            assert (await client.instructor_executions.get("d")).id == "d"
+            assert server.asked["d"] == 2
+
+    run_on(loop, main())

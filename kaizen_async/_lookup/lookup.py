@@ -27,6 +27,7 @@ from kaizen_async._transport.trace import RequestTrace, begin_trace
 from kaizen_async._transport.wire import Endpoint, request_body
 from kaizen_async.config import RetryPolicy
 from kaizen_async.errors import (
+    AttemptTimeoutError,
     ClientClosedError,
     DeadlineExceededError,
     DecodeError,
@@ -124,7 +125,7 @@ class Lookups(Generic[T]):
         self._deadline = deadline
         self._counters = counters
         self._retrier = Retrier(health, random)
-        self._now = engine.clock.time
+        self._now = engine.now
         self._on_event = engine.on_event
         self._followers: dict[str, list[asyncio.Future[Outcome[T] | None]]] = {}
         self._contexts: dict[str, Context] = {}
@@ -254,7 +255,7 @@ class Lookups(Generic[T]):
             call.on_turn()
         call.number = number
         try:
-            result = await self._send(call, number, queued_at)
+            result = await self._send(call, number, queued_at, fresh=self._distrusts_pool(call.last_error))
             if call.number is not None and isinstance(result, NotFoundError) and self._is_doubtful(call, result):
                 result = await self._send(call, call.number, self._now(), fresh=True)
             self._report(call, result)
@@ -295,6 +296,11 @@ class Lookups(Generic[T]):
     def _end_turn(self, call: Call) -> None:
         call.number = None
         self.engine.end_turn()
+
+    def _distrusts_pool(self, error: KaizenError | None) -> bool:
+        """Return whether another connection of the pool may fail in the same way: by silence, or out of step."""
+        is_out_of_step = isinstance(error, DecodeError) and error.path == self.endpoint.id_path
+        return is_out_of_step or isinstance(error, AttemptTimeoutError)
 
     def _is_doubtful(self, call: Call, error: NotFoundError) -> bool:
         """Return whether a 404 that names no id may belong to another request: the client has seen such responses."""
