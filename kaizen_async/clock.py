@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from random import Random, SystemRandom
 from types import TracebackType
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 ROUNDING: Final = 0.0005
 """Seconds added to a delay. uvloop rounds delays to milliseconds, and a call that comes early comes in vain."""
@@ -121,29 +121,77 @@ class Timeout:
             self._timeout.reschedule(asyncio.get_running_loop().time())
 
 
-class RunningTimeout(Timeout):
-    """A `Timeout` after so many seconds in which the event loop ran.
+class RunningTimeout:
+    """Ends what is inside its block with a TimeoutError after so many seconds in which the event loop ran.
 
     Nothing can arrive while something else blocks the loop, so that time is not counted. It is measured by how late
     the timers here are called: a few in the usual case, and one after the other while the loop is being blocked.
+
+    It is what `asyncio.timeout` is, without its coroutines: every request passes through here.
 
     Args:
         clock: The clock that all times count in.
         seconds: How long the loop may run.
         when: The time at which it ends in any case; math.inf for no time.
+        sweep: What sets its timer if it takes long; without one, the timer is set at once.
     """
 
-    __slots__ = ("_called_at", "_interval", "_left")
+    __slots__ = (
+        "_called_at",
+        "_cancelling",
+        "_clock",
+        "_interval",
+        "_is_expired",
+        "_left",
+        "_sweep",
+        "_task",
+        "_timer",
+        "_when",
+    )
 
-    def __init__(self, clock: Clock, seconds: float, when: float) -> None:
-        super().__init__(clock, when)
+    def __init__(self, clock: Clock, seconds: float, when: float, sweep: "Sweep | None" = None) -> None:
+        self._clock = clock
         self._left = seconds
-        self._interval = 0.0
-        self._called_at = 0.0
+        self._when = when
+        self._sweep = sweep
+        self._interval = self._called_at = 0.0
+        self._is_expired = False
+        self._task: asyncio.Task[Any] | None = None
+        self._timer: Timer | None = None
 
-    async def __aenter__(self) -> None:
-        await self._timeout.__aenter__()
-        self._set_timer(self._left * LONGEST_SHARE)
+    def __enter__(self) -> None:
+        task: Any = asyncio.current_task()
+        self._task = task
+        self._cancelling = task.cancelling()
+        if self._sweep is None:
+            self._set_timer(self._left * LONGEST_SHARE)
+            return
+        self._called_at = now = self._sweep.now()
+        if self._when <= self._sweep.next_after(now):
+            self._set_timer(self._left * LONGEST_SHARE)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        task, self._task = self._task, None
+        if self._timer is not None:
+            self._timer.cancel()
+        # If somebody else has cancelled the task as well, that counts more.
+        is_ours = self._is_expired and task is not None and task.uncancel() <= self._cancelling
+        if is_ours and isinstance(error, asyncio.CancelledError):
+            raise TimeoutError from error
+
+    def expire(self) -> None:
+        """End what is inside the block now, with a TimeoutError."""
+        if self._task is not None and not self._is_expired:
+            self._is_expired = True
+            self._task.cancel()
+
+    def take_long(self, late: float) -> None:
+        """Set a timer after all, when a sweep comes; that many seconds late, because the loop was blocked."""
+        if self._timer is None:
+            self._left -= self._clock.time() - self._called_at - late
+            self._set_timer(self._left * LONGEST_SHARE)
 
     def _set_timer(self, interval: float) -> None:
         self._called_at = self._clock.time()
@@ -158,6 +206,46 @@ class RunningTimeout(Timeout):
             self._timer = self._clock.call_at(self._clock.time(), self.expire)
         else:
             self._set_timer(SHORTEST_INTERVAL if late > BLOCKED else self._left * LONGEST_SHARE + SHORTEST_INTERVAL)
+
+
+class Sweep:
+    """One timer for all requests in flight, because nearly all of them are over before a timer of theirs would come.
+
+    It comes now and then, and has a timer set for each that is still in flight.
+
+    Args:
+        clock: The clock that all times count in.
+        now: Returns its time.
+        seconds: How long the loop may run during one request.
+        in_flight: The timeouts of the requests in flight.
+    """
+
+    def __init__(self, clock: Clock, now: Callable[[], float], seconds: float, in_flight: set[RunningTimeout]) -> None:
+        self.now = now
+        self._clock = clock
+        self._interval = seconds * LONGEST_SHARE
+        self._in_flight = in_flight
+        self._timer: Timer | None = None
+        self._when = 0.0
+
+    def next_after(self, now: float) -> float:
+        """Return when the next sweep comes."""
+        if self._timer is None:
+            self._when = now + self._interval
+            self._timer = self._clock.call_at(self._when, self._run)
+        return self._when
+
+    def _run(self) -> None:
+        self._timer = None
+        late = self.now() - self._when
+        for timeout in self._in_flight:
+            timeout.take_long(late)
+
+    def stop(self) -> None:
+        """Cancel the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 async def sleep(clock: Clock, delay: float) -> None:

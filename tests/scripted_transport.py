@@ -97,6 +97,10 @@ class ScriptedTransport:
     def reject(self) -> None:
         """Do nothing: there is no connection."""
 
+    async def send_fresh(self, url: URL, body: bytes, is_held: Callable[[], bool]) -> Answer:
+        """Take a request on a new connection. There are no connections here."""
+        return await self.send(url, body, is_held)
+
     async def send(self, url: URL, body: bytes, is_held: Callable[[], bool]) -> Answer:
         """Take a request, and answer it."""
         assert not self.closed, "a request after the transport was closed"

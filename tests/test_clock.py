@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from kaizen_async import DeadlineExceededError, KaizenClient, PollPolicy, RetryPolicy
-from kaizen_async.clock import SystemClock, sleep
+from kaizen_async.clock import RunningTimeout, Sweep, SystemClock, sleep
 from kaizen_async.testing import Fault, KaizenEmulator, Life, VirtualClock
 from kaizen_async.testing.clock import IDLE_STEPS
 
@@ -236,3 +237,59 @@ async def test_many_waits_share_virtual_time() -> None:
                 ends.append((outcome.id, clock.time()))
         assert [end[0] for end in ends] == [f"e{number}" for number in range(10)]
         assert all(60 + 20 * number <= end[1] <= 60 + 20 * number + 16 for number, end in enumerate(ends))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "deadline"), [(0.02, math.inf), (1000.0, 0.01)], ids=["the sweep finds it", "its deadline comes first"]
+)
+async def test_a_request_is_ended_when_its_time_is_over(seconds: float, deadline: float) -> None:
+    """By a timer of its own, which it gets when the shared one finds it, or at once if that would come too late."""
+    now = asyncio.get_running_loop().time
+    in_flight: set[RunningTimeout] = set()
+    sweep = Sweep(SystemClock(), now, seconds, in_flight)
+    timeout = RunningTimeout(SystemClock(), seconds, now() + deadline, sweep)
+    in_flight.add(timeout)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(60):
+            with timeout:
+                await asyncio.Event().wait()
+    task = asyncio.current_task()
+    assert task is not None
+    assert not task.cancelling()
+    sweep.stop()
+    sweep.stop()
+
+
+async def test_a_cancellation_counts_more_than_a_timeout_at_the_same_time() -> None:
+    """The caller wants the task to end, whatever became of the request."""
+    clock = SystemClock()
+    timeout = RunningTimeout(clock, 1000.0, math.inf)
+
+    async def send() -> None:
+        with timeout:
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(send())
+    await asyncio.sleep(0)
+    task.cancel()
+    timeout.expire()
+    timeout.expire()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    timeout.expire()
+    assert task.cancelled()
+
+
+async def test_a_sweep_leaves_a_timer_that_is_set_alone() -> None:
+    """And what ended before it comes needs none."""
+    now = asyncio.get_running_loop().time
+    in_flight: set[RunningTimeout] = set()
+    sweep = Sweep(SystemClock(), now, 0.04, in_flight)
+    early, late = (RunningTimeout(SystemClock(), 0.04, now() + when, sweep) for when in (0.005, 1000.0))
+    in_flight |= {early, late}
+    with pytest.raises(TimeoutError), early:
+        early.take_long(0.0)
+        await asyncio.Event().wait()
+    with late:
+        pass
+    sweep.stop()

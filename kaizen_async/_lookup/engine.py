@@ -17,7 +17,7 @@ from kaizen_async._lookup.health import Health
 from kaizen_async._transport.capacity import NoConnectionError
 from kaizen_async._transport.response import Answer
 from kaizen_async._transport.transport import Transport
-from kaizen_async.clock import Clock, RunningTimeout, Timeout, Timer, sleep
+from kaizen_async.clock import Clock, RunningTimeout, Sweep, SystemClock, Timeout, Timer, sleep
 from kaizen_async.errors import (
     AttemptTimeoutError,
     ClientClosedError,
@@ -69,7 +69,11 @@ class Engine:
         self._free_slots = concurrency
         self._queues: dict[Health, OrderedDict[asyncio.Future[int | KaizenError], bool]] = {}
         self._timer: Timer | None = None
-        self._sending: set[Timeout] = set()
+        self._sending: set[RunningTimeout] = set()
+        # A timer that comes in vain is cheap in real time. In a virtual one it would be a moment to stop at.
+        is_real = isinstance(clock, SystemClock)
+        self.now = self.loop.time if is_real else clock.time
+        self._sweep = Sweep(clock, self.now, attempt_timeout, self._sending) if is_real else None
         self._waiting: set[Timeout] = set()
         self._cut_off = False
         self._all_sent = asyncio.Event()
@@ -249,11 +253,11 @@ class Engine:
     async def _send_once(
         self, url: URL, body: bytes, deadline_at: float, is_held: Callable[[], bool], *, fresh: bool
     ) -> Answer | KaizenError | None:
-        timeout = RunningTimeout(self.clock, self._attempt_timeout, deadline_at)
+        timeout = RunningTimeout(self.clock, self._attempt_timeout, deadline_at, self._sweep)
         self._sending.add(timeout)
         self.clock.hold()
         try:
-            async with timeout:
+            with timeout:
                 return await (self.transport.send_fresh if fresh else self.transport.send)(url, body, is_held)
         except TimeoutError:
             if self._cut_off or deadline_at <= self.clock.time():
@@ -329,12 +333,14 @@ class Engine:
                 await self.transport.close()
         finally:
             cut.cancel()
+            if self._sweep is not None:
+                self._sweep.stop()
 
     def _cut(self) -> None:
         self._cut_off = True
         self._interrupt(self._sending)
 
-    def _interrupt(self, timeouts: Iterable[Timeout]) -> None:
+    def _interrupt(self, timeouts: Iterable[Timeout | RunningTimeout]) -> None:
         for timeout in timeouts:
             timeout.expire()
 

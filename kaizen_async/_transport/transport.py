@@ -10,7 +10,7 @@ aiohttp is used with most of its own policies off, because each of them would de
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from random import Random, SystemRandom
 from ssl import SSLContext
@@ -169,7 +169,7 @@ class Transport:
         """Whether a response was seen that belonged to another request."""
         return self._has_seen_shift or (self._pool is not None and self._pool.out_of_step)
 
-    async def send(self, url: URL, body: bytes, is_held: Callable[[], bool]) -> Answer | None:
+    def send(self, url: URL, body: bytes, is_held: Callable[[], bool]) -> Coroutine[Any, Any, Answer | None]:
         """Send one request and return its response, whatever its status.
 
         Unbounded in time; the caller bounds it.
@@ -187,8 +187,12 @@ class Transport:
             NoConnectionError: There cannot be another connection now, but others work: wait for `room`.
         """
         if self._deliver is None:
-            return await self._send(url, body, is_held)
-        answer: Answer | None = await self._deliver(url, self._headers, body, partial(self._send, url, body, is_held))
+            return self._send(url, body, is_held)
+        return self._send_inside(self._deliver, url, body, is_held)
+
+    async def _send_inside(self, deliver: Deliver, url: URL, body: bytes, is_held: Callable[[], bool]) -> Answer | None:
+        """Send one request to where the clock delivers it."""
+        answer: Answer | None = await deliver(url, self._headers, body, partial(self._send, url, body, is_held))
         if answer is not None and is_success(answer.status) and len(answer.body) > self._limits.body:
             raise self._too_large(answer.body)
         return answer
