@@ -138,7 +138,8 @@ async def stream_changes(
 async def read_stats(kaizen: Kaizen) -> dict[str, Any]:
     """Return what the client has done and is doing."""
     stats: ClientStats = kaizen.stats()
-    return msgspec.structs.asdict(stats)
+    fields: dict[str, Any] = msgspec.to_builtins(stats)
+    return fields
 
 
 @app.get("/", include_in_schema=False)
