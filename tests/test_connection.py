@@ -5,6 +5,7 @@ import random
 
 import fuzz_responses
 import pytest
+from aioresponses import aioresponses
 from scripted_server import (
     LOOPS,
     SILENCE,
@@ -57,3 +58,18 @@ def test_the_next_attempt_takes_a_new_connection(later: Script, loop: str) -> No
             assert server.asked["d"] == 2
 
     run_on(loop, main())
+
+
+async def test_a_mock_that_comes_later_gets_the_request(mocked: aioresponses) -> None:
+    """And once it is gone, our own connection sends again."""
+    async with ScriptedServer() as server, client_for(server) as client:
+        url = f"{server.url}/instructor/executions/get"
+        mocked.stop()
+        await client.instructor_executions.get("a")
+        mocked.start()
+        mocked.post(url, payload=record("b"))
+        assert (await client.instructor_executions.get("b")).id == "b"
+        mocked.stop()
+        await client.instructor_executions.get("c")
+        assert list(server.asked) == ["a", "c"]
+        mocked.start()
