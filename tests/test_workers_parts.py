@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -17,6 +19,7 @@ from redis import exceptions
 from taskiq import InMemoryBroker
 
 from kaizen_async import ClientClosedError, NotFoundError, Outcome
+from kaizen_async._cli.run import _imported as imported_broker
 from kaizen_async.events import AttemptEnded, Gated, RecordEnded
 from kaizen_async.workers import Limits, RedisUnusableError, Run, RunError, SharedLimit, Store, register
 from kaizen_async.workers import limit as limit_module
@@ -509,3 +512,27 @@ async def test_waits_that_cannot_be_resumed_begin_again(
     await asyncio.gather(saving, return_exceptions=True)
     (saved,) = {words[6] for words in session._store.called if words[0] == "release"}
     assert msgspec.json.decode(unpack(saved)) == {"waits": 2}
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("no_module_of_ours:broker", "No module named"),
+        ("broker_of_others", "no usable taskiq broker"),
+        ("broker_of_others:broker", "does not know the task; call"),
+        ("kaizen_async.workers.app:broker", "KAIZEN_RATE must be a number of requests per second, not 'many'"),
+    ],
+)
+def test_a_broker_that_cannot_be_used_is_refused(
+    path: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the command, before it starts anything."""
+    (tmp_path / "broker_of_others.py").write_text("from taskiq import InMemoryBroker\nbroker = InMemoryBroker()\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "kaizen_async.workers.app", raising=False)
+    monkeypatch.setenv("KAIZEN_RATE", "many")
+    with pytest.raises(ValueError, match=text):
+        imported_broker(path)
+    monkeypatch.setenv("KAIZEN_RATE", "5")
+    assert imported_broker("kaizen_async.workers.app:broker") is not None

@@ -199,6 +199,7 @@ async def _require_usable(place: Place) -> None:
             await store.require_usable()
         finally:
             await store.aclose()
+        _imported(place.broker)
     except (RunError, ValueError) as error:
         raise _Refused(str(error)) from None
 
@@ -229,17 +230,28 @@ class _started:  # noqa: N801 - used as a function
         self._path = path
 
     async def __aenter__(self) -> Any:
-        module, _, attribute = self._path.partition(":")
-        sys.path.insert(0, str(Path.cwd()))
-        try:
-            self._broker: Any = getattr(import_module(module), attribute)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ValueError(f"there is no taskiq broker {self._path}: {error}") from None
+        self._broker = _imported(self._path)
         await self._broker.startup()
         return self._broker
 
     async def __aexit__(self, *_: object) -> None:
         await self._broker.shutdown()
+
+
+def _imported(path: str) -> Any:
+    """Return the broker at a path, on which the workers' task is registered."""
+    from kaizen_async.workers.worker import TASK_NAME  # noqa: PLC0415 - an extra
+
+    module, _, attribute = path.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        broker: Any = getattr(import_module(module), attribute)
+        is_known = broker.find_task(TASK_NAME) is not None
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"there is no usable taskiq broker {path}: {error}") from None
+    if not is_known:
+        raise ValueError(f"the broker {path} does not know the task; call kaizen_async.workers.register(broker)")
+    return broker
 
 
 def _lines(files: tuple[Path, ...]) -> Iterator[bytes]:

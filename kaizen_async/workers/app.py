@@ -17,5 +17,10 @@ url = os.environ.get("REDIS_URL", DEFAULT_URL)
 namespace = os.environ.get("KAIZEN_NAMESPACE", "kaizen")
 rate = os.environ.get("KAIZEN_RATE")
 
+try:
+    per_second = float(rate) if rate else None
+except ValueError:
+    raise ValueError(f"KAIZEN_RATE must be a number of requests per second, not {rate!r:.40}") from None
+
 broker = create_broker(url, namespace=namespace)
-task = register(broker, url=url, namespace=namespace, per_second=float(rate) if rate else None)
+task = register(broker, url=url, namespace=namespace, per_second=per_second)
