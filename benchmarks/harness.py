@@ -22,6 +22,7 @@ REFERENCE = "ours_get_many"
 OURS = ("ours_get_many", "ours_stream", "ours_get")
 BARE = ("raw_sockets", "bare", "bare_workers")
 PEERS = (
+    "ry",
     "apify",
     "apify_bytes",
     "zyte",

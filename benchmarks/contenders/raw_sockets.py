@@ -9,7 +9,11 @@ import msgspec
 from shapes import LeanExecution
 
 
-class Connection(asyncio.Protocol):
+_BUFFER = memoryview(bytearray(65_536))
+"""Where all connections receive. With a plain `asyncio.Protocol`, asyncio makes 256 KiB anew for each read."""
+
+
+class Connection(asyncio.BufferedProtocol):
     """One keep-alive connection that carries one look-up at a time."""
 
     transport: asyncio.Transport
@@ -23,8 +27,13 @@ class Connection(asyncio.Protocol):
         """Keep the transport to write to."""
         self.transport = cast("asyncio.Transport", transport)
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - the event loop's hint
+        """Return where to receive bytes."""
+        return _BUFFER
+
+    def buffer_updated(self, nbytes: int) -> None:
         """Hand the body over once it is all there."""
+        data = bytes(_BUFFER[:nbytes])
         self._received = self._received + data if self._received else data
         if not self._needed:
             end = self._received.find(b"\r\n\r\n")
