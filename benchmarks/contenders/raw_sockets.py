@@ -8,7 +8,6 @@ import contender
 import msgspec
 from shapes import LeanExecution
 
-
 _BUFFER = memoryview(bytearray(65_536))
 """Where all connections receive. With a plain `asyncio.Protocol`, asyncio makes 256 KiB anew for each read."""
 
