@@ -21,7 +21,16 @@ from taskiq import InMemoryBroker
 from kaizen_async import ClientClosedError, NotFoundError, Outcome
 from kaizen_async._cli.run import _imported as imported_broker
 from kaizen_async.events import AttemptEnded, Gated, RecordEnded
-from kaizen_async.workers import Limits, RedisUnusableError, Run, RunError, SharedLimit, Store, register
+from kaizen_async.workers import (
+    Limits,
+    RedisUnusableError,
+    Run,
+    RunError,
+    SharedLimit,
+    Store,
+    UnknownRunError,
+    register,
+)
 from kaizen_async.workers import limit as limit_module
 from kaizen_async.workers import store as store_module
 from kaizen_async.workers.broker import create_broker, takes_unknown_tasks
@@ -536,3 +545,34 @@ def test_a_broker_that_cannot_be_used_is_refused(
         imported_broker(path)
     monkeypatch.setenv("KAIZEN_RATE", "5")
     assert imported_broker("kaizen_async.workers.app:broker") is not None
+
+
+async def test_a_run_of_which_redis_lost_a_part_says_so() -> None:
+    """The same ids again complete it. A run that is gone is unknown."""
+    run = Run("r")
+    store: Any = Replies(lambda *_: [0, b"running", b"0", b"", b"0"])
+    store.address = "redis://h"
+    run._store = store
+    sent = added(["a", "b"])
+    sent.skip()
+    stored = run._read(b"running", b"2", sent.digest.encode(), b"0")
+    assert await run._append(sent, stored) is stored
+    sent.add("c")
+    with pytest.raises(RunError, match="has lost part of its input"):
+        await run._append(sent, stored)
+    with pytest.raises(UnknownRunError, match="no run r in redis://h"):
+        run._read(None, None, b"", b"")
+
+
+async def test_a_try_of_a_shard_ends_as_it_went() -> None:
+    """Nothing is given back of one that another worker has; one whose client was closed goes back at once."""
+    session = session_of(LookupSession, Closed(), lambda *_: 1)
+    shard = held(2)
+    shard.lost = True
+    await session._end_try(shard)
+    assert session._store.called == []
+    shard.lost = False
+    error = ClientClosedError("closed")
+    shard.errors[0] = Outcome("exec_0", execution=None, error=error, attempts=0, elapsed=0.1)
+    await session._end_try(shard)
+    assert [words[4] for words in session._store.called] == ["back"]
