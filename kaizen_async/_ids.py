@@ -161,6 +161,7 @@ class IdSource:
         error: What the source raised, or that the client was closed before the source ended. It is for the consumer.
         taken: Ids handed out so far.
         total: How many ids there are, if that is known.
+        late: The argument; a call may get more time.
     """
 
     def __init__(
@@ -176,7 +177,7 @@ class IdSource:
         self.taken = 0
         self.total: int | None = None
         self._closed = closed
-        self._late = late
+        self.late = late
         self._wait = wait
         self._clock = clock
         self._lock = asyncio.Lock()
@@ -242,7 +243,7 @@ class IdSource:
                 return self._checked(self._copy.popleft())
             self._exhausted = True
             return None
-        if self.total is not None and self.taken >= self.total and (self._closed() or self._late()):
+        if self.total is not None and self.taken >= self.total and (self._closed() or self.late()):
             self._exhausted = True  # by its own word; an estimated length must not keep a cut-off call going
             return None
         return self._read()
@@ -304,7 +305,7 @@ class IdSource:
     def _is_cut_off(self) -> bool:
         if self._closed():
             self.fail(ClientClosedError("the client was closed before all ids were taken"))
-        return self._exhausted or self._late()
+        return self._exhausted or self.late()
 
 
 def _raisable(error: BaseException) -> BaseException:

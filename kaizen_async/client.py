@@ -28,7 +28,10 @@ from kaizen_async._transport.transport import (
 )
 from kaizen_async._transport.wire import Endpoint
 from kaizen_async._waiting.cadence import Cadence
-from kaizen_async._waiting.polling import EndedRecords, Group, Scheduler, require_end
+from kaizen_async._waiting.calls import Group
+from kaizen_async._waiting.facts import require_end
+from kaizen_async._waiting.memory import EndedRecords
+from kaizen_async._waiting.scheduler import Scheduler
 from kaizen_async.clock import Clock, SystemClock
 from kaizen_async.config import (
     ConnectionPolicy,
@@ -312,6 +315,7 @@ class KaizenClient:
 
     def stats(self) -> ClientStats:
         """Return a snapshot of what the client has done and is doing. Cheap; no history is kept."""
+        silent_since = None if self._scheduler is None else self._scheduler.silence.since
         by_path = {path: msgspec.structs.replace(counters) for path, counters in self._counters_by_path.items()}
         in_flight = 0 if self._engine is None else self._engine.in_flight
         totals = total([self._counters, *by_path.values()])
@@ -321,6 +325,8 @@ class KaizenClient:
             by_path=by_path,
             waiting=0 if self._scheduler is None else self._scheduler.waiting,
             poll_delay=0.0 if self._scheduler is None else self._scheduler.delay,
+            polls_failing_for=0.0 if silent_since is None else max(0.0, self._clock.time() - silent_since),
+            polls_failing_because=None if self._scheduler is None else self._scheduler.silence.reason,
             in_flight=in_flight,
             **self._state_of_health(),
         )

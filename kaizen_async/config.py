@@ -79,6 +79,9 @@ class PollPolicy(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
     retried: the next one takes its place. None: no limit of its own."""
     not_found_grace: float = 0.0
     """Seconds for which an unbroken series of 404s is waited out, for executions that are known a little late."""
+    refusal_patience: float = 30.0
+    """Seconds for which a response that says nothing about an execution (401, 403, another 4xx, a redirect, HTML, a 2xx
+    that is not the record) is asked again before it ends a wait. 0: it ends the wait at once."""
     learn: bool = True
     """Whether the durations of ended executions of a workflow make the intervals of its next ones."""
 
@@ -92,6 +95,7 @@ class PollPolicy(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
         if self.max_rate is not None:
             require_duration("max_rate", self.max_rate)
         require_duration("not_found_grace", self.not_found_grace, zero_allowed=True)
+        require_duration("refusal_patience", self.refusal_patience, zero_allowed=True)
         if self.min_interval > self.max_interval:
             raise ValueError(f"min_interval {self.min_interval} is longer than max_interval {self.max_interval}")
 

@@ -45,6 +45,8 @@ __all__ = [
     "OutageBegan",
     "OutageEnded",
     "PollShared",
+    "PollsFailing",
+    "PollsRecovered",
     "RecordEnded",
     "RecordFailed",
     "RetryScheduled",
@@ -268,6 +270,24 @@ class BatchEnded(msgspec.Struct, frozen=True):
     """Whether the caller was cancelled, or left the block before the end."""
 
 
+class PollsFailing(msgspec.Struct, frozen=True):
+    """The polls of a wait have failed for a minute. Told once, however many waits there are; they go on."""
+
+    id: str
+    """The execution whose polls have failed for the longest."""
+    elapsed: float
+    """Seconds since its first failed poll."""
+    reason: str
+    """Why the last one failed, in one line."""
+
+
+class PollsRecovered(msgspec.Struct, frozen=True):
+    """The polls of all waits are answered again, after `PollsFailing`."""
+
+    elapsed: float
+    """Seconds for which they failed."""
+
+
 Event: TypeAlias = (
     LookUpStarted
     | LookUpShared
@@ -288,6 +308,8 @@ Event: TypeAlias = (
     | PollShared
     | BatchStarted
     | BatchEnded
+    | PollsFailing
+    | PollsRecovered
 )
 Hook: TypeAlias = Callable[[Event], None]
 

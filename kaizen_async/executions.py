@@ -12,8 +12,10 @@ from kaizen_async._ids import Ids, IdSource, require_id, require_ids
 from kaizen_async._ledger import Checkpoint, Ledger
 from kaizen_async._lookup.engine import Engine
 from kaizen_async._lookup.lookup import Lookups
-from kaizen_async._waiting.polling import Group, Scheduler
-from kaizen_async._waiting.waiting import ChangeStream, Waiter, WaitStream
+from kaizen_async._waiting.calls import Group
+from kaizen_async._waiting.scheduler import Scheduler
+from kaizen_async._waiting.streams import ChangeStream, WaitStream
+from kaizen_async._waiting.waiter import Waiter
 from kaizen_async.config import PollPolicy, RetryPolicy, require_duration
 from kaizen_async.events import BatchVerb
 from kaizen_async.outcomes import Outcome

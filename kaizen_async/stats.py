@@ -96,6 +96,10 @@ class ClientStats(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     poll_delay: float
     """Seconds by which polls come later than their cadence asks for, as a running mean: above 0 when concurrency, gate
     or `max_rate` let through fewer polls than wished."""
+    polls_failing_for: float
+    """Seconds since the first failed poll after the last one that was answered; 0 if the last one was answered."""
+    polls_failing_because: str | None
+    """Why the last of those failed, in one line; None if there are none."""
     in_flight: int
     """HTTP requests under way now."""
     health: HealthState

@@ -10,7 +10,7 @@ from virtual_time import LoopClock
 
 from kaizen_async import Change, InstructorExecution, KaizenClient, Outcome, PollPolicy
 from kaizen_async._transport.transport import Answer
-from kaizen_async._waiting.polling import Scheduler
+from kaizen_async._waiting.scheduler import Scheduler
 
 
 def every(seconds: float, **settings: Any) -> PollPolicy:
@@ -109,6 +109,7 @@ async def assert_idle(client: KaizenClient, transport: ScriptedTransport) -> Non
     assert client.stats().in_flight == 0
     assert transport.open == 0
     assert scheduler._polls == 0
-    assert not scheduler._heap
+    assert not scheduler._timetable.held
     assert not scheduler._turns
+    assert not scheduler._calls
     assert scheduler._timer is None

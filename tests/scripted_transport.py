@@ -43,7 +43,8 @@ def record(execution_id: str, **fields: Any) -> Answer:
 
 def status(code: int, **headers: str) -> Answer:
     """Return an answer outside 2xx; a header `Retry-After` is written `retry_after`."""
-    return Answer(code, {name.title().replace("_", "-"): value for name, value in headers.items()}, b"")
+    body = b'{"message": "no such execution"}' if code == 404 else b""
+    return Answer(code, {name.title().replace("_", "-"): value for name, value in headers.items()}, body)
 
 
 Reply: TypeAlias = Answer | KaizenError | tuple[float, Answer | KaizenError]
@@ -126,7 +127,7 @@ class ScriptedTransport:
 
     def client(self, **settings: Any) -> KaizenClient:
         """Return a client that sends through here, and lives in the running loop's time."""
-        client = KaizenClient(clock=LoopClock(), **settings)
+        client = KaizenClient(**{"clock": LoopClock(), **settings})
         with mock.patch.object(kaizen_async.client, "Transport", return_value=self):
             client._engine_here()
         return client

@@ -16,8 +16,9 @@ from virtual_time import virtual_time
 import kaizen_async._bulk
 import kaizen_async._lookup.health
 import kaizen_async._lookup.lookup
-import kaizen_async._waiting.polling
-import kaizen_async._waiting.waiting
+import kaizen_async._waiting.reports
+import kaizen_async._waiting.scheduler
+import kaizen_async._waiting.silence
 import kaizen_async.events
 from kaizen_async import (
     ClientClosedError,
@@ -546,8 +547,9 @@ def test_without_a_hook_no_event_is_made(monkeypatch: pytest.MonkeyPatch) -> Non
     modules = [
         kaizen_async._bulk,
         kaizen_async._lookup.lookup,
-        kaizen_async._waiting.polling,
-        kaizen_async._waiting.waiting,
+        kaizen_async._waiting.reports,
+        kaizen_async._waiting.scheduler,
+        kaizen_async._waiting.silence,
     ]
     replaced = [(module, name) for module in modules for name in EVENTS if hasattr(module, name)]
     assert {name for _, name in replaced} == set(EVENTS) - {"Gated", "Ungated", "OutageBegan", "OutageEnded"}

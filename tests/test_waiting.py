@@ -53,7 +53,7 @@ from kaizen_async._bulk import READ_AHEAD
 from kaizen_async._ledger import CHECKPOINT_VERSION, MOST_REPEATS
 from kaizen_async._streams import PAUSE_EVERY
 from kaizen_async._transport.transport import Answer
-from kaizen_async._waiting.polling import AT_ONCE as SLICE
+from kaizen_async._waiting.scheduler import AT_ONCE as SLICE
 
 ONE_ATTEMPT = RetryPolicy(max_attempts=1)
 
@@ -116,32 +116,35 @@ async def test_a_poll_cut_off_by_the_deadline_of_a_look_up_is_made_again() -> No
         assert transport.times == [0, 4, 8, 12]
 
 
-PERMANENT: dict[str, tuple[Reply, type[KaizenError]]] = {
-    "404": (status(404), NotFoundError),
-    "401": (status(401), AuthenticationError),
-    "403": (status(403), AuthenticationError),
-    "400": (status(400), StatusError),
-    "501": (status(501), StatusError),
-    "a misfit": (Answer(200, {}, b'{"id": "a"}'), DecodeError),
-    "a bad certificate": (TransportError("does not verify", retryable=False), TransportError),
+REFUSED_AT = [2, 3, 5, 9, 17, 32]
+PERMANENT: dict[str, tuple[Reply, type[KaizenError], list[float]]] = {
+    "404": (status(404), NotFoundError, REFUSED_AT[:4]),
+    "401": (status(401), AuthenticationError, REFUSED_AT),
+    "403": (status(403), AuthenticationError, REFUSED_AT),
+    "400": (status(400), StatusError, REFUSED_AT),
+    "501": (status(501), StatusError, REFUSED_AT),
+    "a misfit": (Answer(200, {}, b'{"id": "a"}'), DecodeError, REFUSED_AT),
+    "a bad certificate": (TransportError("does not verify", retryable=False), TransportError, [2]),
 }
 
 
-@pytest.mark.parametrize(("answer", "error"), PERMANENT.values(), ids=PERMANENT)
-def test_an_error_that_will_not_pass_ends_the_wait(answer: Reply, error: type[KaizenError]) -> None:
-    """At once, and of that id only."""
+@pytest.mark.parametrize(("answer", "error", "times"), PERMANENT.values(), ids=PERMANENT)
+def test_an_error_that_will_not_pass_ends_the_wait(answer: Reply, error: type[KaizenError], times: list[float]) -> None:
+    """Of that id only, once it is sure that it will not."""
 
     @virtual_time
     async def check() -> None:
         transport = at_once(lambda i, number: answer if i == "a" and number > 2 else ending(10)(i, number))
         async with transport.client() as client:
             outcomes = await outcomes_of(client, ["a", "b"], poll=EVERY_SECOND)
-            assert [(outcome.id, type(outcome.error)) for outcome in outcomes] == [("a", error), ("b", type(None))]
-            assert outcomes[0].error is not None
-            assert outcomes[0].error.execution_id == "a"
-            assert outcomes[0].error.attempts == outcomes[0].attempts == 3
-            assert outcomes[0].elapsed == pytest.approx(2, abs=0.05)
-            assert polls_of(transport, "a") == [0, 1, 2]
+            ends = {outcome.id: outcome for outcome in outcomes}
+            assert ends["b"].ok
+            refused = ends["a"].error
+            assert type(refused) is error
+            assert refused.execution_id == "a"
+            assert refused.attempts == ends["a"].attempts == 2 + len(times)
+            assert ends["a"].elapsed == pytest.approx(times[-1], abs=0.2)
+            assert polls_of(transport, "a") == pytest.approx([0, 1, *times], abs=0.2)  # a refusal is confirmed first
             with pytest.raises(error):
                 await client.instructor_executions.wait("a", poll=EVERY_TEN)
 
@@ -169,12 +172,12 @@ def test_the_grace_waits_out_early_404s(found_at: float, grace: float, finds: bo
 
 @virtual_time
 async def test_the_grace_begins_anew_with_each_series_of_404s() -> None:
-    """A record, and any other answer, ends a series."""
-    script = [404, 404, 404, 200, 404, 404, 404, 503, 404, 404, 404, 404]
+    """Any other response ends a series."""
+    script = [404, 404, 404, 503, 404, 404, 404, 503, 404, 404, 404, 404]
 
     def play(execution_id: str, number: int) -> Reply:
         code = script[number - 1]
-        return running(execution_id) if code == 200 else status(code)
+        return status(code)
 
     transport = at_once(play)
     policy = msgspec.structs.replace(EVERY_SECOND, not_found_grace=3)
@@ -1311,13 +1314,12 @@ async def test_an_error_is_the_last_change_of_its_id() -> None:
     transport = at_once(play)
     async with transport.client(poll=EVERY_SECOND) as client:
         async with client.instructor_executions.watch(["a", "b"]) as changes:
-            await asyncio.sleep(3)
+            await asyncio.sleep(9)
             seen = [(change.id, type(change.error), change.after is None) async for change in changes]
         assert seen == [
             ("a", type(None), False),
             ("b", type(None), False),
             ("a", NotFoundError, True),
-            ("b", type(None), False),
         ]
 
 
@@ -1385,7 +1387,7 @@ async def test_ids_not_taken_in_by_the_deadline_get_their_error_then() -> None:
 
 def checkpoint_of(*ids: tuple[str, int, float, float], taken_at: float = 1_700_000_000.0) -> dict[str, Any]:
     """Return a checkpoint as the JSON of an earlier process would give it."""
-    learned = {"aim": "share", "unit_lag": 0.0, "ends": 0, "workflows": {}}
+    learned = {"aim": "share", "lags": [], "workflows": {}}
     state = {"version": CHECKPOINT_VERSION, "taken": 0, "taken_at": taken_at, "ids": ids, "learned": learned}
     loaded: dict[str, Any] = json.loads(json.dumps(state))
     return loaded
@@ -1469,7 +1471,7 @@ async def test_a_resumed_wait_knows_what_was_learned() -> None:
             for _ in range(50):
                 await anext(outcomes)
             state = json.loads(json.dumps(outcomes.checkpoint()))
-            knowing = scheduler_of(client).spread(outcomes.flow.group, 900)
+            knowing = scheduler_of(client).spread(outcomes._call.group, 900)
     transport = at_once(play)
     async with transport.client(poll=policy) as client:
         async with client.instructor_executions.wait_many(checkpoint=state) as outcomes:

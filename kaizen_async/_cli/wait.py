@@ -18,7 +18,7 @@ from kaizen_async._cli.saving import Saving
 from kaizen_async._cli.statuses import Statuses
 from kaizen_async._cli.stopping import FAILED, MISUSE, OUT_OF_TIME, Stop, run
 from kaizen_async._cli.wording import by_status
-from kaizen_async._waiting.waiting import WaitStream
+from kaizen_async._waiting.streams import WaitStream
 from kaizen_async.client import KaizenClient
 from kaizen_async.executions import Executions
 from kaizen_async.models import ExecutionStatus

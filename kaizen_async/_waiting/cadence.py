@@ -14,11 +14,14 @@ The plain rule
     takes O(log duration) polls.
 
 Learning
-    Per workflow, a histogram of the durations seen, over their logarithm. Every end takes 1 % off the weight of those
-    before it, so a typical duration that shifts is followed. The hazard in a bin is the rate of a life table, ends over
-    executions at risk, smoothed over neighbouring bins. A prior worth a quarter of an execution rules where little or
-    nothing was seen: for new workflows, and for executions that outlive all before them. Its hazard is 1/(2t): one in
-    two of those that run at age t still runs at 4t.
+    Per workflow, over the logarithm of the age in bins: how many executions ended, and for how long executions were
+    seen running. The hazard in a bin is the one over the other, smoothed over neighbouring bins: the rate of a life
+    table. Every poll that finds an execution running counts at once, whether it has ended since or not. So 1,000
+    executions that start together teach as well as 1,000 that come one by one: the short ones, which end first, are not
+    taken for all.
+    Every end takes 1 % off the weight of everything before it, so a typical duration that shifts is followed. A prior
+    worth a quarter of an execution rules where little or nothing was seen: for new workflows, and for executions that
+    outlive all before them. Its hazard is 1/(2t): one in two of those that run at age t still runs at 4t.
 
 The aim
     The hazards give the schedules their shape, one factor common to all workflows gives them their pace. Every end
@@ -27,10 +30,10 @@ The aim
     out much the same for each workflow; with `lag_seconds` short executions are noticed sooner and long ones later,
     which takes fewer polls than the same lag for each.
 
-The limits
-    Only ended executions teach. Where all start at one moment, the short ones end first and tell little of the others,
-    so history saves less; and while long ones have yet to end, the mean with `lag_seconds` is up to a fifth above the
-    aim.
+A wrong record
+    Counts like a right one, once: a duration beyond the last bin counts as the last bin's, and the lag of one end
+    counts at most `MOST_OVER_MEDIAN` times the median. So an execution that says to have run for 57 years, or for 1e308
+    milliseconds, changes the pace of the others by a few per cent.
 
 The guarantee
     Whatever was learned, an interval is at least LOWEST and at most HIGHEST times that of the plain rule, for a
@@ -45,7 +48,9 @@ by a few per cent.
 """
 
 import math
+from array import array
 from bisect import bisect_right
+from collections import deque
 from itertools import accumulate
 from random import Random
 from typing import Annotated, Any, Final, Literal
@@ -61,11 +66,17 @@ HIGHEST: Final = 6.0
 HIGHEST_UNKNOWN: Final = 2.0
 """The same for a workflow of which nothing is known."""
 MEMORY: Final = 100
-"""Ends that a history remembers, roughly: each end leaves 1 - 1/MEMORY of the weight of those before it."""
+"""Ends that a history remembers, roughly: each end leaves 1 - 1/MEMORY of the weight of what was before it."""
 MAX_WORKFLOWS: Final = 1000
 """Workflows remembered. Beyond that, the one that has gone longest without an end is forgotten."""
+LONGEST_NAME: Final = 200
+"""Characters of the id of a workflow that is remembered. A longer one is polled as an unknown workflow is."""
 STALE: Final = 0.02
-"""Share of new ends in a history from which its schedule is drawn up anew."""
+"""Share of new experience in a history from which its schedule is drawn up again."""
+MOST_OVER_MEDIAN: Final = 10.0
+"""How many times the median lag a single end can count in the mean."""
+LONGEST_LAG: Final = 1e7
+"""A lag in a checkpoint above this, in seconds or as a share, is not one."""
 
 _PRIOR_WEIGHT: Final = 0.25
 _PRIOR_HAZARD: Final = 0.5
@@ -73,19 +84,32 @@ _START: Final = math.log(0.01)
 _WIDTH: Final = 0.2
 _BINS: Final = 100
 _AGES: Final = [math.exp(_START + (index + 0.5) * _WIDTH) for index in range(_BINS)]
+_LONGEST: Final = _AGES[-1]
 _LEAST_WEIGHT: Final = 1e-4
+_MOST_WEIGHT: Final = 1e7
 
 _Bin = Annotated[int, msgspec.Meta(ge=0, lt=_BINS)]
-_Weight = Annotated[float, msgspec.Meta(gt=0, le=MEMORY)]
+_Ends = Annotated[float, msgspec.Meta(ge=0, le=MEMORY)]
+_Time = Annotated[float, msgspec.Meta(ge=0, le=_MOST_WEIGHT)]
+_Lag = Annotated[float, msgspec.Meta(ge=0, le=LONGEST_LAG)]
+_Name = Annotated[str, msgspec.Meta(max_length=LONGEST_NAME)]
 
 
 class _History:
-    """What the ends of one workflow taught, and the schedule drawn up from it."""
+    """What the executions of one workflow taught, and the schedule drawn up from it.
 
-    __slots__ = ("ended", "schedule", "unused", "weight")
+    Attributes:
+        ended: Ends in each bin.
+        running: How much of each bin executions were seen to live through, in bins.
+        weight: Ends in all.
+        unused: How much came after the schedule was drawn up.
+    """
+
+    __slots__ = ("ended", "running", "schedule", "unused", "weight")
 
     def __init__(self, schedule: list[float]) -> None:
-        self.ended = [0.0] * _BINS
+        self.ended = array("d", bytes(8 * _BINS))
+        self.running = array("d", bytes(8 * _BINS))
         self.weight = 0.0
         self.unused = 0.0
         self.schedule = schedule
@@ -93,13 +117,15 @@ class _History:
 
 class _State(msgspec.Struct):
     aim: Literal["share", "seconds"]
-    unit_lag: Annotated[float, msgspec.Meta(ge=0)]
-    ends: Annotated[int, msgspec.Meta(ge=0, le=MEMORY)]
-    workflows: dict[str, list[tuple[_Bin, _Weight]]]
+    lags: Annotated[list[_Lag], msgspec.Meta(max_length=MEMORY)]
+    workflows: Annotated[
+        dict[_Name, Annotated[list[tuple[_Bin, _Ends, _Time]], msgspec.Meta(max_length=_BINS)]],
+        msgspec.Meta(max_length=MAX_WORKFLOWS),
+    ]
 
 
 class Cadence:
-    """Intervals between polls under one policy, learned from the ends that it is told of.
+    """Intervals between polls under one policy, learned from the executions that it is told of.
 
     Ages and durations must count from the same moment. The same calls with the same `random` give the same intervals.
     """
@@ -110,9 +136,10 @@ class Cadence:
         self._kind: Literal["share", "seconds"] = "share" if policy.lag_seconds is None else "seconds"
         self._aim = policy.lag_share if policy.lag_seconds is None else policy.lag_seconds
         self._unit_lag = 0.0
-        self._ends = 0
+        self._lags: deque[float] = deque(maxlen=MEMORY)
         self._histories: dict[str, _History] = {}
-        self._unknown = _History(self._draw_up([0.0] * _BINS))
+        nothing = [0.0] * _BINS
+        self._unknown = _History(self._draw_up(nothing, nothing))
 
     def next_delay(self, age: float, workflow_id: str | None) -> float:
         """Return the seconds until the next poll of an execution that was still running at that age."""
@@ -127,19 +154,36 @@ class Cadence:
         high = min(interval * (1 + policy.spread), policy.max_interval)
         return low + (high - low) * self._random.random()
 
-    def learn(self, workflow_id: str, duration: float) -> None:
+    def note_running(self, workflow_id: str, known_from: float, age: float) -> None:
+        """Note that an execution was running all the time between two ages, in seconds."""
+        if self._policy.learn and known_from < age and len(workflow_id) <= LONGEST_NAME:
+            history = self._histories.get(workflow_id)
+            if history is None:
+                history = self._remember(workflow_id, _History(self._unknown.schedule))
+            history.unused += _live(history.running, known_from, age)
+
+    def learn(self, workflow_id: str, duration: float, *, known_from: float = 0.0) -> None:
         """Note that an execution of a workflow ended after that many seconds.
 
         A duration that is not a finite number above 0 teaches nothing: clocks of servers may run backwards.
+
+        Args:
+            workflow_id: The workflow.
+            duration: Seconds that the execution took.
+            known_from: The age up to which `note_running` was told that it was running, in seconds.
         """
-        if not self._policy.learn or not 0 < duration < math.inf:
+        if not self._policy.learn or not 0 < duration < math.inf or len(workflow_id) > LONGEST_NAME:
             return
+        duration = min(duration, _LONGEST)
         history = self._histories.pop(workflow_id, None) or _History(self._unknown.schedule)
         self._remember(workflow_id, history)
         # Before the end is counted, so that no execution is judged by a schedule that knows it.
         self._calibrate(self._schedule(history), duration)
         kept = 1 - 1 / MEMORY
-        history.ended = [weight * kept for weight in history.ended]
+        for index in range(_BINS):
+            history.ended[index] *= kept
+            history.running[index] *= kept
+        _live(history.running, known_from, duration)
         history.ended[_bin_of(duration)] += 1
         history.weight = history.weight * kept + 1
         history.unused += 1
@@ -148,13 +192,15 @@ class Cadence:
         """Return what was learned, as plain JSON-able values."""
         return {
             "aim": self._kind,
-            "unit_lag": self._unit_lag,
-            "ends": self._ends,
+            "lags": [round(lag, 6) for lag in self._lags],
             "workflows": {
                 workflow_id: [
-                    [index, round(weight, 4)] for index, weight in enumerate(history.ended) if weight >= _LEAST_WEIGHT
+                    [index, round(ended, 4), round(running, 4)]
+                    for index, (ended, running) in enumerate(zip(history.ended, history.running, strict=True))
+                    if ended >= _LEAST_WEIGHT or running >= _LEAST_WEIGHT
                 ]
                 for workflow_id, history in self._histories.items()
+                if history.weight
             },
         }
 
@@ -168,15 +214,17 @@ class Cadence:
             restored = msgspec.convert(state, _State)
         except (msgspec.ValidationError, RecursionError) as error:
             raise ValueError(f"not a valid checkpoint of what was learned: {error}") from None
-        if restored.aim == self._kind and not self._ends:
-            self._unit_lag, self._ends = restored.unit_lag, restored.ends
+        if restored.aim == self._kind and not self._lags:
+            self._lags.extend(restored.lags)
+            self._recalibrate()
         for workflow_id, bins in restored.workflows.items():
             if workflow_id in self._histories:
                 continue
             history = _History(self._unknown.schedule)
-            for index, weight in bins:
-                history.ended[index] = weight
-            history.weight = history.unused = sum(history.ended)
+            for index, ended, running in bins:
+                history.ended[index] = ended
+                history.running[index] = running
+            history.weight = history.unused = min(sum(history.ended), MEMORY)
             self._remember(workflow_id, history)
 
     def _plain_interval(self, age: float) -> float:
@@ -187,7 +235,7 @@ class Cadence:
         """Return the time until the schedule asks for one poll more than up to this age."""
         schedule = self._schedule(history)
         age = max(age, self._policy.min_interval)
-        place = min(max((math.log(age) - _START) / _WIDTH, 0.0), _BINS - 1.0)
+        place = _place_of(age)
         index = int(place)
         polls = schedule[index] + (schedule[index + 1] - schedule[index]) * (place - index)
         polls += self._aim / self._unit_lag
@@ -197,10 +245,11 @@ class Cadence:
         place = index - 1 + (polls - schedule[index - 1]) / (schedule[index] - schedule[index - 1])
         return math.exp(_START + place * _WIDTH) - age
 
-    def _remember(self, workflow_id: str, history: _History) -> None:
+    def _remember(self, workflow_id: str, history: _History) -> _History:
         self._histories[workflow_id] = history
         if len(self._histories) > MAX_WORKFLOWS:
             del self._histories[next(iter(self._histories))]
+        return history
 
     def _calibrate(self, schedule: list[float], duration: float) -> None:
         """Count an end in the mean of the lags that the schedules would give with the factor 1."""
@@ -208,40 +257,60 @@ class Cadence:
         lag = _WIDTH / (schedule[index + 1] - schedule[index]) / 2
         if self._kind == "seconds":
             lag *= duration
-        self._ends = min(self._ends + 1, MEMORY)
-        self._unit_lag += (lag - self._unit_lag) / self._ends
+        self._lags.append(lag)
+        self._recalibrate()
+
+    def _recalibrate(self) -> None:
+        if self._lags:
+            most = MOST_OVER_MEDIAN * sorted(self._lags)[len(self._lags) // 2]
+            self._unit_lag = sum(min(lag, most) for lag in self._lags) / len(self._lags)
 
     def _schedule(self, history: _History) -> list[float]:
         """Return the number of polls up to the lower edge of each bin, with the factor 1."""
-        if history.unused > STALE * history.weight:
-            history.schedule = self._draw_up(history.ended)
+        if history.unused > STALE * max(history.weight, 1.0):
+            history.schedule = self._draw_up(history.ended, history.running)
             history.unused = 0.0
         return history.schedule
 
-    def _draw_up(self, ended: list[float]) -> list[float]:
+    def _draw_up(self, ended: "list[float] | array[float]", running: "list[float] | array[float]") -> list[float]:
         """Sum up n(t) over the ages: per unit of log t it is sqrt(h*t), or sqrt(h*t*t) if lag counts in seconds."""
         scales = [1.0] * _BINS if self._kind == "share" else _AGES
-        densities = (math.sqrt(hazard * scale) for hazard, scale in zip(_hazards(ended), scales, strict=True))
+        hazards = _hazards(ended, running)
+        densities = (math.sqrt(hazard * scale) for hazard, scale in zip(hazards, scales, strict=True))
         return list(accumulate((density * _WIDTH for density in densities), initial=0.0))
+
+
+def _place_of(age: float) -> float:
+    """Return an age on the scale of the bins."""
+    return min(max((math.log(age) - _START) / _WIDTH, 0.0), _BINS - 1.0)
 
 
 def _bin_of(seconds: float) -> int:
     return min(max(int((math.log(seconds) - _START) / _WIDTH), 0), _BINS - 1)
 
 
-def _hazards(ended: list[float]) -> list[float]:
+def _live(running: "array[float]", known_from: float, age: float) -> float:
+    """Add the time between two ages to the bins that it lies in; return how many bins it is."""
+    begin = _place_of(known_from) if known_from > 0 else 0.0
+    end = _place_of(age) if age > 0 else 0.0
+    for index in range(int(begin), min(int(end) + 1, _BINS)):
+        part = min(end, index + 1.0) - max(begin, index)
+        running[index] = min(running[index] + max(part, 0.0), _MOST_WEIGHT)
+    return max(end - begin, 0.0)
+
+
+def _hazards(ended: "list[float] | array[float]", running: "list[float] | array[float]") -> list[float]:
     """Return h(t) * t, the hazard per unit of log t, in each bin."""
-    smooth = _smooth(ended)
-    at_risk = reversed(list(accumulate(reversed(smooth))))
     return [
-        (ends / _WIDTH + _PRIOR_WEIGHT * _PRIOR_HAZARD) / (alive + _PRIOR_WEIGHT)
-        for ends, alive in zip(smooth, at_risk, strict=True)
+        (ends / _WIDTH + _PRIOR_WEIGHT * _PRIOR_HAZARD) / (lived + _PRIOR_WEIGHT)
+        for ends, lived in zip(_smooth(ended), _smooth(running), strict=True)
     ]
 
 
-def _smooth(weights: list[float]) -> list[float]:
+def _smooth(weights: "list[float] | array[float]") -> list[float]:
     """Average each bin with its neighbours, twice."""
+    smooth = list(weights)
     for _ in range(2):
-        padded = [0.0, *weights, 0.0]
-        weights = [sum(three) / 3 for three in zip(padded, padded[1:], padded[2:], strict=False)]
-    return weights
+        padded = [0.0, *smooth, 0.0]
+        smooth = [sum(three) / 3 for three in zip(padded, padded[1:], padded[2:], strict=False)]
+    return smooth

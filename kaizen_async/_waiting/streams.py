@@ -1,9 +1,8 @@
-"""Waiting for executions to end, and watching them change: what callers hold while the scheduler polls for them."""
+"""`wait_many` and `watch`: what a caller holds while the scheduler polls for it."""
 
 import asyncio
-import math
+import copy
 from collections import OrderedDict, deque
-from collections.abc import Callable
 from itertools import repeat
 from types import TracebackType
 from typing import Any, ClassVar, Generic, TypeVar
@@ -12,121 +11,42 @@ from kaizen_async._bulk import READ_AHEAD, refused
 from kaizen_async._ids import InvalidId, checked, require_id
 from kaizen_async._ledger import Ledger, Unfinished
 from kaizen_async._streams import AccountedStream, all_done
-from kaizen_async._waiting.polling import AT_ONCE, Flow, Group, Scheduler
-from kaizen_async.clock import Timer
-from kaizen_async.errors import KaizenError
-from kaizen_async.events import RecordFailed, Verb, WaitEnded, WaitStarted
-from kaizen_async.outcomes import AnyOutcome, Change, Outcome, Seen, WatchFailed
+from kaizen_async._waiting.calls import Call, Group
+from kaizen_async._waiting.reports import Report
+from kaizen_async._waiting.scheduler import AT_ONCE, Scheduler
+from kaizen_async.events import Verb
+from kaizen_async.outcomes import Change, Outcome, Seen, WatchFailed
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-class _Told:
-    """What the hook is told about one call, in the context that the call's polls inherit."""
-
-    def __init__(self, scheduler: Scheduler, flow: Flow, verb: Verb, execution_id: str | None = None) -> None:
-        self._hook = scheduler.engine.on_event
-        self._now = scheduler.clock.time
-        self._flow = flow
-        self._call = (verb, flow.group.lookups.url, execution_id)
-        self._started = 0.0
-
-    def start(self) -> None:
-        if self._hook is not None:
-            self._started = self._now()
-            self._flow.context.run(self._hook, WaitStarted(*self._call))
-
-    def failed(self, outcome: Outcome[Any]) -> None:
-        if self._hook is not None and outcome.error is not None:
-            url = self._flow.group.lookups.url
-            self._flow.context.run(self._hook, RecordFailed(outcome.id, url, outcome))
-
-    def end(self, error: KaizenError | None = None, *, cancelled: bool) -> None:
-        if self._hook is not None:
-            elapsed = self._now() - self._started
-            self._flow.context.run(self._hook, WaitEnded(*self._call, elapsed, error, cancelled))
-
-
-class Waiter(Generic[T]):
-    """One caller who waits for one execution."""
-
-    def __init__(self, scheduler: Scheduler, group: Group, execution_id: str, deadline_at: float) -> None:
-        self.flow = Flow(group)
-        self.deadline_at = deadline_at
-        self._scheduler = scheduler
-        self._id = execution_id
-        self._told = _Told(scheduler, self.flow, "wait", execution_id)
-        self._future: asyncio.Future[Outcome[T] | Exception] = scheduler.engine.loop.create_future()
-
-    async def wait(self) -> Outcome[T]:
-        """Return how the execution ended, or the error that ended the wait."""
-        timer = _call_at(self._scheduler, self.deadline_at, self._cut_off)
-        self._told.start()
-        try:
-            self._scheduler.subscribe(self._id, self)
-            result = await self._future
-        finally:
-            self._tell_of_end()
-            if timer is not None:
-                timer.cancel()
-            self._scheduler.unsubscribe(self._id, self)
-            await all_done(self.flow.cancelled_polls)
-        if isinstance(result, Exception):
-            raise result
-        return result
-
-    def _tell_of_end(self) -> None:
-        result = self._future.result() if self._future.done() and not self._future.cancelled() else None
-        if isinstance(result, AnyOutcome):
-            self._told.end(result.error, cancelled=False)
-        else:
-            self._told.end(cancelled=True)
-
-    def on_change(self, execution_id: str, before: Any, after: Any) -> None:
-        """Do nothing: only the end counts."""
-
-    def on_end(self, outcome: Outcome[T]) -> None:
-        """Pass the outcome on."""
-        self._finish(outcome)
-
-    def on_crash(self, execution_id: str, error: Exception) -> None:  # noqa: ARG002 - there is only one
-        """Have it raised."""
-        self._finish(error)
-
-    def on_close(self) -> None:
-        """End the wait, unless a poll is under way: that may still show the end."""
-        if not self._scheduler.is_polling(self.flow.group, self._id):
-            self._cut_off()
-
-    def _cut_off(self) -> None:
-        if not self._future.done():
-            self._finish(self._scheduler.cut_off(self._id, self))
-
-    def _finish(self, result: Outcome[T] | Exception) -> None:
-        if not self._future.done():
-            self._future.set_result(result)
-
-
 class PolledStream(AccountedStream[R]):
     """What the streams of ends and of changes have in common: ids go in as they come, and are polled until they end.
 
-    When the deadline passes or the client is closed, an execution that has not ended gets its error when it is taken:
-    no 100,000 errors are made in one go, nor kept for a consumer who takes his time.
+    When the deadline passes or the client is closed, an execution that has not ended gets its error when the consumer
+    takes it. So 100,000 errors are neither made in one go nor kept for a slow consumer.
     """
 
     _verb: ClassVar[Verb]
 
     def __init__(self, scheduler: Scheduler, group: Group, ledger: Ledger, deadline_at: float) -> None:
         super().__init__(ledger)
-        self._room = asyncio.Event()
-        self.flow = Flow(group, self._room)
-        self.deadline_at = deadline_at
         self._scheduler = scheduler
-        self._cut: deque[str] = deque()
-        self._is_late = False
-        self._timer: Timer | None = None
-        self._told = _Told(scheduler, self.flow, self._verb)
+        self._room = asyncio.Event()
+        self._over: deque[str] = deque()
+        self._report: Report | None = None
+        self._call = Call(
+            group,
+            deadline_at,
+            on_change=self._on_change,
+            on_end=self._on_end,
+            on_crash=self._on_crash,
+            on_over=self._on_over,
+            on_thaw=self._on_thaw,
+            on_room=self._room.set,
+        )
+        ledger.source.late = lambda: self._call.deadline_at <= scheduler.clock.time()
 
     def add(self, *ids: str) -> None:
         """Wait for more ids. Allowed until the loop over the stream has ended, so in its last turn too.
@@ -143,16 +63,16 @@ class PolledStream(AccountedStream[R]):
             self._begin(execution_id)
 
     def _start(self) -> list[asyncio.Task[None]]:
-        self._told.start()
-        self._timer = _call_at(self._scheduler, self.deadline_at, self._expire)
+        self._report = Report(self._scheduler, self._call, self._verb)
+        self._scheduler.open(self._call)
         return [asyncio.create_task(self._take_ids())]
 
     def _is_over(self) -> bool:
         return super()._is_over() and not self._ledger.pending
 
     def _has_result(self) -> bool:
-        while self._cut and not self._ready:
-            self._cut_off(self._cut.popleft())
+        while self._over and not self._ready:
+            self._cut_off(self._over.popleft())
         return super()._has_result()
 
     def _take(self) -> Any:
@@ -160,9 +80,10 @@ class PolledStream(AccountedStream[R]):
         return super()._take()
 
     async def _take_ids(self) -> None:
-        """Take ids in no faster than they get their first poll and their results are consumed."""
+        """Take ids up no faster than they get their first poll and their results are consumed."""
+        source = self._ledger.source
         taken = 0
-        while (execution_id := await self._ledger.source.take()) is not None:
+        while (execution_id := await source.take()) is not None:
             if isinstance(execution_id, InvalidId):
                 self._refuse(execution_id)
             else:
@@ -173,66 +94,83 @@ class PolledStream(AccountedStream[R]):
             while not self._has_room():
                 self._room.clear()
                 await self._room.wait()
-        self._fail(self._ledger.source.error)
+        self._fail(source.error)
 
     def _has_room(self) -> bool:
         concurrency = self._scheduler.engine.concurrency
         if len(self._ready) >= concurrency + READ_AHEAD:
             return False
-        return self.flow.unpolled < concurrency or self._is_late or self._scheduler.engine.closed
+        return self._call.unpolled < concurrency or self._call.is_over or self._scheduler.engine.closed
+
+    def _begin(
+        self, execution_id: str, *, count: int = 1, age: float = 0.0, delay: float = 0.0, seen: bool = False
+    ) -> None:
+        if self._ledger.begin(execution_id, count):
+            self._scheduler.subscribe(self._call, execution_id, age=age, delay=delay, seen=seen)
 
     def _refuse(self, invalid: InvalidId, count: int = 1) -> None:
         """Put the results of an invalid id in."""
         raise NotImplementedError
 
-    def _begin(self, execution_id: str, *, count: int = 1, age: float = 0.0, delay: float = 0.0) -> None:
-        if self._ledger.begin(execution_id, count):
-            self._scheduler.subscribe(execution_id, self, age=age, delay=delay)
-
-    def on_change(self, execution_id: str, before: Any, after: Any) -> None:
+    def _on_change(self, execution_id: str, before: Any, after: Any) -> None:
         """Do nothing, unless a subclass wants changes."""
 
-    def on_end(self, outcome: Outcome[Any]) -> None:
+    def _on_end(self, outcome: Outcome[Any]) -> None:
         """Pass the end of an id on."""
         raise NotImplementedError
 
-    def on_crash(self, execution_id: str, error: Exception) -> None:
-        """Have it raised once the others have ended."""
+    def _report_failure(self, outcome: Outcome[Any]) -> None:
+        if self._report is not None:
+            self._report.failed(outcome)
+
+    def _on_crash(self, execution_id: str, error: Exception) -> None:
+        """Have the error raised once the others have ended. An endless source is stopped, because it would hide it."""
         self._ledger.end(execution_id)
+        if not self._ledger.source.has_an_end:
+            self._ledger.source.fail(error)
         self._fail(error)
         self._changed.set()
 
-    def on_close(self) -> None:
-        """End the waits, but for those whose poll is under way: that may still show the end."""
-        self._cut_all_off()
-
-    def _expire(self) -> None:
-        self._is_late = True
-        self.deadline_at = -math.inf
-        self._ledger.source.stop()
-        self._cut_all_off()
-
-    def _cut_all_off(self) -> None:
-        self._cut = deque(self._ledger.pending)
+    def _on_over(self) -> None:
+        """End the waits, but for those whose poll is in flight when the client is closed: it may still show the end."""
+        source = self._ledger.source
+        if self._call.refusal is not None and not source.has_an_end:
+            source.fail(copy.copy(self._call.refusal))
+        if self._call.is_over:
+            source.stop()
+        self._over = deque(self._ledger.pending)
         self._room.set()
         self._changed.set()
+
+    def _on_thaw(self) -> int:
+        """Poll everything once more: the process was frozen beyond the deadline."""
+        if self._tasks is not None:
+            self._tasks.append(asyncio.create_task(self._poll_all()))
+        return len(self._ledger.pending)
+
+    async def _poll_all(self) -> None:
+        for number, execution_id in enumerate(list(self._ledger.pending)):
+            if execution_id in self._ledger.pending:
+                self._scheduler.poll_soon(self._call, execution_id)
+            if not number % AT_ONCE:
+                await asyncio.sleep(0)
 
     def _cut_off(self, execution_id: str) -> None:
         if execution_id not in self._ledger.pending:
             return
-        if self._is_late or not self._scheduler.is_polling(self.flow.group, execution_id):
-            self.on_end(self._scheduler.cut_off(execution_id, self))
+        if self._call.is_over or not self._scheduler.is_polling(self._call, execution_id):
+            self._on_end(self._scheduler.cut_off(self._call, execution_id))
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._told.end(cancelled=bool(self._ledger.pending))
-        self.deadline_at = -math.inf
-        if self._timer is not None:
-            self._timer.cancel()
+        if self._report is not None:
+            self._report.end(cancelled=bool(self._ledger.pending))
+        self._scheduler.end_timer(self._call)
         try:
             await super().__aexit__(exc_type, exc, traceback)
         finally:
+            # In a task of its own, so that a cancellation of the caller does not leave half of it behind.
             await all_done([asyncio.create_task(self._leave())])
 
     async def _leave(self) -> None:
@@ -241,11 +179,14 @@ class PolledStream(AccountedStream[R]):
         while self._ledger.pending:
             execution_id, count = self._ledger.pending.popitem()
             self._on_left(execution_id, count)
-            self._scheduler.unsubscribe(execution_id, self)
+            self._scheduler.unsubscribe(self._call, execution_id)
             left += 1
             if not left % AT_ONCE:
                 await asyncio.sleep(0)
-        await all_done(self.flow.cancelled_polls)
+        if self._report is not None:
+            self._scheduler.close_call(self._call)
+            self._report = None
+        await all_done(self._call.cancelled_polls)
 
     def _on_left(self, execution_id: str, count: int) -> None:
         """Do nothing, unless a subclass wants to know what was not waited out."""
@@ -254,9 +195,9 @@ class PolledStream(AccountedStream[R]):
 class WaitStream(PolledStream[Outcome[T]], Generic[T]):
     """Outcomes of executions as these end. Use it as `async with … as outcomes: async for outcome in outcomes`.
 
-    Exactly one for each id taken in, duplicates included. An exception raised by the source of the ids, and the
-    TypeError or ValueError of an invalid id, comes out of the loop once those taken in before have ended. Leaving the
-    block stops the polls.
+    Exactly one for each id, duplicates included; an invalid id gets an outcome with an `InvalidIdError`. An exception
+    raised by the source of the ids comes out of the loop once those before have ended. Leaving the block stops the
+    polls.
     """
 
     _verb = "wait_many"
@@ -265,21 +206,6 @@ class WaitStream(PolledStream[Outcome[T]], Generic[T]):
         super().__init__(scheduler, group, ledger, deadline_at)
         self._unwaited: list[Unfinished] = []
         self._unwaited_at: float | None = None
-
-    def on_end(self, outcome: Outcome[Any]) -> None:
-        """Pass the outcome on, once for each time that the id was taken up."""
-        self._told.failed(outcome)
-        self._ready.extend(repeat(outcome, self._ledger.end(outcome.id)))
-        self._changed.set()
-
-    def _refuse(self, invalid: InvalidId, count: int = 1) -> None:
-        self._ready.extend(repeat(refused(invalid), count))
-        self._changed.set()
-
-    def _take(self) -> Outcome[T]:
-        self._ledger.done += 1
-        outcome: Outcome[T] = super()._take()
-        return outcome
 
     def checkpoint(self) -> dict[str, Any]:
         """Return what a later `wait_many(checkpoint=…)` needs to go on from here, in this process or another.
@@ -299,29 +225,45 @@ class WaitStream(PolledStream[Outcome[T]], Generic[T]):
             [*self._unwaited, *(self._waiting(execution_id, count) for execution_id, count in pending)],
             (outcome.id for outcome in self._ready),
             now=self._scheduler.clock.wall() if self._unwaited_at is None else self._unwaited_at,
-            learned=self.flow.group.cadence.state(),
+            learned=self._call.group.cadence.state(),
         )
+
+    def _on_end(self, outcome: Outcome[Any]) -> None:
+        """Pass the outcome on, once for each time that the id was taken up."""
+        self._report_failure(outcome)
+        self._ready.extend(repeat(outcome, self._ledger.end(outcome.id)))
+        self._changed.set()
+
+    def _refuse(self, invalid: InvalidId, count: int = 1) -> None:
+        self._ready.extend(repeat(refused(invalid), count))
+        self._changed.set()
+
+    def _take(self) -> Outcome[T]:
+        self._ledger.done += 1
+        outcome: Outcome[T] = super()._take()
+        return outcome
 
     def _start(self) -> list[asyncio.Task[None]]:
         return [*super()._start(), asyncio.create_task(self._resume())]
 
     async def _resume(self) -> None:
-        """Take the ids of a checkpoint in. Polls that fell due meanwhile are spread as their next ones would be."""
-        while self._ledger.resumed:
-            entry = self._ledger.resume()
+        """Take the ids of a checkpoint up. Polls that fell due meanwhile are spread as their next ones would be."""
+        ledger = self._ledger
+        while ledger.resumed:
+            entry = ledger.resume()
             execution_id = checked(entry.id)
             if isinstance(execution_id, InvalidId):
                 self._refuse(execution_id, entry.count)
             else:
                 due_in = entry.due_in
                 if entry.age and due_in <= 0:
-                    due_in = self._scheduler.spread(self.flow.group, entry.age)
-                self._begin(execution_id, count=entry.count, age=entry.age, delay=due_in)
-            if not len(self._ledger.resumed) % AT_ONCE:
+                    due_in = self._scheduler.spread(self._call.group, entry.age)
+                self._begin(execution_id, count=entry.count, age=entry.age, delay=due_in, seen=entry.seen)
+            if not len(ledger.resumed) % AT_ONCE:
                 await asyncio.sleep(0)
 
     def _waiting(self, execution_id: str, count: int) -> Unfinished:
-        return Unfinished(execution_id, count, *self._scheduler.due_in(self.flow.group, execution_id))
+        return Unfinished(execution_id, count, *self._scheduler.due_in(self._call, execution_id))
 
     def _on_left(self, execution_id: str, count: int) -> None:
         if self._unwaited_at is None:
@@ -342,7 +284,7 @@ class ChangeStream(PolledStream[Change[T]], Generic[T]):
         super().__init__(scheduler, group, ledger, deadline_at)
         self._ready: OrderedDict[tuple[object, bool], Change[T]] = OrderedDict()
 
-    def on_change(self, execution_id: str, before: Any, after: Any) -> None:
+    def _on_change(self, execution_id: str, before: Any, after: Any) -> None:
         """Put the change in, merged with one of the same id that the consumer has not taken yet."""
         unread = self._ready.get((execution_id, True))
         if unread is not None:
@@ -352,9 +294,9 @@ class ChangeStream(PolledStream[Change[T]], Generic[T]):
         else:
             self._put(Seen(execution_id, before, after, None))
 
-    def on_end(self, outcome: Outcome[Any]) -> None:
+    def _on_end(self, outcome: Outcome[Any]) -> None:
         """Put the error in that ended the watch of an id. A record that ended it has come as a change already."""
-        self._told.failed(outcome)
+        self._report_failure(outcome)
         self._ledger.done += self._ledger.end(outcome.id)
         if outcome.error is not None:
             self._put(WatchFailed(outcome.id, None, None, outcome.error))
@@ -372,7 +314,3 @@ class ChangeStream(PolledStream[Change[T]], Generic[T]):
     def _take(self) -> Change[T]:
         self._room.set()
         return self._ready.popitem(last=False)[1]
-
-
-def _call_at(scheduler: Scheduler, when: float, callback: Callable[[], None]) -> Timer | None:
-    return None if when == math.inf else scheduler.clock.call_at(when, callback)

@@ -1,0 +1,148 @@
+"""What the scheduler knows of one call: `wait`, `wait_many` or `watch`."""
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable
+from contextvars import copy_context
+from typing import Any
+
+from kaizen_async._lookup.lookup import Lookups
+from kaizen_async._waiting.cadence import Cadence
+from kaizen_async._waiting.entry import Entry
+from kaizen_async.clock import Timer
+from kaizen_async.config import PollPolicy
+from kaizen_async.errors import KaizenError
+from kaizen_async.outcomes import Outcome
+
+
+class Pace:
+    """When the next poll under a policy with a `max_rate` may be made."""
+
+    def __init__(self) -> None:
+        self.next_poll = -math.inf
+
+
+class Group:
+    """What all calls for one kind of executions under one policy share.
+
+    Attributes:
+        entries: The executions that they wait for.
+        polls: The tasks of the polls in flight.
+        calls: Their calls that have entries in their queues, in the order of their turns.
+        open_calls: How many calls there are.
+        turns_left: Polls that it may make before it is the turn of another group: one for each call in `calls`.
+    """
+
+    def __init__(self, lookups: Lookups[Any], policy: PollPolicy, cadence: Cadence, pace: Pace) -> None:
+        self.lookups = lookups
+        self.policy = policy
+        self.cadence = cadence
+        self.pace = pace
+        self.entries: dict[str, Entry] = {}
+        self.polls: dict[str, asyncio.Task[None]] = {}
+        self.calls: deque[Call] = deque()
+        self.open_calls = 0
+        self.turns_left = 0
+
+
+class Call:
+    """One call, from its start to its end.
+
+    Of the entries that are due, those that were never polled queue apart, and every second turn is theirs: polls that
+    cannot keep up do not keep new ids from their first poll, and an endless source of new ids does not keep others from
+    their next.
+
+    Args:
+        group: What it shares with other calls.
+        deadline_at: When it stops waiting, in the clock's time. From then on nothing is polled for it.
+        on_change: Called with an id, the record before (None for the first) and a record that differs from it.
+        on_end: Called with the outcome of an id. Nothing follows for this id.
+        on_crash: Called with an id and an exception that is not a KaizenError but a fault in a program.
+        on_over: Called when nothing more is polled for the call; `Scheduler.cut_off` gives the outcomes.
+        on_thaw: Called when the process was frozen beyond the deadline: all is to be polled once more.
+        on_room: Called whenever an entry has left the queue.
+
+    Attributes:
+        number: By which entries refer to it.
+        alone: The numbers of the calls of an entry that only this call waits for.
+        context: The context variables of the caller, which its polls inherit.
+        refusal: The error with which all its waits end, if that has been decided.
+        cancelled_polls: Polls that were given up and have yet to end.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        deadline_at: float,
+        *,
+        on_change: Callable[[str, Any, Any], None],
+        on_end: Callable[[Outcome[Any]], None],
+        on_crash: Callable[[str, Exception], None],
+        on_over: Callable[[], None],
+        on_thaw: Callable[[], int],
+        on_room: Callable[[], None],
+    ) -> None:
+        self.group = group
+        self.deadline_at = deadline_at
+        self.on_change = on_change
+        self.on_end = on_end
+        self.on_crash = on_crash
+        self.on_over = on_over
+        self.on_thaw = on_thaw
+        self.on_room = on_room
+        self.number = -1
+        self.alone: tuple[int, ...] = ()
+        self.context = copy_context()
+        self.timer: Timer | None = None
+        self.has_thawed = False
+        self.refusal: KaizenError | None = None
+        self.cancelled_polls: list[asyncio.Task[None]] = []
+        self._first: deque[Entry] = deque()
+        self._again: deque[Entry] = deque()
+        self._first_is_next = True
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is polled for it any more: its deadline has passed, it was refused, or it was left."""
+        return self.deadline_at == -math.inf
+
+    @property
+    def queued(self) -> int:
+        """How many entries are in its queue, stale ones included."""
+        return len(self._first) + len(self._again)
+
+    @property
+    def unpolled(self) -> int:
+        """How many of them were never polled."""
+        return len(self._first)
+
+    def put(self, entry: Entry) -> None:
+        """Add an entry to the queue."""
+        (self._first if entry.polled == -math.inf else self._again).append(entry)
+
+    def pop(self) -> Entry:
+        """Remove the entry whose turn it is."""
+        queue = self._first if self._first and (self._first_is_next or not self._again) else self._again
+        self._first_is_next = queue is self._again
+        self.on_room()
+        return queue.popleft()
+
+    def clear(self) -> None:
+        """Remove all."""
+        self._first.clear()
+        self._again.clear()
+
+    def detach(self) -> None:
+        """Let go of the owner, which holds the call: in a cycle, an error would be freed by the collector only."""
+        self.on_change = self.on_crash = _ignore
+        self.on_end = self.on_over = self.on_room = _ignore
+        self.on_thaw = _nothing
+
+
+def _ignore(*_: object) -> None:
+    pass
+
+
+def _nothing() -> int:
+    return 0
