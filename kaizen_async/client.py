@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary
 import aiohttp
 import msgspec
 
+from kaizen_async._kinds import EXECUTIONS, INSTRUCTOR_EXECUTIONS, Kind
 from kaizen_async._lookup.engine import Engine, Limiter, require_limiter
 from kaizen_async._lookup.health import SEVERITY, Health
 from kaizen_async._lookup.lookup import Lookups
@@ -222,12 +223,15 @@ class KaizenClient:
     @property
     def instructor_executions(self) -> Executions[InstructorExecution]:
         """Instructor executions: `POST /instructor/executions/get`."""
-        return self.lookups("instructor/executions/get", InstructorExecution)
+        return self._of(INSTRUCTOR_EXECUTIONS)
 
     @property
     def executions(self) -> Executions[WorkflowExecution]:
         """Workflow executions: `POST /executions/get`. Provisional: see `WorkflowExecution`."""
-        return self.lookups("executions/get", WorkflowExecution, unwrap="execution")
+        return self._of(EXECUTIONS)
+
+    def _of(self, kind: Kind[T]) -> Executions[T]:
+        return self.lookups(kind.path, kind.record, unwrap=kind.unwrap)
 
     def lookups(self, path: str, record: type[T], *, unwrap: str | None = None) -> Executions[T]:
         """Return the verbs for another kind of look-up, or for a record type of your own: the same for the same.

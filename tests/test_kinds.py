@@ -21,9 +21,12 @@ from kaizen_async import (
     Workflow,
     WorkflowExecution,
 )
+from kaizen_async._kinds import Kind
+from kaizen_async._records.base import Record
 from kaizen_async._transport.transport import Answer
 from kaizen_async._transport.wire import Endpoint
 from kaizen_async.testing import KaizenEmulator, Life, VirtualClock
+from kaizen_async.testing import records as emulated
 
 ENDPOINT = Endpoint("executions/get", WorkflowExecution, "execution")
 FULL = (
@@ -278,3 +281,23 @@ async def test_a_record_that_does_not_tell_its_end_cannot_be_waited_for(record: 
             await executions.wait("a")
         with pytest.raises(TypeError, match="or a property `is_finished`"):
             executions.watch("a")
+
+
+class Preview(Record, frozen=True, gc=False, kw_only=True, omit_defaults=True):
+    """The record of a third kind."""
+
+    id: str
+    status: ExecutionStatus
+    end_time: datetime | None = None
+    pages: int = 0
+
+
+async def test_a_third_kind_is_an_entry_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The emulator makes up the fields that other kinds have, and a wait knows how it ends."""
+    kind = Kind("previews", "previews/get", Preview, unwrap="preview")
+    monkeypatch.setitem(emulated.KINDS, "/previews/get", emulated.served(kind))  # type: ignore[arg-type]
+    async with KaizenEmulator() as emulator, KaizenClient(base_url=emulator.base_url) as client:
+        emulator.add("p1", Life.ended())
+        preview = await client.lookups(kind.path, kind.record, unwrap=kind.unwrap).wait("p1")
+        assert (preview.id, preview.status, preview.pages) == ("p1", ExecutionStatus.COMPLETED, 0)
+        assert preview.end_time is not None

@@ -227,6 +227,7 @@ LAYERS = [
     ["_streams", "events", "_lookup.verdicts"],
     ["_ledger"],
     [
+        "_kinds",
         "_waiting.cadence",
         "_waiting.facts",
         "_waiting.memory",

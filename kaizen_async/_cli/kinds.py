@@ -1,10 +1,10 @@
 """The kinds of executions that the command looks up, and what it shows of either."""
 
-from collections.abc import Callable
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import msgspec
 
+from kaizen_async import _kinds
 from kaizen_async._records.tolerance import clean
 from kaizen_async.client import KaizenClient
 from kaizen_async.executions import Executions
@@ -12,18 +12,14 @@ from kaizen_async.models import InstructorExecution, WorkflowExecution
 
 Execution: TypeAlias = InstructorExecution | WorkflowExecution
 
-_KINDS: Final[dict[str, Callable[[KaizenClient], Executions[Any]]]] = {
-    "instructor-executions": lambda kaizen: kaizen.instructor_executions,
-    "executions": lambda kaizen: kaizen.executions,
-}
-
-KINDS: Final = tuple(_KINDS)
-"""The choices of `--kind`, which follow the paths of the API; the first is meant where none is given."""
+KINDS: Final = tuple(_kinds.KINDS)
+"""The choices of `--kind`, which follow the paths of the API. The first one is used if none is given."""
 
 
 def executions_of(kaizen: KaizenClient, kind: str) -> Executions[Execution]:
     """Return what looks up executions of a kind."""
-    return _KINDS[kind](kaizen)
+    chosen = _kinds.KINDS[kind]
+    return kaizen.lookups(chosen.path, chosen.record, unwrap=chosen.unwrap)
 
 
 def as_json(record: Execution | None) -> object:

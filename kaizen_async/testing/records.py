@@ -8,6 +8,8 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from kaizen_async import _kinds
+from kaizen_async.models import InstructorExecution, WorkflowExecution
 from kaizen_async.testing.checks import check_type
 from kaizen_async.testing.lives import Life, reached
 
@@ -152,10 +154,22 @@ def workflow_execution(snapshot: Snapshot) -> Record:
     }
 
 
-KINDS: Final[Mapping[str, Kind]] = {
-    "/instructor/executions/get": Kind(instructor_execution),
-    "/executions/get": Kind(workflow_execution, wrap="execution"),
+def served(kind: _kinds.Kind[Any]) -> Kind:
+    """Return how a kind is served: with the fields of its Struct that others have, unless something else is known."""
+    names = [field.encode_name for field in msgspec.structs.fields(kind.record)]
+
+    def build(snapshot: Snapshot) -> Record:
+        known = {**workflow_execution(snapshot), **instructor_execution(snapshot)}
+        return {name: known[name] for name in names if name in known}
+
+    return Kind(_BUILDERS.get(kind.record, build), kind.unwrap)
+
+
+_BUILDERS: Final[Mapping[type, Callable[[Snapshot], Record]]] = {
+    InstructorExecution: instructor_execution,
+    WorkflowExecution: workflow_execution,
 }
+KINDS: Final[Mapping[str, Kind]] = {f"/{kind.path}": served(kind) for kind in _kinds.KINDS.values()}
 """The paths that are served, and what each answers."""
 
 
