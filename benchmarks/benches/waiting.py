@@ -12,7 +12,7 @@ from harness import Plan, Report, clean_environment, progress
 from table import Table
 from waiting import CONCURRENCY, Job
 
-ABOUT = "100,000 ids in one wait: memory, tasks and delay of the event loop; many callers on few ids"
+ABOUT = "200,000 ids in one wait, 1,000,000 with --full: memory, tasks and delay of the loop; many callers on few ids"
 _PROCESS = Path(__file__).parent.parent / "waiting.py"
 _LIFE_SECONDS = 5.0
 
@@ -21,7 +21,7 @@ Sample = dict[str, Any]
 
 def run(plan: Plan) -> Report:
     """Wait for executions that do not end, then let many callers wait for few that do."""
-    count = plan.choose(quick=10_000, default=100_000, full=100_000)
+    count = plan.choose(quick=10_000, default=200_000, full=1_000_000)
     seconds = plan.choose(quick=5.0, default=15.0, full=60.0)
     with server.answering("living") as running:
         job = Job("", running.base_url(1), count, seconds=seconds, uvloop=plan.uvloop)
