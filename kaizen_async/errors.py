@@ -15,11 +15,12 @@
 Misuse (an empty id, a key with a line break, a concurrency below 1) is no look-up and raises the builtin
 ValueError or TypeError before anything is sent.
 
-Every error can be pickled and copied, holds no API key, and its text begins with the execution id. Text that came
-from a server is cut and made printable before it enters a message.
+Every error can be pickled and copied, and rebuilt from its `args` as task queues do. It holds no API key, and its text
+begins with the execution id. Text that came from a server is cut and made printable before it enters a message.
 """
 
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 MESSAGE_LIMIT = 200
 """Characters of foreign text that enter a message."""
@@ -41,9 +42,8 @@ def seconds(duration: float) -> str:
     return f"{duration:.0f} s" if duration >= 100 else f"{duration:.3g} s"  # noqa: PLR2004 - three digits
 
 
-def _restore(cls: type[_E], args: tuple[Any, ...], state: dict[str, Any]) -> _E:
+def _restore(cls: type[_E], state: dict[str, Any]) -> _E:
     error = cls.__new__(cls)
-    error.args = args  # TimeoutError, unlike Exception, takes them in __init__ only
     error.__dict__.update(state)
     return error
 
@@ -51,37 +51,84 @@ def _restore(cls: type[_E], args: tuple[Any, ...], state: dict[str, Any]) -> _E:
 class KaizenError(Exception):
     """Base of every error of this library; catch it to catch them all.
 
+    `type(error)(*error.args)` makes an equal error, also after `args` was written as JSON and read again. Task queues
+    rebuild errors in this way. What JSON cannot hold is then missing: `last_execution`, and bytes that are not text.
+
     Attributes:
-        execution_id: The id whose look-up failed.
-        attempts: HTTP requests sent for this look-up, the first included. 0: nothing was sent.
+        execution_id: The id whose lookup failed.
+        attempts: HTTP requests sent for this lookup, the first included. 0: nothing was sent.
         reason: What happened, in one line, without the id.
         retryable: Whether a later attempt might succeed. A retryable error that reaches the caller has used up its
             attempts, its deadline or the client's retry budget; the message says which.
         next_attempt_in: Seconds after which the next attempt would have come, had the deadline not been sooner; None
             if that was not the reason to give up.
+        request_id: What the server calls the request that failed, for its support; None if it did not say.
+        gave_up: Why no further attempt was made; None if there was no need for a reason.
     """
 
-    retryable = False
+    execution_id: str = ""
+    attempts: int = 0
+    retryable: bool = False
+    gave_up: str | None = None
+    next_attempt_in: float | None = None
+    request_id: str | None = None
 
-    def __init__(self, reason: str, *, execution_id: str = "", attempts: int = 0) -> None:
-        super().__init__(reason)
+    _details: ClassVar[tuple[str, ...]] = ("execution_id", "attempts", "gave_up", "next_attempt_in", "request_id")
+    """Attributes that `args` carries beside the reason."""
+
+    def __init__(
+        self,
+        reason: str = "",
+        details: Mapping[str, Any] | None = None,
+        *,
+        execution_id: str = "",
+        attempts: int = 0,
+    ) -> None:
+        super().__init__()
         self.reason = reason
-        self.execution_id = execution_id
-        self.attempts = attempts
-        self.gave_up: str | None = None
-        self.next_attempt_in: float | None = None
+        self._set(execution_id=execution_id, attempts=attempts)
+        for name, value in (details or {}).items():
+            # What comes back from a task queue is input, so only known names are taken.
+            if name in self._details:
+                setattr(self, name, value.encode()[:BODY_LIMIT] if name == "body" and isinstance(value, str) else value)
+
+    def _set(self, **values: Any) -> None:
+        """Set attributes. Those at their defaults stay with the class, because errors may pile up by the thousand."""
+        for name, value in values.items():
+            if value != getattr(type(self), name):
+                setattr(self, name, value)
+
+    if not TYPE_CHECKING:  # checkers know `args` as an attribute of every exception
+
+        @property
+        def args(self) -> tuple[Any, ...]:
+            """The reason, and the other attributes that are not at their defaults, in a form that JSON can hold."""
+            values = {name: getattr(self, name) for name in self._details}
+            details = {
+                name: value.decode(errors="replace") if isinstance(value, bytes) else value
+                for name, value in values.items()
+                if value != getattr(type(self), name)
+            }
+            return (self.reason, details) if details else (self.reason,)
+
+        @args.setter
+        def args(self, args: tuple[Any, ...]) -> None:
+            self.reason = str(args[0]) if args else ""
 
     def __str__(self) -> str:
         subject = f"{printable(self.execution_id)}: " if self.execution_id else ""
-        count = f" (after {self.attempts} attempt{'s' * (self.attempts != 1)})" if self.attempts else ""
+        notes = [f"after {self.attempts} attempt{'s' * (self.attempts != 1)}"] if self.attempts else []
+        if self.request_id:
+            notes.append(f"request id {printable(self.request_id)}")
+        noted = f" ({', '.join(notes)})" if notes else ""
         stopped = f"; {self.gave_up}" if self.gave_up else ""
-        return f"{subject}{self.reason}{count}{stopped}"
+        return f"{subject}{self.reason}{noted}{stopped}"
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self)!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (type(self), self.args, self.__dict__.copy())
+        return _restore, (type(self), self.__dict__.copy())
 
 
 class TransportError(KaizenError):
@@ -95,19 +142,24 @@ class TransportError(KaizenError):
         garbled: Something came back that is not HTTP, or not what its headers say.
     """
 
+    retryable = True
+    disconnected: bool = False
+    garbled: bool = False
+
+    _details = (*KaizenError._details, "retryable", "disconnected", "garbled")  # noqa: SLF001 - of its base
+
     def __init__(
         self,
-        reason: str,
+        reason: str = "",
+        details: Mapping[str, Any] | None = None,
         *,
         retryable: bool = True,
         disconnected: bool = False,
         garbled: bool = False,
         **context: Any,
     ) -> None:
-        super().__init__(reason, **context)
-        self.retryable = retryable
-        self.disconnected = disconnected
-        self.garbled = garbled
+        self._set(retryable=retryable, disconnected=disconnected, garbled=garbled)
+        super().__init__(reason, details, **context)
 
 
 class AttemptTimeoutError(TransportError, TimeoutError):
@@ -123,21 +175,25 @@ class StatusError(KaizenError):
         retry_after: Seconds the server asked to wait, or None if it named no time.
     """
 
+    status: int = 0
+    body: bytes = b""
+    retry_after: float | None = None
+
+    _details = (*KaizenError._details, "status", "body", "retry_after", "retryable")  # noqa: SLF001 - of its base
+
     def __init__(
         self,
-        reason: str,
+        reason: str = "",
+        details: Mapping[str, Any] | None = None,
         *,
-        status: int,
+        status: int = 0,
         body: bytes = b"",
         retry_after: float | None = None,
         retryable: bool = False,
         **context: Any,
     ) -> None:
-        super().__init__(reason, **context)
-        self.status = status
-        self.body = body[:BODY_LIMIT]
-        self.retry_after = retry_after
-        self.retryable = retryable
+        self._set(status=status, body=body[:BODY_LIMIT], retry_after=retry_after, retryable=retryable)
+        super().__init__(reason, details, **context)
 
 
 class AuthenticationError(StatusError):
@@ -167,13 +223,23 @@ class DecodeError(KaizenError):
         body: The first bytes of the answer (at most `BODY_LIMIT`).
     """
 
+    path: str | None = None
+    body: bytes = b""
+
+    _details = (*KaizenError._details, "path", "body", "retryable")  # noqa: SLF001 - of its base
+
     def __init__(
-        self, reason: str, *, path: str | None, body: bytes = b"", retryable: bool = False, **context: Any
+        self,
+        reason: str = "",
+        details: Mapping[str, Any] | None = None,
+        *,
+        path: str | None = None,
+        body: bytes = b"",
+        retryable: bool = False,
+        **context: Any,
     ) -> None:
-        super().__init__(reason, **context)
-        self.path = path
-        self.body = body[:BODY_LIMIT]
-        self.retryable = retryable
+        self._set(path=path, body=body[:BODY_LIMIT], retryable=retryable)
+        super().__init__(reason, details, **context)
 
 
 class DeadlineExceededError(KaizenError, TimeoutError):
@@ -183,9 +249,18 @@ class DeadlineExceededError(KaizenError, TimeoutError):
         last_execution: The last record seen, when a wait ran out of time; None in a look-up.
     """
 
-    def __init__(self, reason: str, *, last_execution: Any = None, **context: Any) -> None:
-        super().__init__(reason, **context)
-        self.last_execution = last_execution
+    last_execution: Any = None
+
+    def __init__(
+        self,
+        reason: str = "",
+        details: Mapping[str, Any] | None = None,
+        *,
+        last_execution: Any = None,
+        **context: Any,
+    ) -> None:
+        self._set(last_execution=last_execution)
+        super().__init__(reason, details, **context)
 
 
 class InvalidIdError(KaizenError, ValueError):
@@ -197,9 +272,20 @@ class InvalidIdError(KaizenError, ValueError):
         position: How many ids came before this one in the call.
     """
 
-    def __init__(self, reason: str, *, position: int | None = None, **context: Any) -> None:
-        super().__init__(reason, **context)
-        self.position = position
+    position: int | None = None
+
+    _details = (*KaizenError._details, "position")  # noqa: SLF001 - of its base
+
+    def __init__(
+        self,
+        reason: str = "",
+        details: Mapping[str, Any] | None = None,
+        *,
+        position: int | None = None,
+        **context: Any,
+    ) -> None:
+        self._set(position=position)
+        super().__init__(reason, details, **context)
 
 
 class ClientClosedError(KaizenError):

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from yarl import URL
 
-from kaizen_async import KaizenClient
+from kaizen_async import KaizenClient, RetryPolicy, TransportError
 from kaizen_async._transport.transport import Answer, Transport
 from kaizen_async._transport.wire import Endpoint
 from kaizen_async.models import InstructorExecution
@@ -21,6 +21,7 @@ from kaizen_async.testing import KaizenEmulator, Life
 
 RECORD = (Path(__file__).parent / "samples" / "documented.json").read_bytes()
 BYTES_PER_OUTCOME = 150
+BYTES_PER_ERROR = 1500
 BYTES_PER_STREAMED_ID = 6  # less than a reference
 MODULES_OF_OURS = 62
 FOREIGN_MODULES = 2  # html and its table of entities, to find the key in HTML
@@ -159,3 +160,25 @@ def test_importing_loads_nothing_beside_the_dependencies() -> None:
     assert len(foreign) <= FOREIGN_MODULES, foreign
     assert len(loaded) <= MODULES_OF_OURS
     assert not {"kaizen_async.testing", "kaizen_async._cli"} & set(loaded)
+
+
+@pytest.mark.parametrize("attempts", [1, 3])
+async def test_failed_lookups_are_small_and_leave_nothing_for_the_cycle_collector(attempts: int) -> None:
+    """Twenty thousand stored connection errors must not take more than the records would."""
+    policy = RetryPolicy(max_attempts=attempts, initial_backoff=0, max_backoff=0, budgeted=False)
+    async with KaizenClient(base_url="http://127.0.0.1:1", concurrency=10, retry=policy) as kaizen:
+        await kaizen.instructor_executions.get_many(["warm up"])
+        gc.collect()
+        gc.disable()
+        tracemalloc.start()
+        try:
+            outcomes = await kaizen.instructor_executions.get_many([f"exec_{n}" for n in range(200)])
+            assert all(isinstance(outcome.error, TransportError) for outcome in outcomes)
+            assert gc.collect() == 0
+            held, _ = tracemalloc.get_traced_memory()
+            del outcomes
+            left, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+            gc.enable()
+    assert (held - left) / 200 < BYTES_PER_ERROR

@@ -1,6 +1,7 @@
 """The tree of errors: what one may catch, what an error says, and that it travels."""
 
 import copy
+import json
 import pickle
 import re
 from typing import Any
@@ -178,3 +179,51 @@ def test_defaults_are_the_cautious_ones() -> None:
     assert not ClientClosedError("x").retryable
     assert StatusError("x", status=400).retry_after is None
     assert DeadlineExceededError("x").last_execution is None
+
+
+def details(error: KaizenError) -> dict[str, Any]:
+    """Return the attributes that travel as JSON."""
+    return {name: value for name, value in vars(error).items() if name != "last_execution"}
+
+
+@ERRORS
+@pytest.mark.parametrize("travel", [lambda args: args, lambda args: json.loads(json.dumps(args))], ids=["args", "json"])
+def test_an_error_is_rebuilt_from_its_args(error: KaizenError, travel: Any) -> None:
+    """As Celery and taskiq do it: type, text and attributes are the same."""
+    error.request_id = "req-1"
+    rebuilt = type(error)(*travel(error.args))
+    assert type(rebuilt) is type(error)
+    assert str(rebuilt) == str(error)
+    assert details(rebuilt) == details(error)
+    assert rebuilt.args == error.args
+    assert error.args[0] == error.reason
+
+
+@pytest.mark.parametrize("cls", {type(error) for error in one_of_each()})
+def test_any_error_can_be_made_of_a_text(cls: type[KaizenError]) -> None:
+    """Some queues keep no more of an error; then its attributes are at their defaults."""
+    error = cls("it failed")
+    assert (str(error), error.args, error.execution_id) == ("it failed", ("it failed",), "")
+    assert str(cls()) == ""
+
+
+def test_details_that_are_no_details_are_ignored() -> None:
+    """What comes out of a queue is input."""
+    error = StatusError("it failed", {"__class__": 5, "with_traceback": 1, "status": 500})
+    assert error.args == ("it failed", {"status": 500})
+
+
+def test_the_args_of_an_error_may_be_replaced() -> None:
+    """Some tools add to the text in this way."""
+    error = StatusError("it failed", status=500)
+    error.args = ("it failed again",)
+    assert (error.reason, error.status) == ("it failed again", 500)
+    error.args = ()
+    assert error.reason == ""
+
+
+def test_the_text_names_the_request() -> None:
+    """So that a person can pass it on to the support of the server."""
+    error = StatusError("it failed", status=500, attempts=2)
+    error.request_id = "8f14\n"
+    assert str(error) == "it failed (after 2 attempts, request id 8f14�)"

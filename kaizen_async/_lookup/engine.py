@@ -15,6 +15,7 @@ from yarl import URL
 
 from kaizen_async._lookup.health import Health
 from kaizen_async._transport.capacity import NoConnectionError
+from kaizen_async._transport.failures import without_frames
 from kaizen_async._transport.response import Answer
 from kaizen_async._transport.transport import Transport
 from kaizen_async.clock import Clock, RunningTimeout, Sweep, SystemClock, Timeout, Timer, sleep
@@ -236,6 +237,7 @@ class Engine:
                 return await self._send_once(url, body, deadline_at, is_held, fresh=fresh)
             except NoConnectionError as error:
                 shortage = error
+                without_frames(error)  # this frame refers to the error, so it would keep itself alive
             has_room = True
             try:
                 has_room = await self.wait(self.transport.room(url), deadline_at)

@@ -77,7 +77,11 @@ class Retrier:
             before_sleep=lambda state: before_sleep(_failure(state), state.upcoming_sleep),
             retry_error_callback=_failure,
         )
-        result: T | KaizenError = await retrying(replay_then_attempt)
+        try:
+            result: T | KaizenError = await retrying(replay_then_attempt)
+        finally:
+            # tenacity's state refers to itself by way of its actions: without this, only the cycle collector frees it.
+            retrying.iter_state.reset()
         return result
 
     def is_worth_retrying(self, result: object) -> TypeGuard[KaizenError]:

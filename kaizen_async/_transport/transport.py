@@ -366,7 +366,6 @@ class Transport:
                 for withholder in self._withholders:
                     said = withholder.body(said)  # noqa: PLW2901 - one secret after the other
                 setattr(error, name, said)
-        error.args = (error.reason,)
         return error
 
     def abandon(self, loop: asyncio.AbstractEventLoop) -> None:
