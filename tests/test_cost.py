@@ -162,10 +162,9 @@ def test_importing_loads_nothing_beside_the_dependencies() -> None:
     assert not {"kaizen_async.testing", "kaizen_async._cli"} & set(loaded)
 
 
-@pytest.mark.parametrize("attempts", [1, 3])
-async def test_failed_lookups_are_small_and_leave_nothing_for_the_cycle_collector(attempts: int) -> None:
+async def test_failed_lookups_are_small_and_leave_nothing_for_the_cycle_collector() -> None:
     """Twenty thousand stored connection errors must not take more than the records would."""
-    policy = RetryPolicy(max_attempts=attempts, initial_backoff=0, max_backoff=0, budgeted=False)
+    policy = RetryPolicy(max_attempts=1)
     async with KaizenClient(base_url="http://127.0.0.1:1", concurrency=10, retry=policy) as kaizen:
         await kaizen.instructor_executions.get_many(["warm up"])
         gc.collect()
