@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import importlib
+import json
 import random
 import sys
 import zlib
@@ -26,10 +27,11 @@ from scripted_server import (
     run_on,
 )
 
-from kaizen_async import Outcome, RetryPolicy, TransportError
+from kaizen_async import InstructorExecution, Outcome, RetryPolicy, TransportError
 from kaizen_async._transport import encodings, session, transport
 from kaizen_async._transport.encodings import MOST_MEMBERS, PIECE, UnpackError
 from kaizen_async._transport.wire import Endpoint
+from kaizen_async._waiting.memory import EndedRecords
 
 everywhere = pytest.mark.parametrize("loop", LOOPS)
 
@@ -196,3 +198,15 @@ def test_large_records_are_decoded_in_different_steps(
     monkeypatch.setattr(Endpoint, "decode", noting)
     run_on(loop, main())
     assert len(steps) == len(set(steps)) == 20
+
+
+def test_a_record_with_much_json_is_not_remembered() -> None:
+    """An unknown field costs no attribute, but the JSON behind the record is kept with it."""
+    endpoint = Endpoint("get", InstructorExecution)
+    small = endpoint.decode(json.dumps(record("a")).encode(), "a")
+    large = endpoint.decode(json.dumps(record("b", zorp="x" * 400_000)).encode(), "b")
+    ended = EndedRecords(10)
+    ended.put(endpoint, "a", small)
+    ended.put(endpoint, "b", large)
+    assert ended.get(endpoint, "a") is small
+    assert ended.get(endpoint, "b") is None

@@ -7,6 +7,8 @@ from typing import Any, Final
 
 import msgspec
 
+from kaizen_async._records.base import Part, source_of
+
 MOST_PER_RECORD: Final = 64 * 1024
 """Bytes of a record above which it is handed to the caller and not kept. The documented example takes 3 KiB."""
 MOST_ENDED: Final = 32 * 1024 * 1024
@@ -18,8 +20,10 @@ MOST_HEAVY: Final = 32 * 1024 * 1024
 
 
 def weigh(record: object, most: int = MOST_PER_RECORD) -> int:
-    """Return about how many bytes a record holds; something above `most` if it is more than that."""
-    weight = 0
+    """Return about how many bytes a record holds, its JSON included; something above `most` if it is more than that."""
+    source = source_of(record) if isinstance(record, Part) else None
+    body = source[0] if isinstance(source, tuple) else source
+    weight = len(body) if isinstance(body, bytes) else 0
     todo: list[Any] = [record]
     while todo and weight <= most:
         part = todo.pop()
