@@ -539,6 +539,11 @@ async def test_advancing_brings_about_what_is_due(clock: VirtualClock) -> None:
         await clock.advance(200)
         assert waiting.done()
         assert (await waiting).status == "Completed"
+        emulator.add("exec_2", Life.running())
+        waiting = asyncio.create_task(kaizen.instructor_executions.wait("exec_2", poll=policy))
+        await clock.advance(60)
+        emulator.finish("exec_2", "Failed")
+        assert (await waiting).status == "Failed"
 
 
 async def test_a_hand_moved_clock_that_goes_back_stands_still() -> None:

@@ -299,6 +299,8 @@ class VirtualClock:
             for loop, settled in self._settling:
                 loop.call_soon_threadsafe(_settle, settled)
             self._settling.clear()
+            for part in parts:
+                self._touch_from_outside(part)
             return
         for part in parts:
             part.drop_cancelled()
