@@ -1,6 +1,8 @@
 """An async client for Kaizen executions: look up one, many or endless ids, and wait for them to end."""
 
+from kaizen_async._bulk import OutcomeStream
 from kaizen_async._records.base import Record
+from kaizen_async._waiting.streams import ChangeStream, WaitStream
 from kaizen_async.client import KaizenClient
 from kaizen_async.config import ConnectionPolicy, PollPolicy, RetryPolicy, __version__
 from kaizen_async.errors import (
@@ -38,6 +40,7 @@ __all__ = [
     "AuthenticationError",
     "AuthenticationStatus",
     "Change",
+    "ChangeStream",
     "ClientClosedError",
     "ClientStats",
     "ConnectionPolicy",
@@ -57,6 +60,7 @@ __all__ = [
     "LookupFailed",
     "NotFoundError",
     "Outcome",
+    "OutcomeStream",
     "PollPolicy",
     "RateLimitError",
     "Record",
@@ -64,6 +68,7 @@ __all__ = [
     "Seen",
     "StatusError",
     "TransportError",
+    "WaitStream",
     "WatchFailed",
     "Workflow",
     "WorkflowExecution",

@@ -6,11 +6,11 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from ssl import SSLContext
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, NoReturn, Self, TypeVar
 from weakref import WeakValueDictionary
 
 import aiohttp
@@ -20,10 +20,14 @@ from kaizen_async._kinds import EXECUTIONS, INSTRUCTOR_EXECUTIONS, Kind
 from kaizen_async._lookup.engine import Engine, Limiter, require_limiter
 from kaizen_async._lookup.health import SEVERITY, Health
 from kaizen_async._lookup.lookup import Lookups
+from kaizen_async._lookup.received import Received
+from kaizen_async._transport.key import KeyFunction, RotatingKey
 from kaizen_async._transport.proxies import environment_proxy, parse_proxy
+from kaizen_async._transport.request_id import REQUEST_ID_HEADERS, RequestIds
 from kaizen_async._transport.transport import (
     Transport,
     may_leave_machine,
+    own_headers,
     request_headers,
     require_session,
 )
@@ -109,7 +113,10 @@ class KaizenClient:
     `aclose()` when done.
 
     Args:
-        api_key: Sent as a bearer token. Unset: the environment's KAIZEN_API_KEY; without either no key is sent.
+        api_key: Sent as a bearer token. Unset: the environment's KAIZEN_API_KEY; without either no key is sent. It may
+            be a function, also an `async def`, for keys that change: it is asked before the first request, and again
+            after a 401, whose request is then repeated once. It may take `attempt_timeout`; if it fails, so does the
+            attempt.
         base_url: Where the API is, a path prefix included. Unset: KAIZEN_BASE_URL, else the public API.
         concurrency: HTTP requests under way at the same time, at most.
         attempt_timeout: Seconds for one HTTP request, from connecting to the last byte.
@@ -120,7 +127,8 @@ class KaizenClient:
         connection_max_age: Seconds after which a connection is not used for another request, so that a client that is
             always busy follows changes of DNS.
         connections: How long idle connections are kept, and what a response's headers may take.
-        ended_records: Records of ended executions that waits keep to answer from; 0 for none.
+        ended_records: Records of ended executions that waits keep to answer from, and records of any that are kept
+            for `get(…, max_age=…)`; 0 for none.
         keep_raw: Whether records refer to the JSON that they came from, for `raw`, `extra` and `to_dict()`. False
             saves that memory, about as much as the records themselves take.
         session: An aiohttp session to use. It stays yours: it is not closed, and its proxy, TLS, tracing and
@@ -131,6 +139,10 @@ class KaizenClient:
             else ALL_PROXY, unless NO_PROXY names the server. Without effect if `proxy` is given.
         allow_insecure_http: Allow a plain http base_url to another machine, or to this one through a proxy or a
             connector of the session's own.
+        headers: Sent with every request beside the client's own, for a gateway or a tenant. They may be secrets: errors
+            and logs do not show their values.
+        request_id_headers: Header fields of a response in which the server names its request, for
+            `outcome.request_id` and `error.request_id`. The first that is there counts.
         limiter: A function that every request awaits before it is sent, for a rate that is shared with others:
             `AsyncLimiter(100, 1).acquire` of aiolimiter, or one over Redis that the workers of all machines use. It is
             awaited with a slot held and within the deadline of the look-up, and cancelled with it. What it returns is
@@ -146,7 +158,7 @@ class KaizenClient:
     @untraced
     def __init__(
         self,
-        api_key: str | None = None,
+        api_key: str | KeyFunction | None = None,
         *,
         base_url: str | None = None,
         concurrency: int = 50,
@@ -164,13 +176,25 @@ class KaizenClient:
         proxy: str | None = None,
         trust_env: bool = False,
         allow_insecure_http: bool = False,
+        headers: Mapping[str, str] | None = None,
+        request_id_headers: Iterable[str] = REQUEST_ID_HEADERS,
         limiter: Limiter | None = None,
         on_event: Hook | Iterable[Hook] | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._engine: Engine | None = None
-        self._headers = request_headers(resolve_api_key(api_key))
-        require_session(session, self._headers, ssl_context=ssl_context, trust_env=trust_env, proxy=proxy)
+        self._key_function = api_key if callable(api_key) else None
+        key = None if callable(api_key) else resolve_api_key(api_key)
+        has_key = key is not None or self._key_function is not None
+        self._headers = request_headers(key, own_headers(headers, has_key=has_key))
+        has_auth = has_key or any(name.lower() == "authorization" for name in self._headers)
+        require_session(
+            session,
+            has_auth=has_auth,
+            ssl_context=ssl_context,
+            trust_env=trust_env,
+            proxy=proxy,
+        )
         self._settings = Settings(
             base_url=resolve_base_url(
                 base_url,
@@ -195,6 +219,7 @@ class KaizenClient:
             self._proxy = parse_proxy(proxy, "proxy")
         elif trust_env:
             self._proxy = environment_proxy(self._settings.base_url)
+        self._request_ids = RequestIds(request_id_headers)
         require_limiter(limiter)
         self._limiter = limiter
         hooks = hooks_of(on_event)
@@ -206,10 +231,12 @@ class KaizenClient:
         self._counters_by_path: dict[str, Counters] = {}
         self._healths: dict[str, Health] = {}
         self._ended = EndedRecords(ended_records)
+        self._received = Received(ended_records)
         self._cadences: dict[tuple[object, PollPolicy], Cadence] = {}
         self._endpoints: dict[tuple[str, type, str | None], Endpoint[Any]] = {}
         # Weak, since they refer to the client: in a cycle it would be freed too late to warn that it was not closed.
         self._kinds: WeakValueDictionary[tuple[str, type, str | None], Executions[Any]] = WeakValueDictionary()
+        self._set_on_kinds: dict[tuple[str, type, str | None], dict[str, Any]] = {}
         self._lookups: dict[tuple[object, RetryPolicy], Lookups[Any]] = {}
         self._scheduler: Scheduler | None = None
         for hook in hooks:
@@ -254,6 +281,8 @@ class KaizenClient:
                 endpoint.url_below(self._settings.base_url)
                 self._endpoints[key] = endpoint
             known = self._kinds[key] = self._verbs(endpoint, record)
+            # What a test sets on it, such as a mock in the place of a method, lasts as long as the client.
+            known.__dict__ = self._set_on_kinds.setdefault(key, known.__dict__)
         return known
 
     def _verbs(self, endpoint: Endpoint[T], record: type[T]) -> Executions[T]:
@@ -273,6 +302,7 @@ class KaizenClient:
                 endpoint.url_below(self._settings.base_url),
                 policy,
                 health=self._health_of(endpoint),
+                received=self._received,
                 deadline=self._longest_lookup,
                 counters=self._counters_of(endpoint),
                 random=self._random,
@@ -401,6 +431,13 @@ class KaizenClient:
             return "<KaizenClient not constructed: an argument was refused>"
         return f"<KaizenClient {self._settings.base_url} {'closed' if self._closed else 'open'}>"
 
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be copied or pickled: a copy would share connections, and close them when it is dropped."""
+        raise TypeError(
+            "a KaizenClient cannot be copied or pickled, because it owns connections and holds the API key; "
+            "create one client in each process"
+        )
+
     def __del__(self) -> None:
         engine = getattr(self, "_engine", None)
         if engine is not None and engine.transport.is_open and engine.process_id == os.getpid():
@@ -414,6 +451,17 @@ class KaizenClient:
             )
 
     def _engine_here(self) -> Engine:
+        """Return the engine of the running event loop.
+
+        Raises:
+            RuntimeError: No event loop is running, or the client belongs to another one.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            raise RuntimeError(
+                "no running event loop: call this in an `async def` function, run by asyncio.run(main())"
+            ) from None
         engine = self._engine
         if engine is None or engine.loop is not asyncio.get_running_loop() or engine.process_id != os.getpid():
             engine = self._engine = self._bind()
@@ -459,14 +507,19 @@ class KaizenClient:
             connection_max_age=settings.connection_max_age,
             connections=settings.connections,
             random=self._random,
+            request_ids=self._request_ids,
             deliver=getattr(self._clock, "deliver", None),  # a virtual clock knows the emulators of this process
         )
+        key = None
+        if self._key_function is not None:
+            key = RotatingKey(self._key_function, transport.use_key, transport.failed)
         engine = Engine(
             transport,
             self._clock,
             concurrency=settings.concurrency,
             attempt_timeout=settings.attempt_timeout,
             limiter=self._limiter,
+            key=key,
             on_event=self._on_event,
         )
         engine.closed = self._closed

@@ -176,8 +176,16 @@ def resolve_api_key(api_key: str | None, environment: Mapping[str, str] = os.env
         ValueError: The key is empty or holds white space, control characters or non-ASCII. The key itself is not shown.
     """
     key = environment.get("KAIZEN_API_KEY") or None if api_key is None else api_key
-    if key is None:
-        return None
+    return None if key is None else require_key(key)
+
+
+def require_key(key: object) -> str:
+    """Return a key; refuse what cannot travel in a header.
+
+    Raises:
+        TypeError: The key is not a string.
+        ValueError: The key is empty or holds white space, control characters or non-ASCII. The key itself is not shown.
+    """
     if not isinstance(key, str):
         raise TypeError(f"api_key must be a str, not {type(key).__name__}")
     if not _KEY_PATTERN.fullmatch(key):

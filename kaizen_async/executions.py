@@ -30,6 +30,9 @@ class Executions(Generic[T]):
     any number of tasks of one event loop.
     """
 
+    # The slots are what each object is made of. Whatever else is set on one, such as a mock, is in its `__dict__`.
+    __slots__ = ("__dict__", "__weakref__", "_deadline", "_lookups", "_polls")
+
     def __init__(
         self,
         lookups: Callable[[RetryPolicy | None], Lookups[T]],
@@ -46,6 +49,7 @@ class Executions(Generic[T]):
         *,
         deadline: float | UnsetType | None = UNSET,
         retry: RetryPolicy | None = None,
+        max_age: float | None = None,
     ) -> T:
         """Look one execution up.
 
@@ -57,6 +61,8 @@ class Executions(Generic[T]):
             deadline: Seconds for the whole look-up: waiting for a slot, attempts and back-off. Unset: the client's.
                 None: no limit but the number of attempts.
             retry: Replaces the client's retry policy.
+            max_age: Seconds. A record of this id that the client received no longer ago may be returned, and that of an
+                ended execution whatever its age, without a request. None: always ask the server.
 
         Returns:
             The record.
@@ -75,6 +81,11 @@ class Executions(Generic[T]):
         execution_id = require_id(execution_id)
         seconds = self._deadline if deadline is UNSET else _checked(deadline)
         lookups = self._lookups(_checked_retry(retry))
+        if max_age is not None:
+            require_duration("max_age", max_age, zero_allowed=True)
+            recent = lookups.recent(execution_id, max_age)
+            if recent is not None:
+                return recent
         return (await lookups.look_up(execution_id, _after(lookups.engine, seconds))).unwrap()
 
     async def get_many(

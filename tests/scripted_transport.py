@@ -89,6 +89,14 @@ class ScriptedTransport:
         """Return the error as it is: there is no key here."""
         return error
 
+    def use_key(self, key: str) -> None:
+        """Take a key, which is not needed here."""
+
+    @staticmethod
+    def request_id(response: Answer) -> str | None:
+        """Return what a server calls a request."""
+        return response.headers.get("x-request-id")
+
     @staticmethod
     def failed(failure: KaizenError, cause: Exception) -> KaizenError:
         """Return an error with its cause."""

@@ -16,6 +16,7 @@ from yarl import URL
 from kaizen_async._lookup.health import Health
 from kaizen_async._transport.capacity import NoConnectionError
 from kaizen_async._transport.failures import without_frames
+from kaizen_async._transport.key import RotatingKey
 from kaizen_async._transport.response import Answer
 from kaizen_async._transport.transport import Transport
 from kaizen_async.clock import Clock, RunningTimeout, Sweep, SystemClock, Timeout, Timer, sleep
@@ -45,6 +46,7 @@ class Engine:
         concurrency: Requests under way at the same time, at most.
         attempt_timeout: Seconds for one request.
         limiter: Awaited before each request, as the last thing of its turn.
+        key: Gives the API key, if a function of the user's does.
         on_event: Told what happens.
     """
 
@@ -56,6 +58,7 @@ class Engine:
         concurrency: int,
         attempt_timeout: float,
         limiter: Limiter | None = None,
+        key: RotatingKey | None = None,
         on_event: Hook | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
@@ -64,6 +67,7 @@ class Engine:
         self.clock = clock
         self.concurrency = concurrency
         self.closed = False
+        self.key = key
         self.on_event = on_event
         self._attempt_timeout = attempt_timeout
         self._limiter = limiter
@@ -272,6 +276,25 @@ class Engine:
             self._sending.discard(timeout)
             if self.closed and not self._sending:
                 self._all_sent.set()
+
+    async def renew_key(self, key: RotatingKey, number: int, deadline_at: float) -> KaizenError | None:
+        """Have the API key asked for, unless that was done since key `number`; return None, or why there is none.
+
+        Like a request it takes real time, and no longer than one may.
+        """
+        ends_at = min(deadline_at, self.clock.time() + self._attempt_timeout)
+        self.clock.hold()
+        try:
+            await self.wait(key.renew(number), ends_at)
+        except TimeoutError:
+            if self.closed or ends_at == deadline_at:
+                return self.interruption("while it waited for the API key")
+            return AttemptTimeoutError(f"not sent: no API key came within {seconds(self._attempt_timeout)}")
+        except KaizenError as error:
+            return error.with_traceback(None)
+        finally:
+            self.clock.release()
+        return None
 
     async def pause(self, delay: float) -> None:
         """Sleep, unless the client is closed.

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
 from functools import partial
+from http import HTTPStatus
 from random import Random
 from typing import Any, Final, Generic, TypeVar
 
@@ -19,8 +20,11 @@ from yarl import URL
 
 from kaizen_async._lookup.engine import Engine
 from kaizen_async._lookup.health import Health
+from kaizen_async._lookup.received import Received
 from kaizen_async._lookup.retry import OVER_BUDGET, Retrier
 from kaizen_async._lookup.verdicts import Verdict, verdict
+from kaizen_async._records.base import has_ended
+from kaizen_async._transport.key import RotatingKey
 from kaizen_async._transport.response import Answer
 from kaizen_async._transport.statuses import status_error
 from kaizen_async._transport.trace import RequestTrace, begin_trace
@@ -28,6 +32,7 @@ from kaizen_async._transport.wire import Endpoint, request_body
 from kaizen_async.config import RetryPolicy
 from kaizen_async.errors import (
     AttemptTimeoutError,
+    AuthenticationError,
     ClientClosedError,
     DeadlineExceededError,
     DecodeError,
@@ -71,6 +76,7 @@ class Call:
         attempts: Requests sent.
         spent: Those that count against the retry policy: a failure in a pause for all does not.
         is_patient: Whether it may take longer than the client's deadline.
+        request_id: What the server calls the last request.
     """
 
     __slots__ = (
@@ -81,6 +87,7 @@ class Call:
         "last_error",
         "number",
         "on_turn",
+        "request_id",
         "sent_at",
         "spent",
         "trace",
@@ -97,6 +104,7 @@ class Call:
         self.attempts = 0
         self.spent = 0
         self.last_error: KaizenError | None = None
+        self.request_id: str | None = None
         self.sent_at: float | None = None
         self.trace: RequestTrace | None = None
 
@@ -112,6 +120,7 @@ class Lookups(Generic[T]):
         policy: RetryPolicy,
         *,
         health: Health,
+        received: Received,
         deadline: float,
         counters: Counters,
         random: Random,
@@ -122,6 +131,7 @@ class Lookups(Generic[T]):
         self._url = url
         self.policy = policy
         self._health = health
+        self._received = received
         self._deadline = deadline
         self._counters = counters
         self._retrier = Retrier(health, random)
@@ -129,6 +139,14 @@ class Lookups(Generic[T]):
         self._on_event = engine.on_event
         self._followers: dict[str, list[asyncio.Future[Outcome[T] | None]]] = {}
         self._contexts: dict[str, Context] = {}
+
+    def recent(self, execution_id: str, max_age: float) -> T | None:
+        """Return the last record of an id, if it was received at most that many seconds ago, or its execution ended."""
+        found = self._received.get(self.endpoint, execution_id)
+        if found is None:
+            return None
+        record, received_at = found
+        return record if self._now() - received_at <= max_age or has_ended(record) else None
 
     def look_up(
         self, execution_id: str, deadline_at: float = math.inf, on_turn: Callable[[], None] | None = None
@@ -226,10 +244,10 @@ class Lookups(Generic[T]):
         elapsed = self._now() - started
         if not isinstance(result, KaizenError):
             self._counters.succeeded += 1
-            return Found(call.execution_id, result, None, call.attempts, elapsed)
+            return Found(call.execution_id, result, None, call.attempts, elapsed, call.request_id)
         self._counters.failed += 1
         result.attempts = call.attempts
-        return LookupFailed(call.execution_id, None, result, call.attempts, elapsed)
+        return LookupFailed(call.execution_id, None, result, call.attempts, elapsed, result.request_id)
 
     async def _attempt(self, call: Call) -> T | KaizenError:
         """Make one attempt: wait for a turn, send, read the response, and tell the health of the server."""
@@ -255,7 +273,12 @@ class Lookups(Generic[T]):
             call.on_turn()
         call.number = number
         try:
-            result = await self._send(call, number, queued_at, fresh=self._distrusts_pool(call.last_error))
+            fresh = self._distrusts_pool(call.last_error)
+            key = self.engine.key
+            if key is None:
+                result = await self._send(call, number, queued_at, fresh=fresh)
+            else:
+                result = await self._send_with(key, call, number, queued_at, fresh=fresh)
             if call.number is not None and isinstance(result, NotFoundError) and self._is_doubtful(call, result):
                 result = await self._send(call, call.number, self._now(), fresh=True)
             self._report(call, result)
@@ -265,9 +288,25 @@ class Lookups(Generic[T]):
                 self._health.abandoned(call.number)
                 self._end_turn(call)
 
+    async def _send_with(
+        self, key: RotatingKey, call: Call, number: int, queued_at: float, *, fresh: bool
+    ) -> T | KaizenError:
+        """Send one request with a key of the user's function; if the server refuses the key, once more with another."""
+        refusal = await self.engine.renew_key(key, 0, call.deadline_at)
+        if refusal is not None:
+            return refusal
+        key_number = key.number
+        result = await self._send(call, number, queued_at, fresh=fresh)
+        is_refused = isinstance(result, AuthenticationError) and result.status == HTTPStatus.UNAUTHORIZED
+        if not is_refused or call.number is None:
+            return result
+        refusal = await self.engine.renew_key(key, key_number, call.deadline_at)
+        return refusal or await self._send(call, call.number, self._now())
+
     async def _send(self, call: Call, number: int, queued_at: float, *, fresh: bool = False) -> T | KaizenError:
         """Send one request, and read the response. If a pause begins while a connection is made, take another turn."""
         call.attempts += 1
+        call.request_id = None
         self._counters.attempts += 1
         answer: Answer | KaizenError | None = None
         result: T | KaizenError | None = None
@@ -373,15 +412,21 @@ class Lookups(Generic[T]):
 
     def _read(self, call: Call, answer: Answer) -> T | KaizenError:
         error: KaizenError
+        call.request_id = self.engine.transport.request_id(answer)
         if not 200 <= answer.status < 300:  # noqa: PLR2004 - the class of successes
             error = status_error(*answer, retried=self.policy.statuses, now=time.time())
         else:
             try:
-                return self.endpoint.decode(answer.body, call.execution_id)
+                record = self.endpoint.decode(answer.body, call.execution_id)
             except DecodeError as misfit:
                 if misfit.path == self.endpoint.id_path:
                     self.engine.transport.reject()
                 error = misfit.with_traceback(None)
+            else:
+                self._received.put(self.endpoint, call.execution_id, record, self._now(), answer.body)
+                return record
+        if call.request_id is not None:
+            error.request_id = call.request_id
         return self.engine.transport.withhold(error)
 
     async def _retry(self, call: Call, first: KaizenError) -> T | KaizenError:

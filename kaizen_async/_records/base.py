@@ -148,6 +148,12 @@ def without_raw(record: R) -> R:
     return light
 
 
+def has_ended(record: Any) -> bool:
+    """Return whether a record says that its execution has ended; False if its type cannot tell."""
+    finished: bool | None = getattr(record, "is_finished", None)
+    return getattr(record, "end_time", None) is not None if finished is None else finished
+
+
 def bytes_held(record: object) -> int:
     """Return about how many bytes of memory a record holds, its JSON included. Other objects count as a kilobyte."""
     return _bytes_held(record, set()) if isinstance(record, Part) else 1024

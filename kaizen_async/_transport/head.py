@@ -128,6 +128,11 @@ class HeadFields(Mapping[str, str]):
         self._head = head
         self._fields: dict[str, str] | None = None
 
+    @property
+    def head(self) -> bytes:
+        """The bytes of the head."""
+        return self._head
+
     def _read(self) -> dict[str, str]:
         if self._fields is None:
             self._fields = {}

@@ -106,6 +106,10 @@ class Pool:
             target = self._targets[url] = self._make_target(url)
         return target
 
+    def forget_heads(self) -> None:
+        """Make the heads of requests again, because the headers have changed."""
+        self._targets.clear()
+
     def _make_target(self, url: URL) -> Target:
         # Never sent: it tells the connector where to connect to, and makes the headers that aiohttp would.
         headers = self._session.headers.copy()

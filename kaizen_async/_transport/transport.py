@@ -10,6 +10,7 @@ aiohttp is used with most of its own policies off, because each of them would de
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from random import Random, SystemRandom
@@ -27,6 +28,7 @@ from kaizen_async._transport.failures import one_line, said_by, shortage, transl
 from kaizen_async._transport.pool import Pool, Target
 from kaizen_async._transport.proxies import Proxy
 from kaizen_async._transport.reading import Limits, TooLargeError, TooLongHeadError, is_success
+from kaizen_async._transport.request_id import RequestIds
 from kaizen_async._transport.resolver import ThreadResolver
 from kaizen_async._transport.response import Answer
 from kaizen_async._transport.session import Guard, is_patched, is_plain, is_supported, post
@@ -36,6 +38,11 @@ from kaizen_async.config import ConnectionPolicy, __version__
 from kaizen_async.errors import ClientClosedError, DecodeError, KaizenError, TransportError
 
 USER_AGENT: Final = f"kaizen_async/{__version__} aiohttp/{aiohttp.__version__}"
+
+_SHORTEST_SECRET: Final = 8
+"""Characters from which on the value of a user's own header is withheld; a shorter one is no secret."""
+_MOST_SECRETS: Final = 32
+"""Secrets that are withheld at the same time: a server may say back a key that was in use before."""
 
 _LONGEST_PATIENCE: Final = 1.0
 """Seconds without a byte after which a kept-alive connection, and those like it, look dead to a lookup that ends."""
@@ -49,8 +56,44 @@ _holders: Final[set[object]] = set()
 """Keeps the garbage collector from an open session, about which aiohttp would complain beside our own warning."""
 
 
-def request_headers(api_key: str | None) -> dict[str, str]:
-    """Return the headers of every request."""
+_OURS: Final = frozenset(
+    {"accept-encoding", "connection", "content-encoding", "content-length", "content-type", "host", "transfer-encoding"}
+)
+"""Header fields that the client must set itself."""
+_HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE: Final = re.compile(r"[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?")
+
+
+def own_headers(headers: Mapping[str, str] | None, *, has_key: bool) -> dict[str, str]:
+    """Return the headers that a user wants on every request, as secrets.
+
+    Raises:
+        TypeError: That is not a mapping of names to texts.
+        ValueError: A name or value cannot travel in a header, or the client sets that header itself. No value is shown.
+    """
+    if headers is None:
+        return {}
+    if not isinstance(headers, Mapping):
+        raise TypeError(f"headers must be a mapping of names to values, not {type(headers).__name__}")
+    checked: dict[str, str] = {}
+    for name, value in headers.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise TypeError("headers must have a str for every name and value")
+        if not _HEADER_NAME.fullmatch(name):
+            raise ValueError(f"headers: {name!r:.80} is not the name of a header field")
+        if not _HEADER_VALUE.fullmatch(value):
+            raise ValueError(
+                f"headers: the value of {name!r:.80} is empty, begins or ends with white space, or holds a line break "
+                "or a character outside ASCII"
+            )
+        if name.lower() in _OURS or (has_key and name.lower() == "authorization"):
+            raise ValueError(f"headers: the client sets {name!r:.80} itself; leave it out")
+        checked[name] = Secret(value)
+    return checked
+
+
+def request_headers(api_key: str | None, own: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the headers of every request. A user's own replace ours of the same name."""
     headers = {
         "Accept": "application/json",
         "Accept-Encoding": OFFERED,
@@ -59,13 +102,14 @@ def request_headers(api_key: str | None) -> dict[str, str]:
     }
     if api_key is not None:
         headers["Authorization"] = Secret(f"Bearer {api_key}")
-    return headers
+    replaced = {name.lower() for name in own or ()}
+    return {**{name: value for name, value in headers.items() if name.lower() not in replaced}, **(own or {})}
 
 
 def require_session(
     session: aiohttp.ClientSession | None,
-    headers: Mapping[str, str],
     *,
+    has_auth: bool,
     ssl_context: SSLContext | None = None,
     trust_env: bool = False,
     proxy: object = None,
@@ -85,7 +129,7 @@ def require_session(
     if ssl_context is not None or trust_env or proxy is not None:
         name = "ssl_context" if ssl_context is not None else "trust_env" if trust_env else "proxy"
         raise ValueError(f"session and {name} exclude each other; make the session with the setting that you want")
-    if session.auth is not None and "Authorization" in headers:
+    if session.auth is not None and has_auth:
         raise ValueError("session has auth of its own, which excludes an API key; take one of the two")
 
 
@@ -131,10 +175,15 @@ class Transport:
         connection_max_age: float = 300.0,
         connections: ConnectionPolicy = ConnectionPolicy(),  # noqa: B008 - frozen
         random: Random | None = None,
+        request_ids: RequestIds | None = None,
         deliver: Deliver | None = None,
     ) -> None:
-        self._headers = headers
-        self._withholders = [Withholder(headers.get("Authorization", "").removeprefix("Bearer "))]
+        self._headers = dict(headers)
+        self._withholders = [
+            Withholder(str(value).removeprefix("Bearer "))
+            for name, value in headers.items()
+            if isinstance(value, Secret) and (name == "Authorization" or len(value) >= _SHORTEST_SECRET)
+        ]
         if proxy is not None:
             self._withholders += [Withholder(str(secret)) for secret in proxy.secrets]
         self._limits = Limits(max_response_bytes, connections.max_header_bytes, connections.max_header_lines)
@@ -147,6 +196,7 @@ class Transport:
         self._max_age = connection_max_age
         self._idle_seconds = connections.idle_seconds
         self._random = random or SystemRandom()
+        self._request_ids = request_ids or RequestIds()
         self._is_supported = is_supported()
         self._init: object = None
         self._opened: list[aiohttp.ClientSession] = []
@@ -333,6 +383,20 @@ class Transport:
         else:
             return
         raise failure
+
+    def use_key(self, key: str) -> None:
+        """Send a key with the requests from now on. The keys before it stay secrets."""
+        self._headers["Authorization"] = Secret(f"Bearer {key}")
+        self._withholders = [Withholder(key), *self._withholders[:_MOST_SECRETS]]
+        if self._pool is not None:
+            self._pool.forget_heads()
+
+    def request_id(self, response: Answer) -> str | None:
+        """Return what the server calls the request of a response; None if it does not say."""
+        request_id = self._request_ids.of(response.headers)
+        if request_id is None or any(withholder.stands_in(request_id) for withholder in self._withholders):
+            return None
+        return request_id
 
     def _too_large(self, body: bytes) -> KaizenError:
         reason = f"the response is larger than max_response_bytes ({self._limits.body})"

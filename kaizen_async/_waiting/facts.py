@@ -21,12 +21,6 @@ def require_end(record: type) -> None:
         )
 
 
-def has_ended(record: Any) -> bool:
-    """Return whether a record says that its execution has ended."""
-    finished: bool | None = getattr(record, "is_finished", None)
-    return record.end_time is not None if finished is None else finished
-
-
 def workflow_of(record: Any) -> str | None:
     """Return the id of a record's workflow, if it names one."""
     workflow_id = getattr(getattr(record, "workflow", None), "id", None)

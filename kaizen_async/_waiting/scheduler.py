@@ -24,11 +24,12 @@ from typing import Any, Final
 
 from kaizen_async._lookup.engine import Engine
 from kaizen_async._lookup.lookup import Lookups, separate
+from kaizen_async._records.base import has_ended, without_raw
 from kaizen_async._waiting.cadence import Cadence
 from kaizen_async._waiting.calls import Call, Group, Pace
 from kaizen_async._waiting.disturbance import Disturbance
 from kaizen_async._waiting.entry import NOWHERE, POLLING, QUEUED, Entry, Trouble
-from kaizen_async._waiting.facts import duration_of, has_ended, start_of, workflow_of
+from kaizen_async._waiting.facts import duration_of, start_of, workflow_of
 from kaizen_async._waiting.memory import EndedRecords, HeavyRecords, TooHeavy
 from kaizen_async._waiting.silence import Silence
 from kaizen_async._waiting.timetable import Timetable
@@ -408,7 +409,7 @@ class Scheduler:
             entry.place = NOWHERE
             entry.attempts += outcome.attempts
             if outcome.error is None:
-                self._note_record(entry, group, outcome.execution)
+                self._note_record(entry, group, outcome.execution, outcome.request_id)
             else:
                 self._note_failure(entry, group, outcome.error)
         except Exception as error:  # noqa: BLE001 - what hooks of a session or a record raise is for those who wait
@@ -440,14 +441,16 @@ class Scheduler:
         else:
             self._arm(self.clock.time())
 
-    def _note_record(self, entry: Entry, group: Group, record: Any) -> None:
+    def _note_record(self, entry: Entry, group: Group, record: Any, request_id: str | None) -> None:
         before = entry.last
         endpoint = group.lookups.endpoint
         is_first = not entry.seen
         self._note_answered(entry)
         entry.seen = True
         if before is None or not (before.stands_for(record) if isinstance(before, TooHeavy) else record == before):
-            entry.last = self._heavy.keep(endpoint, entry.id, record)
+            # The JSON of a running execution is not kept: there may be 200,000 of them.
+            last = record if has_ended(record) else without_raw(record)
+            entry.last = self._heavy.keep(endpoint, entry.id, last)
             self._note_start(entry, record)
             for call in self._calls_of(entry):
                 call.on_change(entry.id, None if isinstance(before, TooHeavy) else before, record)
@@ -455,7 +458,8 @@ class Scheduler:
         if not has_ended(record):
             self._schedule_next(entry, group)
             return
-        outcome = Found(entry.id, record, None, entry.attempts, self.clock.time() - entry.since)
+        elapsed = self.clock.time() - entry.since
+        outcome = Found(entry.id, record, None, entry.attempts, elapsed, request_id)
         if self._ended.get(endpoint, entry.id) is not record:
             self._ended.put(endpoint, entry.id, record)
             if self.engine.on_event is not None:
@@ -563,7 +567,8 @@ class Scheduler:
     def _failed(self, entry: Entry, error: KaizenError) -> Outcome[Any]:
         error.execution_id = entry.id
         error.attempts = entry.attempts
-        return LookupFailed(entry.id, None, error, entry.attempts, self.clock.time() - entry.since)
+        elapsed = self.clock.time() - entry.since
+        return LookupFailed(entry.id, None, error, entry.attempts, elapsed, error.request_id)
 
     def _end(self, entry: Entry, group: Group, outcome: Outcome[Any]) -> None:
         hook = self.engine.on_event

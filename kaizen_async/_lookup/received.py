@@ -1,0 +1,51 @@
+"""The records that a client has received lately, for callers to whom one of some seconds ago is good enough."""
+
+from collections import OrderedDict
+from typing import Any, Final
+
+from kaizen_async._records.base import bytes_held
+
+MOST_BYTES: Final = 16 * 1024 * 1024
+"""Memory that all of them may take, about."""
+
+_SMALL_BODY: Final = 2048
+_SMALL_WEIGHT: Final = 16 * 1024
+"""What the record in a small body counts as: the most that it can take. Measuring each would cost time."""
+
+
+class Received:
+    """Remembers the record that was received last for each id; of these, as many as were received last.
+
+    Args:
+        size: How many to remember; 0 for none.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._bytes = 0
+        self._records: OrderedDict[tuple[object, str], tuple[Any, float, int]] = OrderedDict()
+
+    def put(self, endpoint: object, execution_id: str, record: Any, now: float, body: bytes) -> None:
+        """Remember a record.
+
+        Args:
+            endpoint: The kind of record.
+            execution_id: The id.
+            record: The record.
+            now: The clock's time.
+            body: What it was decoded from.
+        """
+        if not self._size:
+            return
+        key = endpoint, execution_id
+        weight = _SMALL_WEIGHT if len(body) <= _SMALL_BODY else bytes_held(record) + len(body)
+        before = self._records.pop(key, None)
+        self._records[key] = record, now, weight
+        self._bytes += weight - (0 if before is None else before[2])
+        while len(self._records) > self._size or self._bytes > MOST_BYTES:
+            self._bytes -= self._records.popitem(last=False)[1][2]
+
+    def get(self, endpoint: object, execution_id: str) -> tuple[Any, float] | None:
+        """Return the last record of an id, and the clock's time at which it was received; None if it is not known."""
+        found = self._records.get((endpoint, execution_id))
+        return None if found is None else found[:2]

@@ -1,0 +1,365 @@
+"""What companies need: headers of their own, keys that change, request ids for the support, records of a moment ago."""
+
+import asyncio
+import copy
+import json
+import pickle
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import msgspec
+import pytest
+from scripted_server import Request, Script, ScriptedServer, client_for, ok, record, response
+from scripted_transport import ScriptedTransport
+from scripted_transport import record as answer_with
+from virtual_time import virtual_time
+
+from kaizen_async import (
+    AttemptTimeoutError,
+    AuthenticationError,
+    DeadlineExceededError,
+    DecodeError,
+    KaizenClient,
+    KaizenError,
+    NotFoundError,
+    RetryPolicy,
+    TransportError,
+)
+from kaizen_async._lookup import received as remembering
+from kaizen_async._lookup.received import Received
+from kaizen_async._transport.request_id import RequestIds
+from kaizen_async.testing import KaizenEmulator, Life
+
+ONCE = RetryPolicy(max_attempts=1)
+SECRET = "cf-secret-0123456789"
+
+
+def say(status: int = 200, **headers: str) -> Callable[[Request], Script]:
+    """Return a play that always answers alike."""
+
+    def play(request: Request) -> Script:
+        fields = {name.replace("_", "-"): value for name, value in headers.items()}
+        return [response(record(request.id), status, fields)]
+
+    return play
+
+
+# Headers.
+
+
+async def test_headers_go_with_every_request() -> None:
+    """They stand beside the client's own, replace what may be replaced, and show their values nowhere."""
+    own = {"CF-Access-Client-Secret": SECRET, "X-Tenant": "t1", "user-agent": "mine/1"}
+    async with ScriptedServer(lambda request: [ok(request)]) as server, client_for(server, headers=own) as client:
+        await client.instructor_executions.get_many(["a", "b"])
+        for request in server.requests:
+            assert request.headers["cf-access-client-secret"] == SECRET
+            assert request.headers["x-tenant"] == "t1"
+            assert request.headers["user-agent"] == "mine/1"
+            assert request.headers["authorization"] == "Bearer sk-test"
+        assert SECRET not in repr(vars(client))
+
+
+async def test_the_value_of_a_header_is_not_shown_in_an_error() -> None:
+    """A gateway may say back what it was sent."""
+
+    def play(request: Request) -> Script:
+        return [response({"message": f"bad {request.headers['x-token']} of {request.headers['x-tenant']}"}, 403)]
+
+    own = {"X-Token": SECRET, "X-Tenant": "t1"}
+    async with ScriptedServer(play) as server, client_for(server, headers=own) as client:
+        with pytest.raises(AuthenticationError, match=r"bad \*+ of t1") as raised:
+            await client.instructor_executions.get("a")
+        assert SECRET not in str(raised.value)
+        assert SECRET.encode() not in raised.value.body
+
+
+@pytest.mark.parametrize(
+    ("headers", "error"),
+    [
+        (5, TypeError),
+        ({"X-A": 5}, TypeError),
+        ({5: "x"}, TypeError),
+        ({"X A": "x"}, ValueError),
+        ({"X-A": f"{SECRET}\r\nX-B: x"}, ValueError),
+        ({"X-A": ""}, ValueError),
+        ({"X-A": " x"}, ValueError),
+        ({"X-A": "ü"}, ValueError),
+        ({"Host": "x"}, ValueError),
+        ({"content-length": "5"}, ValueError),
+        ({"authorization": "x"}, ValueError),
+    ],
+)
+def test_headers_that_cannot_travel_are_refused(headers: Any, error: type[Exception]) -> None:
+    """Where they are passed in, and without a value in the text."""
+    with pytest.raises(error, match="headers") as refused:
+        KaizenClient("sk-test", headers=headers)
+    assert SECRET not in str(refused.value)
+
+
+async def test_authorization_may_be_ones_own_without_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some gateways take other schemes than Bearer."""
+    monkeypatch.delenv("KAIZEN_API_KEY", raising=False)
+    own = {"Authorization": "Basic dTpw"}
+    async with ScriptedServer(lambda request: [ok(request)]) as server:
+        async with client_for(server, api_key=None, headers=own) as client:
+            await client.instructor_executions.get("a")
+        assert server.requests[0].headers["authorization"] == "Basic dTpw"
+
+
+# Keys that change.
+
+
+class Keys:
+    """A function for `api_key`, which counts how often it is asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def __call__(self) -> str:
+        """Return another key each time."""
+        self.asked += 1
+        await asyncio.sleep(0)
+        return f"sk-key-{self.asked}"
+
+
+async def test_a_key_is_asked_for_once_and_again_when_it_is_refused() -> None:
+    """All lookups share what the function returns, and each repeats its refused request once."""
+    valid = "sk-key-1"
+
+    def play(request: Request) -> Script:
+        is_valid = request.headers["authorization"] == f"Bearer {valid}"
+        return [ok(request)] if is_valid else [response({"message": request.headers["authorization"]}, 401)]
+
+    keys = Keys()
+    async with ScriptedServer(play) as server, client_for(server, api_key=keys, retry=ONCE) as client:
+        executions = client.instructor_executions
+        assert all(outcome.ok for outcome in await executions.get_many(["a", "b", "c"]))
+        assert keys.asked == 1
+        valid = "sk-key-2"
+        outcomes = await executions.get_many(["d", "e", "f"])
+        assert [outcome.attempts for outcome in outcomes] == [2, 2, 2]
+        assert all(outcome.ok for outcome in outcomes)
+        assert keys.asked == 2
+        valid = "none"
+        with pytest.raises(AuthenticationError) as refused:
+            await executions.get("g")
+        assert server.asked["g"] == 2
+        assert keys.asked == 3
+        assert "sk-key" not in f"{refused.value}{refused.value.body!r}{client!r}{vars(client)}"
+
+
+async def test_a_key_may_come_from_a_plain_function() -> None:
+    """It is asked anew in each event loop, and not when the client is made."""
+    ask = mock.Mock(return_value="sk-plain")
+    async with ScriptedServer(lambda request: [ok(request)]) as server, client_for(server, api_key=ask) as client:
+        assert not ask.called
+        await client.instructor_executions.get("a")
+        assert server.requests[0].headers["authorization"] == "Bearer sk-plain"
+
+
+@pytest.mark.parametrize(
+    ("returned", "said", "retryable"),
+    [(5, "must be a str", False), ("sk secret", "white space", False), (OSError("sk-x"), "raised OSError", True)],
+)
+async def test_a_function_without_a_key_costs_the_attempt(returned: Any, said: str, *, retryable: bool) -> None:
+    """Nothing is sent; what it raises is retried, what it returned in place of a key is not, nor shown."""
+    ask = mock.Mock(side_effect=[returned])
+    async with ScriptedServer(lambda request: [ok(request)]) as server:
+        async with client_for(server, api_key=ask, retry=ONCE) as client:
+            with pytest.raises(TransportError, match=said) as failed:
+                await client.instructor_executions.get("a")
+        assert failed.value.retryable is retryable
+        assert failed.value.attempts == 0
+        assert "secret" not in str(failed.value)
+        assert "sk-x" not in str(failed.value)
+        assert not server.requests
+
+
+@virtual_time
+async def test_a_function_that_hangs_is_bounded() -> None:
+    """By the time that an attempt may take, or by the deadline."""
+
+    async def hang() -> str:
+        await asyncio.sleep(1e6)
+        raise AssertionError
+
+    transport = ScriptedTransport()
+    async with transport.client(api_key=hang, attempt_timeout=5, retry=ONCE) as client:
+        with pytest.raises(AttemptTimeoutError, match="no API key came within 5 s"):
+            await client.instructor_executions.get("a")
+        with pytest.raises(DeadlineExceededError, match="waited for the API key"):
+            await client.instructor_executions.get("a", deadline=2)
+    assert not transport.sent
+
+
+async def test_a_refresh_that_fails_fails_the_attempt() -> None:
+    """The next attempt asks again."""
+    ask = mock.Mock(side_effect=["sk-old-key", OSError(), "sk-new-key"])
+
+    def play(request: Request) -> Script:
+        is_valid = request.headers["authorization"] == "Bearer sk-new-key"
+        return [ok(request)] if is_valid else [response({}, 401)]
+
+    async with ScriptedServer(play) as server, client_for(server, api_key=ask) as client:
+        assert (await client.instructor_executions.get("a")).id == "a"
+        assert ask.call_count == 3
+
+
+# Request ids.
+
+
+@pytest.mark.parametrize("name", ["X-Request-Id", "cf-ray", "x-amzn-requestid", "X-Correlation-ID"])
+async def test_outcomes_and_errors_carry_the_request_id(name: str) -> None:
+    """Whatever the server calls the header."""
+
+    def play(request: Request) -> Script:
+        fields = {name: f"req-{request.id}"}
+        if request.id == "gone":
+            return [response({}, 404, fields)]
+        return [response(b"{" if request.id == "odd" else record(request.id), 200, fields)]
+
+    async with ScriptedServer(play) as server, client_for(server, retry=ONCE) as client:
+        found, gone, odd = await client.instructor_executions.get_many(["a", "gone", "odd"])
+        assert found.request_id == "req-a"
+        for failed, error in ((gone, NotFoundError), (odd, DecodeError)):
+            assert isinstance(failed.error, error)
+            assert failed.request_id == failed.error.request_id == f"req-{failed.id}"
+            assert f"request id req-{failed.id}" in str(failed.error)
+
+
+async def test_waits_carry_it_too() -> None:
+    """The one of the poll that saw the end."""
+    end = {"endTime": "2026-11-07T05:31:56Z", "status": "Completed"}
+
+    def play(request: Request) -> Script:
+        status = 404 if request.id == "gone" else 200
+        return [response(record(request.id, **end), status, {"X-Request-Id": f"r-{request.id}"})]
+
+    async with ScriptedServer(play) as server, client_for(server) as client:
+        async with client.instructor_executions.wait_many(["a", "gone"]) as outcomes:
+            assert {outcome.request_id async for outcome in outcomes} == {"r-a", "r-gone"}
+
+
+async def test_the_headers_of_request_ids_are_a_setting() -> None:
+    """Then those count and no others. A name that shows the key is not taken over."""
+    async with ScriptedServer(say(X_Mine="m-1", X_Request_Id="r-1", X_Key="sk-test-0123456789")) as server:
+        for names, expected in ((["X-Mine"], "m-1"), ([], None), (["X-Key"], None), (["X-None"], None)):
+            key = "sk-test-0123456789"
+            async with client_for(server, api_key=key, request_id_headers=names) as client:
+                (outcome,) = await client.instructor_executions.get_many(["a"])
+                assert outcome.request_id == expected
+
+
+def test_names_of_headers_are_checked() -> None:
+    """One name alone would be taken apart into letters."""
+    with pytest.raises(TypeError, match="several names"):
+        RequestIds("x-request-id")
+    for names in (["x y"], [5]):
+        with pytest.raises(ValueError, match="names of header fields"):
+            RequestIds(names)  # type: ignore[arg-type]
+
+
+def test_a_request_id_is_safe_to_print() -> None:
+    """It is foreign text. Of several, the first of the names counts; an empty one says nothing."""
+    ids = RequestIds()
+    assert ids.of({"x-request-id": " a\x1b[2J ", "cf-ray": "b"}) == "a�[2J"
+    assert ids.of({"x-request-id": " ", "cf-ray": "b"}) == "b"
+    assert ids.of({}) is None
+    assert len(ids.of({"x-request-id": "x" * 999}) or "") == 200
+
+
+# Records of a moment ago.
+
+
+@virtual_time
+async def test_a_recent_record_may_answer() -> None:
+    """One of this client that is not too old; of an ended execution at any age; without max_age never."""
+    end = {"endTime": "2026-11-07T05:31:56Z", "status": "Completed"}
+    transport = ScriptedTransport(
+        lambda execution_id, _: answer_with(execution_id, **(end if execution_id == "e" else {}))
+    )
+    async with transport.client() as client:
+        executions = client.instructor_executions
+        first = await executions.get("a", max_age=5)
+        assert await executions.get("a", max_age=5) is first
+        await executions.get("a")
+        assert len(transport.sent) == 2
+        await asyncio.sleep(5.5)
+        await executions.get("a", max_age=5)
+        assert len(transport.sent) == 3
+        ended = await executions.get("e")
+        await asyncio.sleep(1000)
+        assert await executions.get("e", max_age=0) is ended
+        with pytest.raises(ValueError, match="max_age"):
+            await executions.get("e", max_age=-1)
+
+
+@pytest.mark.parametrize("size", [0, 2])
+async def test_how_many_are_remembered_is_a_setting(size: int) -> None:
+    """Of the latest, so many."""
+    async with KaizenEmulator(default_life=Life.ended(duration=5)) as emulator:
+        async with KaizenClient(base_url=emulator.base_url, ended_records=size) as client:
+            for execution_id in ("a", "b", "c", "c", "b", "a"):
+                await client.instructor_executions.get(execution_id, max_age=60)
+        assert emulator.request_count == {0: 6, 2: 4}[size]
+
+
+async def test_a_record_that_cannot_end_only_grows_old() -> None:
+    """A type of the user's own need not tell whether the execution has ended."""
+
+    class Slim(msgspec.Struct):
+        id: str
+
+    async with KaizenEmulator(default_life=Life.ended(duration=5)) as emulator:
+        async with KaizenClient(base_url=emulator.base_url) as client:
+            slim = client.lookups("instructor/executions/get", Slim)
+            first = await slim.get("a")
+            assert await slim.get("a", max_age=60) is first
+            assert await slim.get("a", max_age=0) is not first
+
+
+def test_what_is_remembered_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hostile server may send records that are much larger than others."""
+    monkeypatch.setattr(remembering, "MOST_BYTES", 100_000)
+    received = Received(1000)
+    for number in range(50):
+        received.put("kind", str(number), object(), 0.0, bytes(10_000))
+    assert received.get("kind", "0") is None
+    assert received.get("kind", "49") is not None
+    assert len(received._records) == 9
+    for _ in range(50):
+        received.put("kind", "same", object(), 0.0, b"")
+    assert len(received._records) == 8
+
+
+# A client as an object.
+
+
+@pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_client_is_not_copied(make: Callable[[Any], Any]) -> None:
+    """A copy would share the original's connections and close them."""
+    with pytest.raises(TypeError, match="create one client in each process"):
+        make(KaizenClient("sk-test"))
+
+
+async def test_what_is_set_on_executions_lasts() -> None:
+    """Mocks are set there, and nobody else keeps the object."""
+    client = KaizenClient("sk-test")
+    client.instructor_executions.get = mock.AsyncMock(return_value=5)  # type: ignore[method-assign]
+    assert await client.instructor_executions.get("a") == 5
+    assert not hasattr(client.executions.get, "return_value")
+    with mock.patch.object(client.executions, "get", mock.AsyncMock(return_value=6)):
+        assert await client.executions.get("a") == 6
+    assert not hasattr(client.executions.get, "return_value")
+    specified = mock.create_autospec(KaizenClient, instance=True)
+    assert isinstance(specified, KaizenClient)
+
+
+def test_errors_are_kaizen_errors_through_json() -> None:
+    """The request id travels with an error."""
+    error = NotFoundError("gone", status=404)
+    error.request_id = "r-1"
+    again: KaizenError = NotFoundError(*json.loads(json.dumps(error.args)))
+    assert (again.request_id, str(again)) == ("r-1", str(error))
