@@ -33,6 +33,7 @@ from kaizen_async.models import (
 )
 from kaizen_async.outcomes import Change, Found, LookupFailed, Outcome, Seen, WatchFailed
 from kaizen_async.stats import ClientStats
+from kaizen_async.tables import to_columns
 
 __all__ = [
     "AttemptTimeoutError",
@@ -73,4 +74,5 @@ __all__ = [
     "Workflow",
     "WorkflowExecution",
     "__version__",
+    "to_columns",
 ]

@@ -62,6 +62,7 @@ def test_the_public_names_are_these() -> None:
         "Workflow",
         "WorkflowExecution",
         "__version__",
+        "to_columns",
     ]
 
 

@@ -5,12 +5,12 @@ from typing import Any, Final
 
 from kaizen_async._records.base import bytes_held
 
-MOST_BYTES: Final = 16 * 1024 * 1024
+MOST_BYTES: Final = 24 * 1024 * 1024
 """Memory that all of them may take, about."""
 
 _SMALL_BODY: Final = 2048
-_SMALL_WEIGHT: Final = 16 * 1024
-"""What the record in a small body counts as: the most that it can take. Measuring each would cost time."""
+_MOST_PER_BYTE: Final = 24
+"""Bytes of memory for each byte of a small body: the most that a record can take. Measuring each would cost time."""
 
 
 class Received:
@@ -38,7 +38,8 @@ class Received:
         if not self._size:
             return
         key = endpoint, execution_id
-        weight = _SMALL_WEIGHT if len(body) <= _SMALL_BODY else bytes_held(record) + len(body)
+        size = len(body)
+        weight = size * _MOST_PER_BYTE if size <= _SMALL_BODY else bytes_held(record)
         before = self._records.pop(key, None)
         self._records[key] = record, now, weight
         self._bytes += weight - (0 if before is None else before[2])

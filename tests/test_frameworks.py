@@ -1,0 +1,335 @@
+"""Records and errors in frameworks, tables and task queues, with the real packages.
+
+What is not in the extra `test` is in the extra `frameworks`. Where that cannot be installed, its tests skip and say so.
+"""
+
+import importlib
+import json
+import math
+import re
+import types
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pydantic
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+from fastapi import FastAPI
+from fastapi.encoders import jsonable_encoder
+from fastapi.testclient import TestClient as FastAPIClient
+
+from kaizen_async import (
+    DeadlineExceededError,
+    ExecutionStatus,
+    Found,
+    InstructorExecution,
+    KaizenClient,
+    LookupFailed,
+    NotFoundError,
+    Outcome,
+    Record,
+    Workflow,
+    WorkflowExecution,
+    to_columns,
+)
+from kaizen_async._transport.wire import Endpoint
+from kaizen_async.testing import KaizenEmulator, Life
+
+SENT = {
+    **json.loads((Path(__file__).parent / "samples" / "documented.json").read_bytes()),
+    "durationMs": 123,
+    "params": {"a": [1, None]},
+}
+BODY = json.dumps(SENT).encode()
+EXECUTION = Endpoint("instructor/executions/get", InstructorExecution).decode(BODY, SENT["id"])
+
+
+def needs(name: str) -> Any:
+    """Return a module of the extra `frameworks`, or skip."""
+    return pytest.importorskip(name, reason=f"{name} is not installed: pip install -e '.[frameworks]'")
+
+
+def recipe(title: str) -> types.ModuleType:
+    """Run the code under a heading of docs/web-apps.md; return what it defines as a module."""
+    document = (Path(__file__).parents[1] / "docs" / "web-apps.md").read_text()
+    found = re.search(rf"^## {re.escape(title)}$.*?^```python\n(.*?)^```$", document, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    module = types.ModuleType(f"recipe_{title.split(maxsplit=1)[0].lower().replace('.', '_')}")
+    exec(compile(found[1], title, "exec"), vars(module))  # noqa: S102 - the documentation is ours
+    return module
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[KaizenEmulator]:
+    """Serve an emulator in which every execution exists, and name it in the environment."""
+    with KaizenEmulator(default_life=Life.ended().with_fields({"beyond": [1]})) as emulator:
+        monkeypatch.setenv("KAIZEN_BASE_URL", emulator.base_url)
+        monkeypatch.setenv("KAIZEN_API_KEY", "sk-test-key")
+        yield emulator
+
+
+def assert_whole(fields: dict[str, Any]) -> None:
+    """Fail if a response lacks something."""
+    assert fields["id"] == "exec_1"
+    assert fields["beyond"] == [1]
+    assert fields["isRecording"] in {True, False}
+
+
+# FastAPI and pydantic.
+
+
+def test_fastapi_returns_records_in_every_annotation() -> None:
+    """As they were sent, unknown fields and whole numbers included."""
+    app = FastAPI()
+
+    @app.get("/annotated")
+    async def annotated() -> InstructorExecution:
+        return EXECUTION
+
+    @app.get("/listed")
+    async def listed() -> list[InstructorExecution]:
+        return [EXECUTION]
+
+    @app.get("/united")
+    async def united() -> InstructorExecution | None:
+        return EXECUTION
+
+    @app.get("/either")
+    async def either() -> WorkflowExecution | InstructorExecution:
+        return EXECUTION
+
+    @app.get("/plain")
+    async def plain():  # type: ignore[no-untyped-def]  # noqa: ANN202 - as many write it
+        return EXECUTION
+
+    @app.get("/within")
+    async def within() -> dict[str, Any]:
+        return {"record": EXECUTION}
+
+    @app.get("/model", response_model=InstructorExecution)
+    async def model() -> Any:
+        return EXECUTION
+
+    @app.post("/back")
+    async def back(execution: InstructorExecution) -> bool:
+        return execution == EXECUTION
+
+    with FastAPIClient(app) as client:
+        for path in ("annotated", "united", "either", "plain", "model"):
+            assert client.get(f"/{path}").json() == SENT, path
+        assert client.get("/listed").json() == [SENT]
+        assert client.get("/within").json() == {"record": SENT}
+        assert '"durationMs":123,' in client.get("/annotated").text
+        assert client.post("/back", json=SENT).json() is True
+        assert client.post("/back", json={"id": 5}).status_code == 422
+        schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    described = schemas["InstructorExecution"]
+    properties = described["properties"]
+    assert set(properties) == {*SENT, "sessionId"} - {"params"}
+    assert properties["workflow"] == {"$ref": "#/components/schemas/Workflow"}
+    assert properties["startTime"] == {"type": "string", "format": "date-time", "title": "Starttime"}
+    assert [kind["type"] for kind in properties["endTime"]["anyOf"]] == ["string", "null"]
+    assert [kind["type"] for kind in properties["durationMs"]["anyOf"]] == ["number", "null"]
+    assert properties["status"]["type"] == "string"
+    assert described["description"].startswith("One instructor execution")
+    assert set(described["required"]) == set(properties) - {"sessionId"}
+    assert jsonable_encoder(EXECUTION) == SENT
+    assert jsonable_encoder({"a": [EXECUTION]}) == {"a": [SENT]}
+
+
+def test_pydantic_reads_and_writes_records() -> None:
+    """As a field and in a TypeAdapter, from Python and from JSON."""
+
+    class Report(pydantic.BaseModel):
+        execution: InstructorExecution
+        workflow: Workflow
+        status: ExecutionStatus
+        anything: Any = None
+
+    report = Report(
+        execution=EXECUTION, workflow=EXECUTION.workflow, status=ExecutionStatus("Zorp"), anything=EXECUTION
+    )
+    assert report.execution is EXECUTION
+    written = json.loads(report.model_dump_json())
+    assert written["execution"] == written["anything"] == SENT
+    assert written["workflow"] == SENT["workflow"]
+    assert report.model_dump()["status"] == "Zorp"
+    again = Report.model_validate_json(report.model_dump_json())
+    assert again.execution == EXECUTION
+    assert again.execution.extra == EXECUTION.extra
+    assert Report.model_validate({**written, "execution": SENT}).execution.to_dict() == SENT
+
+    adapter = pydantic.TypeAdapter(list[InstructorExecution])
+    assert adapter.validate_json(adapter.dump_json([EXECUTION])) == [EXECUTION]
+    assert adapter.validate_python(adapter.dump_python([EXECUTION])) == [EXECUTION]
+    with pytest.raises(pydantic.ValidationError, match=r"Expected `str`, got `int` - at `\$.id`"):
+        adapter.validate_json(b'[{"id": 5, "status": "x", "endTime": null}]')
+    with pytest.raises(pydantic.ValidationError):
+        adapter.validate_python([5])
+
+
+# Recipes.
+
+
+def test_fastapi_recipe(served: KaizenEmulator) -> None:
+    """The typed handler of the documentation."""
+    with FastAPIClient(recipe("Records as return values").app) as client:
+        assert_whole(client.get("/typed/exec_1").json())
+
+
+def test_litestar_recipe(served: KaizenEmulator) -> None:
+    """With its schema."""
+    testing = needs("litestar.testing")
+    with testing.TestClient(recipe("Litestar").app) as client:
+        assert_whole(client.get("/executions/exec_1").json())
+        schemas = client.get("/schema/openapi.json").json()["components"]["schemas"]
+    assert "endTime" in schemas["InstructorExecution"]["properties"]
+
+
+async def test_django_recipe(served: KaizenEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An async view, called as an ASGI server would."""
+    django = needs("django")
+    needs("django.conf").settings.configure(SECRET_KEY="x", ROOT_URLCONF="recipe_django", ALLOWED_HOSTS=["*"])
+    django.setup()
+    module = recipe("Django")
+    monkeypatch.setitem(importlib.sys.modules, "recipe_django", module)  # type: ignore[attr-defined]
+    kaizen: KaizenClient = module.kaizen
+    async with kaizen:
+        response = await importlib.import_module("django.test").AsyncClient().get("/executions/exec_1")
+    assert response.headers["Content-Type"] == "application/json"
+    assert_whole(response.json())
+
+
+async def test_aiohttp_recipe(served: KaizenEmulator) -> None:
+    """The client lives in a cleanup context."""
+    async with TestClient(TestServer(recipe("aiohttp.web").app)) as client:
+        response = await client.get("/executions/exec_1")
+        assert_whole(await response.json())
+
+
+def test_flask_recipe(served: KaizenEmulator) -> None:
+    """One client for each request, so no socket is left."""
+    needs("flask")
+    client = recipe("Flask").app.test_client()
+    assert_whole(client.get("/executions/exec_1").get_json())
+    assert_whole(client.get("/executions/exec_1").get_json())
+
+
+# Tables.
+
+
+@pytest.fixture
+async def outcomes() -> list[Outcome[InstructorExecution]]:
+    """Return one outcome of each kind, and no text in the first rows."""
+    async with KaizenEmulator(default_life=Life.ended(duration=5)) as emulator:
+        emulator.add("running", Life.running())
+        async with KaizenClient(base_url=emulator.base_url) as kaizen:
+            found = await kaizen.instructor_executions.get_many(["ended", "running"])
+    failed: Outcome[InstructorExecution] = LookupFailed("gone", None, NotFoundError("gone", status=404), 1, 0.5, "r-1")
+    return [failed, *found]
+
+
+def test_a_pandas_table(outcomes: list[Outcome[InstructorExecution]]) -> None:
+    """With times that are times, and errors in columns."""
+    pandas = needs("pandas")
+    table = pandas.DataFrame(to_columns(outcomes))
+    assert list(table["id"]) == ["gone", "ended", "running"]
+    assert str(table["end_time"].dtype).startswith("datetime64[")
+    assert table["error_type"].iloc[0] == "NotFoundError"
+    assert table["request_id"].iloc[0] == "r-1"
+    assert table[table.succeeded == True].id.tolist() == ["ended"]  # noqa: E712 - as pandas writes it
+    assert {"workflow_name", "logins_count", "duration_ms", "error"} <= set(table.columns)
+
+
+def test_a_polars_table(outcomes: list[Outcome[InstructorExecution]]) -> None:
+    """Also if the first hundreds of rows have no value."""
+    polars = needs("polars")
+    table = polars.DataFrame(to_columns([outcomes[0]] * 500 + outcomes[1:]))
+    assert table.schema["end_time"] == polars.Datetime("us", "UTC")
+    assert table.schema["duration_ms"] == polars.Float64
+    assert table.schema["succeeded"] == polars.Boolean
+    assert table["status"].to_list()[-2:] == ["Completed", "InProgress"]
+
+
+def test_a_pyarrow_table(outcomes: list[Outcome[InstructorExecution]]) -> None:
+    """With the same columns."""
+    pyarrow = needs("pyarrow")
+    table = pyarrow.table(to_columns(outcomes))
+    assert table.column_names == list(to_columns(outcomes))
+    assert table.schema.field("start_time").type == pyarrow.timestamp("us", tz="UTC")
+    assert table.to_pylist()[0]["error"].startswith("gone")
+
+
+def test_columns_of_ones_own_records() -> None:
+    """Whatever is in them becomes one value for each row, and no column is lost."""
+
+    class Odd(Record, frozen=True, gc=False, kw_only=True):
+        id: str
+        at: datetime
+        number: float | int
+        error: str
+        options: dict[str, int]
+        nothing: None = None
+
+    minute = timedelta(minutes=1)
+    ends = [datetime(9999, 12, 31, 23, 59, 59), datetime(9999, 12, 31, 23, 59, tzinfo=timezone(-minute))]  # noqa: DTZ001 - as it may come
+    records = [
+        Odd(id="a", at=ends[0], number=10**400, error="e", options={"x": 1}),
+        Odd(id="b", at=ends[1], number=-(10**400), error="f", options={}),
+    ]
+    columns = to_columns([Found(record.id, record, None, 1, 0.0) for record in records])
+    assert columns["number"] == [math.inf, -math.inf]
+    assert columns["execution_error"] == ["e", "f"]
+    assert columns["error"] == [None, None]
+    assert columns["options"] == ['{"x":1}', "{}"]
+    assert columns["at"] == [moment.replace(tzinfo=UTC) for moment in ends]
+    assert to_columns([]) == {}
+
+
+# Task queues.
+
+
+def error_of_a_task() -> DeadlineExceededError:
+    """Return an error with all that JSON can hold of it."""
+    error = DeadlineExceededError("it had not ended when the deadline passed", execution_id="exec_1", attempts=3)
+    error.request_id = "r-1"
+    return error
+
+
+@pytest.mark.parametrize("serializer", ["json", "pickle"])
+def test_celery_gives_errors_and_records_back(serializer: str) -> None:
+    """A real result backend stores them, and a real result raises what the task raised."""
+    celery = needs("celery")
+    app = celery.Celery("test", backend="cache+memory://", broker="memory://")
+    app.conf.update(result_serializer=serializer, accept_content=[serializer], result_accept_content=[serializer])
+    backend = app.backend
+    backend.mark_as_failure("task-1", error_of_a_task(), traceback="")
+    raised = app.AsyncResult("task-1").result
+    assert type(raised) is DeadlineExceededError
+    assert str(raised) == str(error_of_a_task())
+    assert (raised.execution_id, raised.attempts, raised.request_id) == ("exec_1", 3, "r-1")
+    backend.mark_as_done("task-2", EXECUTION)
+    returned = app.AsyncResult("task-2").result
+    record = returned if serializer == "pickle" else InstructorExecution.from_dict(returned)
+    assert record == EXECUTION
+    assert record.to_dict() == SENT
+
+
+async def test_taskiq_gives_errors_back() -> None:
+    """Through the form in which its result backends keep them."""
+    needs("taskiq")
+    from taskiq import TaskiqResult
+    from taskiq.compat import model_dump_json, model_validate_json
+
+    result: Any = TaskiqResult(is_err=True, return_value=None, execution_time=0.1, error=error_of_a_task())
+    again = model_validate_json(TaskiqResult[Any], model_dump_json(result))
+    assert type(again.error) is DeadlineExceededError
+    assert str(again.error) == str(error_of_a_task())
+
+
+def test_a_record_of_msgspec_is_still_one() -> None:
+    """Msgspec encodes typed fields under the API's names."""
+    assert msgspec.json.decode(msgspec.json.encode(EXECUTION))["status"] == SENT["status"]
