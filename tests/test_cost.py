@@ -110,7 +110,7 @@ async def test_an_outcome_takes_few_bytes_beside_its_record(no_network: None) ->
     tracemalloc.start()
     try:
         records = bytes_kept(lambda: [decode(body_for(execution_id), execution_id) for execution_id in ids])
-        async with KaizenClient() as kaizen:
+        async with KaizenClient(ended_records=0) as kaizen:
             await kaizen.instructor_executions.get_many(ids[:100])
             gc.collect()
             before = tracemalloc.get_traced_memory()[0]
@@ -141,7 +141,8 @@ async def test_a_stream_keeps_nothing(no_network: None) -> None:
 
     tracemalloc.start()
     try:
-        async with KaizenClient(concurrency=10) as kaizen:
+        # The records that a client remembers for `max_age` have a bound of their own.
+        async with KaizenClient(concurrency=10, ended_records=0) as kaizen:
             await held_after(500)
             short, long = await held_after(500), await held_after(4500)
     finally:
