@@ -3,6 +3,7 @@
 `typed_blocks.py FOLDER` writes one module for each block, with its text at the line where it stands in the document.
 """
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ folder = Path(sys.argv[1])
 folder.mkdir(parents=True, exist_ok=True)
 for old in folder.glob("*.py"):
     old.unlink()
+(folder / "pyrightconfig.json").write_text(json.dumps({"typeCheckingMode": "strict", "pythonVersion": "3.11"}))
 for document in [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]:
     text = document.read_text()
     for number, block in enumerate(re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL), 1):

@@ -1,6 +1,7 @@
 """Records and errors in frameworks, tables and task queues, with the real packages.
 
-What is not in the extra `test` is in the extra `frameworks`. Where that cannot be installed, its tests skip and say so.
+What is not in the extra `test` is in the extra `frameworks`; its tests are marked as examples, which the gate runs with
+all extras. Where that cannot be installed, they skip and say so.
 """
 
 import importlib
@@ -180,6 +181,7 @@ def test_fastapi_recipe(served: KaizenEmulator) -> None:
         assert_whole(client.get("/typed/exec_1").json())
 
 
+@pytest.mark.example
 def test_litestar_recipe(served: KaizenEmulator) -> None:
     """With its schema."""
     testing = needs("litestar.testing")
@@ -189,6 +191,7 @@ def test_litestar_recipe(served: KaizenEmulator) -> None:
     assert "endTime" in schemas["InstructorExecution"]["properties"]
 
 
+@pytest.mark.example
 async def test_django_recipe(served: KaizenEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """An async view, called as an ASGI server would."""
     django = needs("django")
@@ -210,6 +213,7 @@ async def test_aiohttp_recipe(served: KaizenEmulator) -> None:
         assert_whole(await response.json())
 
 
+@pytest.mark.example
 def test_flask_recipe(served: KaizenEmulator) -> None:
     """One client for each request, so no socket is left."""
     needs("flask")
@@ -232,6 +236,7 @@ async def outcomes() -> list[Outcome[InstructorExecution]]:
     return [failed, *found]
 
 
+@pytest.mark.example
 def test_a_pandas_table(outcomes: list[Outcome[InstructorExecution]]) -> None:
     """With times that are times, and errors in columns."""
     pandas = needs("pandas")
@@ -244,6 +249,7 @@ def test_a_pandas_table(outcomes: list[Outcome[InstructorExecution]]) -> None:
     assert {"workflow_name", "logins_count", "duration_ms", "error"} <= set(table.columns)
 
 
+@pytest.mark.example
 def test_a_polars_table(outcomes: list[Outcome[InstructorExecution]]) -> None:
     """Also if the first hundreds of rows have no value."""
     polars = needs("polars")
@@ -254,6 +260,7 @@ def test_a_polars_table(outcomes: list[Outcome[InstructorExecution]]) -> None:
     assert table["status"].to_list()[-2:] == ["Completed", "InProgress"]
 
 
+@pytest.mark.example
 def test_a_pyarrow_table(outcomes: list[Outcome[InstructorExecution]]) -> None:
     """With the same columns."""
     pyarrow = needs("pyarrow")
@@ -261,6 +268,16 @@ def test_a_pyarrow_table(outcomes: list[Outcome[InstructorExecution]]) -> None:
     assert table.column_names == list(to_columns(outcomes))
     assert table.schema.field("start_time").type == pyarrow.timestamp("us", tz="UTC")
     assert table.to_pylist()[0]["error"].startswith("gone")
+
+
+def test_columns_are_flat_and_complete(outcomes: list[Outcome[InstructorExecution]]) -> None:
+    """Every column has a value for every outcome, and what describes the lookup comes last."""
+    columns = to_columns(outcomes)
+    assert {len(column) for column in columns.values()} == {3}
+    assert columns["status"] == [None, "Completed", "InProgress"]
+    assert columns["succeeded"] == [None, True, None]
+    assert list(columns)[:3] == ["id", "workflow_id", "workflow_name"]
+    assert list(columns)[-2:] == ["error_type", "error"]
 
 
 def test_columns_of_ones_own_records() -> None:
@@ -299,6 +316,7 @@ def error_of_a_task() -> DeadlineExceededError:
     return error
 
 
+@pytest.mark.example
 @pytest.mark.parametrize("serializer", ["json", "pickle"])
 def test_celery_gives_errors_and_records_back(serializer: str) -> None:
     """A real result backend stores them, and a real result raises what the task raised."""

@@ -37,8 +37,13 @@ def record_schema(cls: type[Any], handler: Any) -> Any:
         cls_name=cls.__name__,
         extra_behavior="allow",
     )
+
+    def read(value: Any, _: object) -> Any:
+        return value if isinstance(value, cls) else cls.from_dict(value)
+
+    read.__name__ = cls.__name__  # errors of pydantic name it
     return core_schema.no_info_wrap_validator_function(
-        lambda value, _: value if isinstance(value, cls) else cls.from_dict(value),
+        read,
         fields,
         serialization=core_schema.plain_serializer_function_ser_schema(cls.to_dict),
         ref=f"{cls.__module__}.{cls.__qualname__}:{id(cls)}",

@@ -182,7 +182,7 @@ class Transport:
         self._withholders = [
             Withholder(str(value).removeprefix("Bearer "))
             for name, value in headers.items()
-            if isinstance(value, Secret) and (name == "Authorization" or len(value) >= _SHORTEST_SECRET)
+            if name == "Authorization" or (isinstance(value, Secret) and len(value) >= _SHORTEST_SECRET)
         ]
         if proxy is not None:
             self._withholders += [Withholder(str(secret)) for secret in proxy.secrets]
