@@ -336,16 +336,16 @@ def test_celery_gives_errors_and_records_back(serializer: str) -> None:
     assert record.to_dict() == SENT
 
 
-async def test_taskiq_gives_errors_back() -> None:
+@pytest.mark.parametrize("serializer", ["JSONSerializer", "PickleSerializer"])
+def test_taskiq_gives_errors_and_records_back(serializer: str) -> None:
     """Through the form in which its result backends keep them."""
-    needs("taskiq")
-    from taskiq import TaskiqResult
-    from taskiq.compat import model_dump_json, model_validate_json
-
-    result: Any = TaskiqResult(is_err=True, return_value=None, execution_time=0.1, error=error_of_a_task())
-    again = model_validate_json(TaskiqResult[Any], model_dump_json(result))
+    form = getattr(needs("taskiq.serializers"), serializer)()
+    result_type = needs("taskiq").TaskiqResult[Any]
+    sent = result_type(is_err=True, return_value=EXECUTION, execution_time=0.1, error=error_of_a_task())
+    again = result_type.model_validate(form.loadb(form.dumpb(sent.model_dump(mode="json"))))
     assert type(again.error) is DeadlineExceededError
     assert str(again.error) == str(error_of_a_task())
+    assert InstructorExecution.from_dict(again.return_value) == EXECUTION
 
 
 def test_a_record_of_msgspec_is_still_one() -> None:
