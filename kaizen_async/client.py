@@ -183,8 +183,12 @@ class KaizenClient:
         clock: Clock | None = None,
     ) -> None:
         self._engine: Engine | None = None
-        self._key_function = api_key if callable(api_key) else None
-        key = None if callable(api_key) else resolve_api_key(api_key)
+        self._key_function: KeyFunction | None = None
+        key = None
+        if api_key is None or isinstance(api_key, str) or not callable(api_key):
+            key = resolve_api_key(api_key)
+        else:
+            self._key_function = api_key
         has_key = key is not None or self._key_function is not None
         self._headers = request_headers(key, own_headers(headers, has_key=has_key))
         has_auth = has_key or any(name.lower() == "authorization" for name in self._headers)

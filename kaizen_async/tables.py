@@ -1,9 +1,9 @@
 """Outcomes as columns, for pandas, polars and pyarrow."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -55,7 +55,7 @@ def _flat(part: msgspec.Struct) -> dict[str, Any]:
             case msgspec.Struct():
                 row |= {f"{name}_{inner}": inner_value for inner, inner_value in _flat(value).items()}
             case tuple() | list() | set() | frozenset():
-                row[f"{name}_count"] = len(value)
+                row[f"{name}_count"] = len(cast("Sized", value))
             case datetime():
                 row[name] = _in_utc(value)
             case str():
