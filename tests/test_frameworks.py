@@ -8,17 +8,18 @@ import importlib
 import json
 import math
 import re
+import sys
 import types
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import pydantic
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
-from fastapi import FastAPI
+from fastapi import Body, FastAPI
 from fastapi.encoders import jsonable_encoder
 from fastapi.testclient import TestClient as FastAPIClient
 
@@ -59,6 +60,7 @@ def recipe(title: str) -> types.ModuleType:
     found = re.search(rf"^## {re.escape(title)}$.*?^```python\n(.*?)^```$", document, re.MULTILINE | re.DOTALL)
     assert found is not None
     module = types.ModuleType(f"recipe_{title.split(maxsplit=1)[0].lower().replace('.', '_')}")
+    sys.modules[module.__name__] = module  # frameworks look annotations and routes up there
     exec(compile(found[1], title, "exec"), vars(module))  # noqa: S102 - the documentation is ours
     return module
 
@@ -115,7 +117,7 @@ def test_fastapi_returns_records_in_every_annotation() -> None:
         return EXECUTION
 
     @app.post("/back")
-    async def back(execution: InstructorExecution) -> bool:
+    async def back(execution: Annotated[InstructorExecution, Body()]) -> bool:
         return execution == EXECUTION
 
     with FastAPIClient(app) as client:
@@ -192,14 +194,12 @@ def test_litestar_recipe(served: KaizenEmulator) -> None:
 
 
 @pytest.mark.example
-async def test_django_recipe(served: KaizenEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_django_recipe(served: KaizenEmulator) -> None:
     """An async view, called as an ASGI server would."""
     django = needs("django")
     needs("django.conf").settings.configure(SECRET_KEY="x", ROOT_URLCONF="recipe_django", ALLOWED_HOSTS=["*"])
     django.setup()
-    module = recipe("Django")
-    monkeypatch.setitem(importlib.sys.modules, "recipe_django", module)  # type: ignore[attr-defined]
-    kaizen: KaizenClient = module.kaizen
+    kaizen: KaizenClient = recipe("Django").kaizen
     async with kaizen:
         response = await importlib.import_module("django.test").AsyncClient().get("/executions/exec_1")
     assert response.headers["Content-Type"] == "application/json"
@@ -324,13 +324,14 @@ def test_celery_gives_errors_and_records_back(serializer: str) -> None:
     app = celery.Celery("test", backend="cache+memory://", broker="memory://")
     app.conf.update(result_serializer=serializer, accept_content=[serializer], result_accept_content=[serializer])
     backend = app.backend
-    backend.mark_as_failure("task-1", error_of_a_task(), traceback="")
-    raised = app.AsyncResult("task-1").result
+    failed, done = f"failed-{serializer}", f"done-{serializer}"  # all caches in memory are one
+    backend.mark_as_failure(failed, error_of_a_task(), traceback="")
+    raised = app.AsyncResult(failed).result
     assert type(raised) is DeadlineExceededError
     assert str(raised) == str(error_of_a_task())
     assert (raised.execution_id, raised.attempts, raised.request_id) == ("exec_1", 3, "r-1")
-    backend.mark_as_done("task-2", EXECUTION)
-    returned = app.AsyncResult("task-2").result
+    backend.mark_as_done(done, EXECUTION)
+    returned = app.AsyncResult(done).result
     record = returned if serializer == "pickle" else InstructorExecution.from_dict(returned)
     assert record == EXECUTION
     assert record.to_dict() == SENT
