@@ -29,8 +29,8 @@ from kaizen_async import (
 from kaizen_async._lookup import received as remembering
 from kaizen_async._lookup.received import Received
 from kaizen_async._transport.request_id import RequestIds
-from kaizen_async._waiting import polling
-from kaizen_async._waiting.polling import EndedRecords
+from kaizen_async._waiting import memory
+from kaizen_async._waiting.memory import EndedRecords
 from kaizen_async.testing import KaizenEmulator, Life
 
 ONCE = RetryPolicy(max_attempts=1)
@@ -325,20 +325,20 @@ async def test_a_record_that_cannot_end_only_grows_old() -> None:
 def test_what_is_remembered_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hostile server may send records that are much larger than others."""
     monkeypatch.setattr(remembering, "MOST_BYTES", 100_000)
-    monkeypatch.setattr(polling, "MOST_BYTES", 100_000)
+    monkeypatch.setattr(memory, "MOST_ENDED", 100_000)
     received, ended = Received(1000), EndedRecords(1000)
     for number in range(200):
-        received.put("kind", str(number), object(), 0.0, bytes(10_000) if number % 2 else bytes(1000))
-        ended.put("kind", str(number), object())
-    assert received.get("kind", "0") is None
-    assert received.get("kind", "199") is not None
+        record = bytes(5_000)
+        received.put("kind", str(number), record, 0.0, record if number % 2 else bytes(1000))
+        ended.put("kind", str(number), record)
+    for remembered in received, ended:
+        assert remembered.get("kind", "0") is None
+        assert remembered.get("kind", "199") is not None
     assert len(received._records) < 20
-    assert ended.get("kind", "0") is None
-    assert ended.get("kind", "199") is not None
-    assert len(ended._records) == 97
+    assert len(ended._records) == 19
     for _ in range(200):
-        ended.put("kind", "199", object())
-    assert len(ended._records) == 97
+        ended.put("kind", "199", bytes(5_000))
+    assert len(ended._records) == 19
 
 
 # A client as an object.

@@ -259,6 +259,7 @@ LAYERS = [
         "models",
         "stats",
     ],
+    ["_records.weight"],
     ["_records.base", "_transport.encodings", "_transport.head", "_transport.proxies", "_transport.resolver"],
     ["_records.schema", "_records.tolerance", "_transport.response"],
     ["errors", "_transport.trace", "_transport.withhold"],

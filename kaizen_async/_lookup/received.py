@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from typing import Any, Final
 
-from kaizen_async._records.base import bytes_held
+from kaizen_async._records.weight import bytes_held
 
 MOST_BYTES: Final = 24 * 1024 * 1024
 """Memory that all of them may take, about."""

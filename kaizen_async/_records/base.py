@@ -5,8 +5,7 @@ A record refers to the bytes of its response, which were read anyway. Nothing is
 encoding a record never look at it.
 """
 
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any, ClassVar, Final, Self, TypeAlias, TypeVar, cast
@@ -152,24 +151,6 @@ def has_ended(record: Any) -> bool:
     """Return whether a record says that its execution has ended; False if its type cannot tell."""
     finished: bool | None = getattr(record, "is_finished", None)
     return getattr(record, "end_time", None) is not None if finished is None else finished
-
-
-def bytes_held(record: object) -> int:
-    """Return about how many bytes of memory a record holds, its JSON included. Other objects count as a kilobyte."""
-    return _bytes_held(record, set()) if isinstance(record, Part) else 1024
-
-
-def _bytes_held(value: Any, counted: set[int]) -> int:
-    if id(value) in counted:
-        return 0
-    counted.add(id(value))
-    if isinstance(value, Part):
-        source = source_of(value)
-        body = source[0] if isinstance(source, tuple) else source
-        held = [*msgspec.structs.astuple(value), body if isinstance(body, bytes) else None]
-    else:
-        held = list(cast("Iterable[Any]", value)) if isinstance(value, tuple) else []
-    return sys.getsizeof(cast("object", value)) + sum(_bytes_held(one, counted) for one in held)
 
 
 def linked(*names: str) -> Callable[[type[P]], type[P]]:

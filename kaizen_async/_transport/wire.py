@@ -11,8 +11,9 @@ from urllib.parse import unquote
 import msgspec
 from yarl import URL
 
-from kaizen_async._records.base import NOT_KEPT, Record, bytes_held, set_source, unwrapped
+from kaizen_async._records.base import NOT_KEPT, Record, set_source, unwrapped
 from kaizen_async._records.tolerance import LARGEST_REPAIR, clean, repair_of, time_fields
+from kaizen_async._records.weight import bytes_held
 from kaizen_async.errors import DecodeError, printable
 
 T = TypeVar("T")
@@ -98,7 +99,7 @@ class Endpoint(Generic[T]):
         if record.id != execution_id:
             reason = f"the server returned the record of another id, {printable(str(record.id))!r}"
             raise DecodeError(reason, path=self.id_path, body=body, retryable=True)
-        if len(body) > LARGE_BODY and bytes_held(record) > LARGEST_RECORD:
+        if len(body) > LARGE_BODY and bytes_held(record, LARGEST_RECORD) > LARGEST_RECORD:
             reason = f"the documented fields of the record take more than {LARGEST_RECORD} bytes of memory"
             raise DecodeError(reason, path="$", body=body)
         if self._has_source:

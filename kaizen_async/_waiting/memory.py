@@ -1,13 +1,11 @@
-"""How much of what a server sent is kept: bounded in bytes, because a small response can become a large record."""
+"""What waits keep of records: those of ended executions, and the last one of each wait. Both are bounded in bytes."""
 
 from collections import OrderedDict
-from collections.abc import Mapping
-from sys import getsizeof
 from typing import Any, Final
 
 import msgspec
 
-from kaizen_async._records.base import Part, source_of
+from kaizen_async._records.weight import bytes_held
 
 MOST_PER_RECORD: Final = 64 * 1024
 """Bytes of a record above which it is handed to the caller and not kept. The documented example takes 3 KiB."""
@@ -17,29 +15,6 @@ LIGHT: Final = 8 * 1024
 """Bytes of a record up to which the last one of every wait is kept, however many waits there are."""
 MOST_HEAVY: Final = 32 * 1024 * 1024
 """Bytes of the heavier last records of all waits."""
-
-
-def weigh(record: object, most: int = MOST_PER_RECORD) -> int:
-    """Return about how many bytes a record holds, its JSON included; something above `most` if it is more than that."""
-    source = source_of(record) if isinstance(record, Part) else None
-    body = source[0] if isinstance(source, tuple) else source
-    weight = len(body) if isinstance(body, bytes) else 0
-    todo: list[Any] = [record]
-    while todo and weight <= most:
-        part = todo.pop()
-        weight += getsizeof(part)
-        if weight > most:
-            break
-        if isinstance(part, msgspec.Struct):
-            todo.extend(getattr(part, name) for name in part.__struct_fields__)
-        elif isinstance(part, (tuple, list, set, frozenset)):
-            todo.extend(part)
-        elif isinstance(part, Mapping):
-            todo.extend(part)
-            todo.extend(part.values())
-        elif isinstance(part, msgspec.Raw):
-            weight += memoryview(part).nbytes
-    return weight
 
 
 class EndedRecords:
@@ -64,7 +39,7 @@ class EndedRecords:
 
     def put(self, endpoint: object, execution_id: str, record: Any) -> None:
         """Keep a record, and forget those that were not asked for the longest."""
-        weight = weigh(record)
+        weight = bytes_held(record, MOST_PER_RECORD)
         if not self._most or weight > MOST_PER_RECORD:
             return
         self._forget(self._records.pop((endpoint, execution_id), None))
@@ -106,7 +81,7 @@ class HeavyRecords:
     def keep(self, endpoint: object, execution_id: str, record: Any) -> Any:
         """Return what is to be kept of the last record of a wait: the record, or what stands for it."""
         self.forget(endpoint, execution_id)
-        weight = weigh(record)
+        weight = bytes_held(record, MOST_PER_RECORD)
         if weight <= LIGHT:
             return record
         if weight > MOST_PER_RECORD or self._weight + weight > MOST_HEAVY:

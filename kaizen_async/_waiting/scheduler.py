@@ -595,7 +595,7 @@ class Scheduler:
 def _slimmed(error: KaizenError) -> KaizenError:
     """Return an error without what it is about in full: in an outage, one is kept for each of 100,000 ids."""
     error = copy.copy(error)  # a lookup of the same id may share it, and asked for all of it
-    error.execution_id, error.attempts = "", 0
+    error.execution_id, error.attempts, error.request_id = "", 0, None
     if isinstance(error, StatusError | DecodeError):
         error.body = b""
     return error
