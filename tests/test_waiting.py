@@ -1238,7 +1238,7 @@ async def test_a_watch_yields_the_first_state_and_then_changes_only() -> None:
             async for change in changes:
                 seen.append((change.id, now()))
                 assert change.error is None
-                assert change.before is last
+                assert change.before == last
                 last = change.after
         assert seen == [("a", 0), ("a", 2), ("a", 4), ("a", 6)]
         await assert_idle(client, transport)
