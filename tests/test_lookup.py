@@ -205,7 +205,9 @@ async def test_a_shared_failure_is_an_error_of_its_own_for_each_caller() -> None
         errors = await asyncio.gather(*(fails(client) for _ in range(3)))
         assert transport.ids == ["a"]
         assert len({id(error) for error in errors}) == 3
-        assert {str(error) for error in errors} == {"a: the server answered 404 Not Found (after 1 attempt)"}
+        assert {str(error) for error in errors} == {
+            "a: the server answered 404 Not Found: no such execution (after 1 attempt)"
+        }
         assert len({len(traceback.extract_tb(error.__traceback__)) for error in errors}) == 1
 
 

@@ -1,9 +1,9 @@
 """How much memory a record takes. A small response can become a large record, so what is kept is bounded in bytes."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from sys import getsizeof
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -26,10 +26,11 @@ def bytes_held(record: object, most: float = math.inf) -> int:
             if isinstance(part, Part) and not isinstance(source := source_of(part), str):
                 todo.append(source)
         elif isinstance(part, (tuple, list, set, frozenset)):
-            todo.extend(part)
+            todo.extend(cast("Iterable[Any]", part))
         elif isinstance(part, Mapping):
-            todo.extend(part)
-            todo.extend(part.values())
+            mapping: Mapping[Any, Any] = part
+            todo.extend(mapping)
+            todo.extend(mapping.values())
         elif isinstance(part, msgspec.Raw):
             weight += memoryview(part).nbytes
     return weight
