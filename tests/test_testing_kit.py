@@ -9,6 +9,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import aiohttp
 import pytest
@@ -507,6 +508,62 @@ def test_two_event_loops_live_in_one_virtual_time() -> None:
     asyncio.run(asyncio.wait_for(wait("here", 400, barrier), 20))
     thread.join(20)
     assert ended == [("here", 1200), ("thread", 3000)]
+
+
+class ClosingLoop(asyncio.SelectorEventLoop):
+    """Closes at the moment at which another loop calls in it."""
+
+    def call_soon_threadsafe(self, *args: Any, **options: Any) -> Any:
+        """Find the loop closed."""
+        self.close()
+        return super().call_soon_threadsafe(*args, **options)
+
+
+@pytest.mark.parametrize("left", ["a timer", "a hold", "an advance"])
+def test_a_loop_that_closes_stops_nobody_else(left: str) -> None:
+    """What was due in it is forgotten, and the other loop's time goes on."""
+    clock = VirtualClock()
+    there = ClosingLoop()
+
+    async def leave() -> None:
+        if left == "a timer":
+            clock.call_at(5, there.stop)
+        elif left == "a hold":
+            clock.hold()
+        else:
+            clock.hold()
+            waiting.append(asyncio.ensure_future(clock.advance(0)))
+            await asyncio.sleep(0.02)
+            clock.release()
+
+    async def go_on() -> None:
+        if left == "a hold":
+            asyncio.get_running_loop().call_later(0.05, there.close)
+        await clock.sleep(10)
+
+    waiting: list[asyncio.Task[None]] = []
+    there.run_until_complete(leave())
+    asyncio.run(asyncio.wait_for(go_on(), 5))
+    assert clock.time() == 10
+    assert there.is_closed()
+    for task in waiting:
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+        task.get_coro().close()  # type: ignore[union-attr]
+
+
+def test_a_loop_that_refuses_calls_is_reported() -> None:
+    """Only a closed loop counts as gone."""
+    clock = VirtualClock()
+    there = asyncio.new_event_loop()
+
+    async def hold() -> None:
+        clock.hold()
+
+    there.run_until_complete(hold())
+    there.call_soon_threadsafe = Mock(side_effect=RuntimeError("refused"))  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="refused"):
+        clock.let_go(there)
+    there.close()
 
 
 async def test_an_extra_release_is_refused() -> None:

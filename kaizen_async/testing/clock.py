@@ -59,7 +59,17 @@ class VirtualTimer:
 class _LoopPart:
     """What one event loop has of a clock: its calls to come, its holds, and the steps until it counts as idle."""
 
-    __slots__ = ("holds", "is_blocked", "is_stepping", "loop", "ready", "stepped_at", "steps_left", "timers")
+    __slots__ = (
+        "holds",
+        "is_blocked",
+        "is_stepping",
+        "is_watching",
+        "loop",
+        "ready",
+        "stepped_at",
+        "steps_left",
+        "timers",
+    )
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
@@ -70,6 +80,7 @@ class _LoopPart:
         self.steps_left = IDLE_STEPS
         self.is_stepping = False
         self.is_blocked = False
+        self.is_watching = False
         self.stepped_at = 0.0
 
     def drop_cancelled(self) -> None:
@@ -266,12 +277,12 @@ class VirtualClock:
             part.loop.call_soon(self._step, part)
 
     def _touch_from_outside(self, part: _LoopPart) -> None:
-        if not part.loop.is_closed():
-            part.loop.call_soon_threadsafe(self._touch_locked, part)
-
-    def _touch_locked(self, part: _LoopPart) -> None:
-        with self._lock:
-            self._touch(part)
+        """Begin to count the idle steps of another loop afresh. From now on time waits for it."""
+        part.steps_left = IDLE_STEPS
+        if not part.is_stepping:
+            part.is_stepping = True
+            part.stepped_at = time.monotonic()
+            _call_if_open(part.loop, self._step, part)
 
     def _step(self, part: _LoopPart) -> None:
         with self._lock:
@@ -290,14 +301,18 @@ class VirtualClock:
     def _jump(self, here: asyncio.AbstractEventLoop) -> None:
         """Go on to the next thing that is due, if all loops are idle and nothing holds time."""
         parts = self._open_parts()
+        if len(parts) > 1:
+            self._watch(self._parts[here])
         if self._holds_outside or any(part.holds for part in parts):
             return
         if busy := [part for part in parts if part.is_stepping and not part.is_blocked]:
-            self._look_again(here, busy)
+            now = time.monotonic()
+            for part in busy:
+                part.is_blocked = now - part.stepped_at >= BLOCKED_AFTER
             return
         if self._settling:
             for loop, settled in self._settling:
-                loop.call_soon_threadsafe(_settle, settled)
+                _call_if_open(loop, _settle, settled)
             self._settling.clear()
             for part in parts:
                 self._touch_from_outside(part)
@@ -308,33 +323,32 @@ class VirtualClock:
         for part in parts:
             self._fire_due(part, here)
 
-    def _look_again(self, here: asyncio.AbstractEventLoop, busy: list[_LoopPart]) -> None:
-        """A loop that is busy jumps once it is idle; one that makes no step any more cannot."""
-        now = time.monotonic()
-        for part in busy:
-            part.is_blocked = now - part.stepped_at >= BLOCKED_AFTER
-        here.call_later(BLOCKED_AFTER / 2, self._jump_locked, here)
+    def _watch(self, part: _LoopPart) -> None:
+        """Try again later while this loop waits for something: the others may block, or close before they jump."""
+        if not part.is_watching and (part.timers or self._settling):
+            part.is_watching = True
+            part.loop.call_later(BLOCKED_AFTER / 2, self._jump_if_idle, part)
 
-    def _jump_locked(self, here: asyncio.AbstractEventLoop) -> None:
+    def _jump_if_idle(self, part: _LoopPart) -> None:
         with self._lock:
-            part = self._parts.get(here)
-            if part is not None and not part.is_stepping:
-                self._jump(here)
+            part.is_watching = False
+            if not part.is_stepping:
+                self._jump(part.loop)
 
     def _fire_due(self, part: _LoopPart, here: asyncio.AbstractEventLoop) -> None:
         due: list[VirtualTimer] = []
         while part.timers and part.timers[0][0] <= self._now:
             due.append(heapq.heappop(part.timers)[2])
+        if not due:
+            return
         if part.loop is here:
             for timer in due:
                 here.call_soon(timer.fire)
-            if due:
-                self._touch(part)
+            self._touch(part)
         else:
             for timer in due:
-                part.loop.call_soon_threadsafe(timer.fire)
-            if due:
-                part.loop.call_soon_threadsafe(self._touch_locked, part)
+                _call_if_open(part.loop, timer.fire)
+            self._touch_from_outside(part)
 
 
 def _is_in_loop() -> bool:
@@ -343,6 +357,15 @@ def _is_in_loop() -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def _call_if_open(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *args: object) -> None:
+    """Call in another loop. That loop may close at any moment, and what was to come in it is forgotten then."""
+    try:
+        loop.call_soon_threadsafe(callback, *args)
+    except RuntimeError:
+        if not loop.is_closed():
+            raise
 
 
 def _settle(settled: asyncio.Future[None]) -> None:
