@@ -38,6 +38,8 @@ def test_ends_that_come_later_weigh_hardly_more() -> None:
     straight, shuffled = (learned_from(some)["workflows"] for some in (ends, moved))
     assert straight.keys() == shuffled.keys()
     for workflow_id in straight:
-        weights, other = dict(straight[workflow_id]), dict(shuffled[workflow_id])
-        for index, weight in weights.items():
-            assert weight * 0.99**20 - 1e-3 <= other[index] <= weight / 0.99**20 + 1e-3
+        weights, others = ({bin_: rest for bin_, *rest in some[workflow_id]} for some in (straight, shuffled))
+        assert weights.keys() == others.keys()
+        for bin_, counts in weights.items():
+            for count, other in zip(counts, others[bin_], strict=True):
+                assert count * 0.99**20 - 1e-3 <= other <= count / 0.99**20 + 1e-3

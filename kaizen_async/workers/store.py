@@ -33,7 +33,7 @@ OLDEST: Final = (6, 2)
 CONNECT_SECONDS: Final = 4.0
 """Time to find out that a server cannot be used."""
 COMMAND_SECONDS: Final = 5.0
-"""Time after which a command without a reply is repeated."""
+"""Time after which a connection, or a command without a reply, is tried again."""
 LONGEST_BACKOFF: Final = 1.0
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -83,7 +83,8 @@ def connect(url: str) -> Any:
     kind = scheme.partition("+")[2]
     plain = f"{scheme.partition('+')[0]}://{rest}"
     settings: dict[str, Any] = {
-        "socket_connect_timeout": CONNECT_SECONDS,
+        # Longer than CONNECT_SECONDS: at the first connection, that limit ends before these and names the server.
+        "socket_connect_timeout": COMMAND_SECONDS,
         "socket_timeout": COMMAND_SECONDS,
     }
     try:
