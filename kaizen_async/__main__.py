@@ -9,12 +9,12 @@ EXTRA: Final = frozenset({"click", "rich"})
 def main() -> None:
     """Run the command; without the extra `cli`, say how to get it."""
     try:
-        from kaizen_async._cli.app import cli  # noqa: PLC0415 - an extra
+        from kaizen_async._cli.app import main as run  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in EXTRA:
             raise
         sys.exit(_hint())
-    cli()
+    run()
 
 
 def _hint() -> int:

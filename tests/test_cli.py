@@ -26,11 +26,12 @@ from kaizen_async import (
     PollPolicy,
     TransportError,
 )
-from kaizen_async._cli import demo, options, saving
+from kaizen_async._cli import checkpoints, demo, options
 from kaizen_async._cli.app import cli
 from kaizen_async._cli.checkpoints import CheckpointFile, Saved, Taken
-from kaizen_async._cli.ids import Lines
-from kaizen_async._cli.stopping import Stop
+from kaizen_async._cli.ending import Stop
+from kaizen_async._cli.formats import Layout
+from kaizen_async._cli.ids import Source
 from kaizen_async.testing import Fault, KaizenEmulator, Life
 
 Run = Callable[..., Result]
@@ -57,6 +58,11 @@ def lines_in(result: Result) -> list[dict[str, Any]]:
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
+def said(result: Result) -> str:
+    """Return the last line of standard error, without the time that the work took."""
+    return re.sub(r" · [\d.]+ s(?= ·)", "", result.stderr.splitlines()[-1])
+
+
 def ids_in(result: Result) -> list[str]:
     """Return the ids of the lines of output, in their order."""
     return [line["id"] for line in lines_in(result)]
@@ -74,7 +80,7 @@ class TestGet:
         assert record["sessionId"] == "s_1"
         assert msgspec.convert(record, InstructorExecution).id == "exec_1"
         assert "duration_ms" not in record
-        assert result.stderr == ""
+        assert said(result) == "1 found, 0 failed · 1 request"
 
     def test_a_failure_costs_its_own_line_only(self, run: Run, emulator: KaizenEmulator) -> None:
         """The status is 1, and standard error says how many."""
@@ -84,8 +90,13 @@ class TestGet:
         error = lines_in(result)[1]["error"]
         assert error["type"] == "NotFoundError"
         assert error["message"].startswith("the server answered 404")
+        assert {name: error[name] for name in ("status", "attempts", "retryable")} == {
+            "status": 404,
+            "attempts": 1,
+            "retryable": False,
+        }
         assert result.exit_code == 1
-        assert result.stderr == "2 found, 1 failed\n"
+        assert said(result) == "2 found, 1 failed (NotFoundError 1) · 3 requests"
 
     def test_results_for_arguments_come_in_their_order(self, run: Run, emulator: KaizenEmulator) -> None:
         """However long each takes; repeated ids included."""
@@ -124,32 +135,38 @@ class TestGet:
 
     @pytest.mark.parametrize(
         ("bad", "why"),
-        [(b"\xff\xfe", "line 2 of standard input is not UTF-8"), (b"x" * 70_000, "line 2 of standard input is longer")],
+        [
+            (b"\xff\xfe", "line 2 of standard input is not UTF-8"),
+            (b"x" * 1_100_000, "line 2 of standard input is longer"),
+            (b"exec\xe2\x80\x8b_1", "line 2 of standard input is not an id, because it contains U+200B (zero width"),
+            (b'{"id": "exec_9"}', "line 2 of standard input is not an id, but looks like JSON or CSV"),
+        ],
     )
-    def test_a_line_that_is_no_id_ends_the_input(
-        self, run: Run, emulator: KaizenEmulator, bad: bytes, why: str
-    ) -> None:
-        """What came before is looked up; the status is that of misuse."""
+    def test_a_line_that_is_no_id_is_reported(self, run: Run, emulator: KaizenEmulator, bad: bytes, why: str) -> None:
+        """The other lines are looked up; the status is that of misuse."""
         emulator.add_many(["exec_1", "exec_2"])
         result = run("get", "-", given=b"exec_1\n" + bad + b"\nexec_2\n")
-        assert ids_in(result) == ["exec_1"]
+        assert result.stdout.count("\n") == 2
+        assert sorted(ids_in(result)) == ["exec_1", "exec_2"]
         assert why in result.stderr
+        assert "1 line without a valid id" in result.stderr
         assert result.exit_code == 2
 
     def test_an_endless_line_is_not_kept(self, run: Run, emulator: KaizenEmulator) -> None:
         """It is given up as soon as it is too long, not when it ends."""
+        pieces = [b"x" * 65_536] * 40 + [b"x\nexec_1\n"]
 
-        class Endless(BytesIO):
+        class Long(BytesIO):
             def read1(self, size: int | None = -1, /) -> bytes:
-                return b"x" * 1000
+                return pieces.pop(0) if pieces else b""
 
-        taken = Lines(Endless())  # type: ignore[arg-type]
+        taken = Source(Long(), "it", Layout())  # type: ignore[arg-type]
 
         async def take() -> list[str]:
             return [line async for line in taken]
 
-        assert asyncio.run(take()) == []
-        assert "longer than 65,536 bytes" in taken.problem
+        assert asyncio.run(take()) == ["exec_1"]
+        assert taken.counts.invalid == 1
 
     def test_the_deadline_bounds_the_whole_command(self, run: Run, emulator: KaizenEmulator) -> None:
         """Each argument has its line."""
@@ -167,7 +184,9 @@ class TestGet:
         result = run("get", "--concurrency", "1", "--deadline", "0.2", given=given)
         assert result.exit_code == 1
         # How many are begun in the last millisecond is up to the loop: uvloop's timers come up to one too early.
-        assert re.match(r"out of time: 0 found, \d+ failed, not all of standard input was read", result.stderr)
+        assert re.match(
+            r"out of time: 0 found, \d+ failed \(Deadline.* not all of standard input was read", result.stderr
+        )
         assert len(lines_in(result)) < 1000
 
     def test_the_attempt_timeout_is_passed_on(self, run: Run, emulator: KaizenEmulator) -> None:
@@ -181,7 +200,7 @@ class TestGet:
         """On standard error, and never the key; afterwards the library is as quiet as before."""
         emulator.add("exec_1")
         result = run("get", "exec_1", "-v")
-        assert "exec_1: attempt 1 answered" in result.stderr
+        assert "exec_1: attempt 1 got the record" in result.stderr
         log = logging.getLogger("kaizen_async")
         assert log.handlers == []
         assert log.level == logging.NOTSET
@@ -198,7 +217,7 @@ class TestMisuse:
             (["watch", "-"], "no ids in standard input: name some (kaizen-async watch exec_1 exec_2)"),
             (["get", "exec_1", "-"], "ids or a dash"),
             (["get", "exec_1", " "], "is a variable of your shell unset?"),
-            (["get", "\udcff"], "valid Unicode"),
+            (["get", "\udcff"], "U+DCFF (not a Unicode character)"),
             (["get", "exec_1", "--base-url", "nonsense"], "the base URL must be an absolute URL"),
             (["get", "exec_1", "--base-url", "http://kaizen.example"], "or pass --allow-insecure-http"),
             (["get", "exec_1", "--concurrency", "0"], "0 is not in the range x>=1"),
@@ -247,7 +266,7 @@ class TestMisuse:
                 monkeypatch.setenv("KAIZEN_API_KEY", key)
             result = CliRunner().invoke(cli, [command, "exec_1", "exec_2"])
         assert result.exit_code == 2
-        assert result.stderr == f"Error: the server wants another API key (it answered 401): {advice}\n"
+        assert result.stderr.startswith(f"the server refuses the API key (it responded with 401): {advice}: 0 ")
         assert result.stdout == ""
 
     def test_an_execution_that_is_forbidden_is_one_failure(self, run: Run, emulator: KaizenEmulator) -> None:
@@ -280,7 +299,7 @@ class TestWait:
             ("late", "Completed"),
         ]
         assert result.exit_code == 1
-        assert result.stderr == ""
+        assert said(result).startswith("2 ended (Completed 1 · Failed 1), 0 failed · ")
 
     def test_an_id_that_fails_has_its_line(self, run: Run, emulator: KaizenEmulator) -> None:
         """The others go on; the status is 1."""
@@ -290,7 +309,7 @@ class TestWait:
         assert ended.keys() == {"exec_1", "exec_2"}
         assert ended["exec_2"]["error"]["type"] == "NotFoundError"
         assert result.exit_code == 1
-        assert result.stderr == "1 ended (Completed 1 · errors 1)\n"
+        assert said(result).startswith("1 ended (Completed 1), 1 failed (NotFoundError 1) · ")
 
     def test_what_does_not_end_in_time_has_its_line(self, run: Run, emulator: KaizenEmulator) -> None:
         """The status is 1."""
@@ -298,7 +317,10 @@ class TestWait:
         emulator.add("runs", Life.running())
         result = run("wait", "ends", "runs", "--deadline", "1")
         assert ids_in(result) == ["ends", "runs"]
-        assert lines_in(result)[1]["error"]["type"] == "DeadlineExceededError"
+        error = lines_in(result)[1]["error"]
+        assert error["type"] == "DeadlineExceededError"
+        assert error["retryable"] is True
+        assert error["lastExecution"]["status"] == "InProgress"
         assert result.exit_code == 1
 
     def test_no_limit_is_a_choice(self, run: Run, emulator: KaizenEmulator) -> None:
@@ -336,7 +358,7 @@ class TestCheckpoint:
             if not checkpoint.exists():
                 break
             assert "out of time: " in result.stderr
-            assert f"run the same command again to go on from {checkpoint}" in result.stderr
+            assert f"run the same command again to continue from {checkpoint}" in result.stderr
         assert Counter(ended) == Counter(wanted)
         assert statuses == [1] * (len(statuses) - 1) + [0]
         assert len(statuses) > 1
@@ -348,7 +370,8 @@ class TestCheckpoint:
         """No id need be named again."""
         emulator.add_many(["exec_1", "exec_2"], Life.running())
         first = run("wait", "exec_1", "exec_2", "--deadline", "0.1", "--checkpoint", str(checkpoint))
-        assert first.stderr.startswith("out of time: 0 ended; 2 still waited for; run the same command again")
+        assert said(first).startswith("out of time: 0 ended, 0 failed · 2 still waited for · ")
+        assert "run the same command again" in first.stderr
         emulator.add_many(["exec_1", "exec_2"], Life.ended())
         second = run("wait", "--checkpoint", str(checkpoint))
         assert sorted(ids_in(second)) == ["exec_1", "exec_2"]
@@ -380,7 +403,7 @@ class TestCheckpoint:
         CheckpointFile(checkpoint, emulator.base_url).save(saved)
         result = run("wait", "--checkpoint", str(checkpoint))
         assert result.exit_code == 0
-        assert result.stderr == f"0 ended; nothing is left to do, so {checkpoint} is removed\n"
+        assert said(result) == f"0 ended, 0 failed · 0 requests · nothing is left to do, so {checkpoint} is removed"
 
     @pytest.mark.parametrize("others", [["exec_2", "exec_1"], ["exec_1"], ["other", "another", "third"]])
     @pytest.mark.parametrize("piped", [False, True])
@@ -397,15 +420,15 @@ class TestCheckpoint:
         assert "begins with 2 other ids" in result.stderr
         assert checkpoint.read_bytes() == before
 
-    def test_a_bad_line_keeps_the_file(self, run: Run, emulator: KaizenEmulator, checkpoint: Path) -> None:
-        """When the line is mended, the same command goes on behind what was taken in."""
-        emulator.add_many(["exec_1", "exec_2"], Life.ended())
-        first = run("wait", "--checkpoint", str(checkpoint), given=b"exec_1\n\xff\nexec_2\n")
-        assert ids_in(first) == ["exec_1"]
-        assert first.exit_code == 2
-        second = run("wait", "--checkpoint", str(checkpoint), given=b"exec_1\n\nexec_2\n")
-        assert ids_in(second) == ["exec_2"]
-        assert second.exit_code == 0
+    def test_an_input_without_ids_keeps_the_file(self, run: Run, emulator: KaizenEmulator, checkpoint: Path) -> None:
+        """It is for the right input to finish."""
+        emulator.add("exec_1", Life.running())
+        run("wait", "exec_1", "--deadline", "0.1", "--checkpoint", str(checkpoint))
+        emulator.add("exec_1", Life.ended())
+        second = run("wait", "--checkpoint", str(checkpoint), given="name,size\n")
+        assert second.exit_code == 2
+        assert "the first line of standard input looks like CSV without a column id (name, size)" in second.stderr
+        assert checkpoint.exists()
 
     def test_a_refused_key_costs_nothing(self, monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:
         """What it was asked for is waited for again with the right one."""
@@ -445,7 +468,7 @@ class TestCheckpoint:
         checkpoint.write_text(content)
         result = run("wait", "exec_1", "--checkpoint", str(checkpoint))
         assert result.exit_code == 2
-        assert "is no checkpoint of kaizen-async wait" in result.stderr
+        assert "is not a checkpoint of kaizen-async wait" in result.stderr
         assert checkpoint.read_text() == content
 
     def test_a_file_that_cannot_be_read_is_told_at_once(self, run: Run, tmp_path: Path) -> None:
@@ -470,7 +493,7 @@ class TestCheckpoint:
         """It is told, and tried again."""
         folder = tmp_path / "folder"
         folder.mkdir()
-        monkeypatch.setattr(saving, "SAVE_EVERY", 0.01)
+        monkeypatch.setattr(checkpoints, "SAVE_EVERY", 0.01)
 
         def life(_: str) -> Life:
             for file in folder.iterdir():
@@ -506,7 +529,7 @@ class TestWatch:
         seen = [(line["before"] and line["before"]["status"], line["after"]["status"]) for line in lines_in(result)]
         assert seen == [(None, "Enqueued"), ("Enqueued", "Zorp"), ("Zorp", "Completed")]
         assert result.exit_code == 0
-        assert result.stderr == ""
+        assert said(result).startswith("1 ended (Completed 1), 0 failed · ")
 
     def test_an_id_that_cannot_be_watched_has_its_line(self, run: Run, emulator: KaizenEmulator) -> None:
         """The others go on; the status is 1."""
@@ -514,7 +537,7 @@ class TestWatch:
         result = run("watch", "exec_1", "exec_2")
         assert [line["error"]["type"] for line in lines_in(result) if "error" in line] == ["NotFoundError"]
         assert result.exit_code == 1
-        assert result.stderr == "1 ended, 1 failed, 0 still running\n"
+        assert said(result) == "1 ended (Completed 1), 1 failed (NotFoundError 1) · 2 requests"
 
     def test_what_still_runs_when_time_is_up_has_its_line(self, run: Run, emulator: KaizenEmulator) -> None:
         """The status is 1."""
@@ -523,8 +546,8 @@ class TestWatch:
         assert lines_in(result)[-1]["error"]["type"] == "DeadlineExceededError"
         assert result.exit_code == 1
 
-    def test_a_bad_line_ends_the_input(self, run: Run, emulator: KaizenEmulator) -> None:
-        """What came before is watched; the status is that of misuse."""
+    def test_a_bad_line_is_reported(self, run: Run, emulator: KaizenEmulator) -> None:
+        """The others are watched; the status is that of misuse."""
         emulator.add("exec_1", Life.ended())
         result = run("watch", "-", given=b"exec_1\n\xff\n")
         assert ids_in(result) == ["exec_1"]

@@ -13,8 +13,8 @@ from kaizen_async import Change, ExecutionStatus, Outcome, WorkflowExecution
 from kaizen_async._cli.app import cli
 from kaizen_async._cli.board import Board
 from kaizen_async._cli.ids import Arguments
-from kaizen_async._cli.kinds import as_json
-from kaizen_async._cli.rows import Rows
+from kaizen_async._cli.output import document_of
+from kaizen_async._cli.table import Rows
 from kaizen_async._transport.wire import Endpoint
 from kaizen_async.testing import KaizenEmulator, Life
 
@@ -78,7 +78,7 @@ def test_a_record_that_came_in_many_lines_is_written_in_one() -> None:
     """As the reader of the lines expects; its numbers keep their digits."""
     pretty = b'{\n "id": "run_1",\n "status": "Failed",\n "amount": 1.50\n}'
     record = Endpoint("executions/get", WorkflowExecution).decode(pretty, "run_1")
-    assert bytes(as_json(record)) == b'{"id":"run_1","status":"Failed","amount":1.50}'  # type: ignore[arg-type]
+    assert document_of(record) == b'{"id":"run_1","status":"Failed","amount":1.50}'
 
 
 def console() -> tuple[Console, io.StringIO]:
@@ -98,6 +98,6 @@ async def test_what_the_server_does_not_tell_is_left_blank_on_the_board() -> Non
     """As in a row."""
     screen, shown = console()
     board = Board(screen, ["run_1"])
-    await board.show(Change("run_1", None, BARE, None))
+    board.show(Change("run_1", None, BARE, None))
     screen.print(board.picture())
     assert shown.getvalue().splitlines()[1].split() == ["run_1", "Completed"]

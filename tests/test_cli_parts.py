@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +27,18 @@ from kaizen_async import (
     __main__,
     __version__,
 )
-from kaizen_async._cli import stopping
+from kaizen_async._cli import ending
 from kaizen_async._cli.board import Board
 from kaizen_async._cli.checkpoints import CheckpointFile, Saved, Taken, skip_taken
-from kaizen_async._cli.get import _look_up
-from kaizen_async._cli.ids import Arguments, Lines
-from kaizen_async._cli.results import InOrder
-from kaizen_async._cli.rows import Rows, age_of
-from kaizen_async._cli.statuses import Statuses
-from kaizen_async._cli.stopping import OutputClosedError, Stop, run
-from kaizen_async._cli.wording import by_status, described, spell
+from kaizen_async._cli.ending import OutputClosedError, Stop, run
+from kaizen_async._cli.formats import Layout
+from kaizen_async._cli.ids import Arguments, Source
+from kaizen_async._cli.output import InOrder, described
+from kaizen_async._cli.progress import by_status
+from kaizen_async._cli.table import Rows, age_of, spell
+from kaizen_async._cli.wait import Statuses
 from kaizen_async.outcomes import Change
-from kaizen_async.testing import Fault, KaizenEmulator, Life, VirtualClock
+from kaizen_async.testing import KaizenEmulator, Life, VirtualClock
 
 Found = Outcome[InstructorExecution]
 
@@ -62,6 +62,11 @@ def failed(execution_id: str, reason: str = "no such thing") -> Found:
     """Return the outcome of one that did not."""
     error = NotFoundError(reason, status=404, execution_id=execution_id, attempts=1)
     return Outcome(execution_id, None, error, 1, 0.1)
+
+
+def source(stream: Any) -> Source:
+    """Return ids that are read from a stream."""
+    return Source(stream, "standard input", Layout())
 
 
 async def numbers(*, hang: bool = False) -> AsyncIterator[int]:
@@ -137,7 +142,7 @@ class TestStop:
                 os.kill(os.getpid(), signal.SIGINT)
                 await asyncio.sleep(0.01)
             assert stop.reason
-            asyncio.get_running_loop().call_later(stopping.SAME_WISH, os.kill, os.getpid(), signal.SIGINT)
+            asyncio.get_running_loop().call_later(ending.SAME_WISH, os.kill, os.getpid(), signal.SIGINT)
             await asyncio.Event().wait()
             return 0
 
@@ -184,7 +189,7 @@ class TestStop:
             exit_status(work)
 
 
-def exit_status(work: stopping.Work) -> int:
+def exit_status(work: ending.Work) -> int:
     """Return the status with which a command's work makes the process exit."""
     with pytest.raises(Exit) as caught:
         run(work)
@@ -197,31 +202,8 @@ def _current() -> "asyncio.Task[Any]":
     return task
 
 
-class TestGet:
-    """What `get` does when it is interrupted."""
-
-    async def test_results_that_wait_for_others_are_shown_in_the_end(
-        self, emulator: KaizenEmulator, capfdbinary: pytest.CaptureFixture[bytes]
-    ) -> None:
-        """They were got, so they are not lost."""
-        emulator.add_many(["hangs", "exec_1", "exec_2"])
-        emulator.faults.always(Fault.hang(), id="hangs")
-        client = KaizenClient(base_url=emulator.base_url)
-        stop = Stop(_current())
-
-        async def interrupt() -> None:
-            while client.stats().succeeded < 2:  # noqa: ASYNC110 - the client has no event for it
-                await asyncio.sleep(0.001)
-            await asyncio.sleep(0.01)
-            stop.ask("interrupted", 130)
-
-        interrupting = asyncio.create_task(interrupt())
-        given = Arguments(["hangs", "exec_1", "exec_2"])
-        assert await _look_up(stop, client, given, None, quiet=False) == 130
-        await interrupting
-        output, errors = capfdbinary.readouterr()
-        assert [msgspec.json.decode(line)["id"] for line in output.splitlines()] == ["exec_1", "exec_2"]
-        assert errors == b"interrupted: 2 found, 0 failed, 1 not looked up\n"
+class TestInOrder:
+    """Results for arguments come in the order of the arguments."""
 
     def test_order_is_kept_for_arguments_only(self, record: Callable[..., InstructorExecution]) -> None:
         """An id that is repeated waits for its turn each time."""
@@ -231,7 +213,7 @@ class TestGet:
         assert list(in_order.released_by(outcomes["c"])) == []
         assert list(in_order.released_by(outcomes["a"])) == []
         assert list(in_order.rest()) == [outcomes["a"], outcomes["c"]]
-        passing = InOrder(Lines(sys.stdin.buffer))  # type: ignore[arg-type]
+        passing = InOrder(source(BytesIO()))
         assert list(passing.released_by(outcomes["c"])) == [outcomes["c"]]
         assert list(passing.rest()) == []
 
@@ -248,7 +230,14 @@ class TestStatuses:
             seen: list[dict[str, int]] = []
             async with KaizenClient(base_url=server.base_url, clock=clock) as kaizen:
                 executions = kaizen.instructor_executions
-                statuses = Statuses(executions, ["first"], lambda: seen.append(dict(+statuses.counts)), wanted=True)
+                statuses = Statuses(executions, ["first"], wanted=True)
+                note = statuses._note
+
+                def noting(change: Change[Any]) -> None:
+                    note(change)
+                    seen.append(dict(+statuses.counts))
+
+                statuses._note = noting  # type: ignore[method-assign]
 
                 async def ids() -> AsyncIterator[str]:
                     yield "first"
@@ -267,7 +256,7 @@ class TestStatuses:
     async def test_it_does_nothing_if_nobody_looks(self, emulator: KaizenEmulator) -> None:
         """Not even keep the ids."""
         async with KaizenClient(base_url=emulator.base_url) as kaizen:
-            statuses = Statuses(kaizen.instructor_executions, ["a"], lambda: None, wanted=False)
+            statuses = Statuses(kaizen.instructor_executions, ["a"], wanted=False)
             async with statuses:
                 statuses.add("b")
             assert statuses._ids.empty()
@@ -297,7 +286,7 @@ class TestCheckpointFile:
     def test_ids_are_those_waited_for_and_those_not_printed(self) -> None:
         """Each as often as it was taken in."""
         saved = Saved(base_url="", taken=Taken(), unprinted=["c"], waiting=WAITING)
-        assert saved.ids() == ["a", "a", "b", "c"]
+        assert saved.counts() == {"a": 2, "b": 1, "c": 1}
 
     async def test_being_interrupted_while_skipping_changes_nothing(self) -> None:
         """What is saved stays what was taken."""
@@ -311,10 +300,10 @@ class TestCheckpointFile:
             pipe.flush()
             stop = Stop(_current())
             asyncio.get_running_loop().call_later(0.02, stop.ask, "interrupted", 130)
-            assert await skip_taken(Lines(stream), saved, stop) == taken
+            assert await skip_taken(source(stream), saved, stop) == taken
 
 
-WAITING = {"version": 1, "taken_at": 0.0, "ids": [["a", 2, 1.0, 1.0], ["b", 1, 1.0, 1.0]], "learned": None}
+WAITING = {"version": 2, "taken": 0, "taken_at": 0.0, "ids": [["a", 2], ["b"]], "learned": None}
 
 
 class TestRows:
@@ -343,7 +332,7 @@ class TestRows:
 
     def test_an_id_is_never_cut(self, screen: Console, record: Callable[..., InstructorExecution]) -> None:
         """It is there to be copied; one that is too long goes on below."""
-        rows = Rows(screen, Lines(sys.stdin.buffer))  # type: ignore[arg-type]
+        rows = Rows(screen, source(BytesIO()))
         rows.show(found(record(id="x" * 100)))
         assert sum(line[:45].count("x") for line in shown(screen)[1:]) == 100
 
@@ -370,19 +359,19 @@ class TestBoard:
 
     @pytest.fixture
     def screen(self) -> Console:
-        """Return a terminal of 100 columns and 9 lines that can be read."""
-        return Console(file=StringIO(), force_terminal=True, color_system=None, width=100, height=9)
+        """Return a terminal of 100 columns and 10 lines that can be read."""
+        return Console(file=StringIO(), force_terminal=True, color_system=None, width=100, height=10)
 
     async def test_it_shows_the_latest_state(self, screen: Console, record: Callable[..., InstructorExecution]) -> None:
         """In the order of the ids; the time of the last change only where there was one."""
         board = Board(screen, ["exec_1", "exec_2"])
         enqueued = record(id="exec_2", status=ExecutionStatus.ENQUEUED, end_time=None, duration_ms=None)
         running = record(id="exec_2", status=ExecutionStatus.IN_PROGRESS, end_time=None, duration_ms=None)
-        await board.show(Change("exec_2", None, enqueued, None))
-        await board.show(Change("exec_1", None, record(id="exec_1"), None))
-        await board.show(Change("exec_2", enqueued, running, None))
-        await board.show(Change("exec_3", None, None, failed("exec_3", "no such thing " * 10).error))
-        header, first, second, third, counts = picture(board, screen)
+        board.show(Change("exec_2", None, enqueued, None))
+        board.show(Change("exec_1", None, record(id="exec_1"), None))
+        board.show(Change("exec_2", enqueued, running, None))
+        board.show(Change("exec_3", None, None, failed("exec_3", "no such thing " * 10).error))
+        header, third, first, second, counts = picture(board, screen)
         assert header.split() == ["ID", "WORKFLOW", "STATUS", "AGE", "LAST", "CHANGE"]
         assert first.startswith("exec_1")
         assert " ago" not in first
@@ -400,8 +389,8 @@ class TestBoard:
         """Its workflow stays, its status is no longer counted."""
         board = Board(screen, [])
         running = record(id="exec_1", end_time=None, duration_ms=None)
-        await board.show(Change("exec_1", None, running, None))
-        await board.show(Change("exec_1", None, None, failed("exec_1").error))
+        board.show(Change("exec_1", None, running, None))
+        board.show(Change("exec_1", None, None, failed("exec_1").error))
         _, row, counts = picture(board, screen)
         assert running.workflow.name in row
         assert "no such thing" in row
@@ -415,7 +404,7 @@ class TestBoard:
         for number in range(10):
             ends = {} if number % 2 else {"end_time": None, "duration_ms": None}
             execution = record(id=f"exec_{number}", **ends)
-            await board.show(Change(execution.id, None, execution, None))
+            board.show(Change(execution.id, None, execution, None))
         rows = picture(board, screen)[1:-1]
         assert [row.split()[0] for row in rows] == ["exec_2", "exec_4", "exec_6", "exec_8"]
         assert picture(board, screen)[-1].rstrip().endswith("6 not shown")
@@ -427,7 +416,7 @@ class TestBoard:
     async def test_the_last_picture_stays(self, screen: Console, record: Callable[..., InstructorExecution]) -> None:
         """It is drawn when the block ends, however soon that is."""
         async with Board(screen, []) as board:
-            await board.show(Change("exec_1", None, record(id="exec_1"), None))
+            board.show(Change("exec_1", None, record(id="exec_1"), None))
         assert any(line.startswith("exec_1") for line in shown(screen))
 
 
@@ -467,7 +456,8 @@ class TestWording:
     def test_an_error_is_told_without_the_id_beside_it(self) -> None:
         """The id may hold anything."""
         error = KaizenError("it broke", execution_id="a: \n", attempts=2)
-        assert described(error) == {"type": "KaizenError", "message": "it broke (after 2 attempts)"}
+        shown = described(error)
+        assert (shown["type"], shown["message"]) == ("KaizenError", "it broke (after 2 attempts)")
 
     def test_statuses_that_nobody_is_in_are_left_out(self) -> None:
         """And those of the server are made harmless."""

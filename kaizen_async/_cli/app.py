@@ -1,26 +1,120 @@
-"""The command and its subcommands."""
+"""The command and its subcommands, and how they meet standard streams that are closed, full or of another encoding."""
+
+import codecs
+import io
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import IO, Any, Final
 
 import click
+from click.shell_completion import BashComplete, FishComplete, ShellComplete, ZshComplete
 
 from kaizen_async._cli.demo import demo
 from kaizen_async._cli.emulator import emulator
+from kaizen_async._cli.ending import BROKEN_PIPE, FAILED, say
 from kaizen_async._cli.get import get
 from kaizen_async._cli.run import run
 from kaizen_async._cli.wait import wait
 from kaizen_async._cli.watch import watch
 from kaizen_async.config import __version__
 
+SHELLS: Final[dict[str, type[ShellComplete]]] = {"bash": BashComplete, "zsh": ZshComplete, "fish": FishComplete}
+_PLAIN: Final = {"·": "-", "…": "...", "—": "-", "●": "*"}
+"""How characters are written where the terminal's encoding does not have them; others become a question mark."""
+
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="The API key is taken from the variable KAIZEN_API_KEY and nowhere else, since options show in lists of "
-    "processes. Exit status: 0 all found or ended, 1 some failed or time ran out, 2 misuse, 130 Ctrl-C. "
-    "With the extra `speed` (pip install 'kaizen-async[speed]') the commands run on uvloop.",
+    epilog="The API key is taken from the variable KAIZEN_API_KEY and from nowhere else, because other users of this "
+    "machine can see options. Exit status: 0 all found, or ended well; 1 some failed, or time ran out; 2 misuse; 130 "
+    "Ctrl-C. With the extra `speed` (pip install 'kaizen-async[speed]') the commands run on uvloop.",
 )
 @click.version_option(__version__, package_name="kaizen-async", prog_name="kaizen-async")
 def cli() -> None:
     """Look Kaizen executions up, wait for them to end, and watch them change."""
 
 
-for command in (get, wait, watch, run, emulator, demo):
+@click.command()
+@click.argument("shell", type=click.Choice(list(SHELLS)))
+def completion(shell: str) -> None:
+    """Print the completion script of a shell.
+
+    For example, in ~/.bashrc: eval "$(kaizen-async completion bash)"
+    """
+    click.echo(SHELLS[shell](cli, {}, "kaizen-async", "_KAIZEN_ASYNC_COMPLETE").source())
+
+
+for command in (get, wait, watch, run, emulator, demo, completion):
     cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command in a process of its own."""
+    prepare_streams()
+    status: Any = FAILED
+    try:
+        cli(prog_name="kaizen-async")
+    except SystemExit as ending:
+        status = ending.code
+    except BrokenPipeError:
+        status = BROKEN_PIPE
+    except OSError as error:
+        say(f"Error: cannot write to standard output: {error.strerror}")
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        status = BROKEN_PIPE
+    except OSError as error:
+        status = status or FAILED
+        say(f"Error: cannot write to standard output: {error.strerror}")
+    # What could not be written would be tried again, and complained about, when the interpreter ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(status)
+
+
+def prepare_streams() -> None:
+    """Make the standard streams safe to use.
+
+    A closed descriptor would be given to the next socket or file, which then would get what is meant for standard
+    output. So it is opened the wrong way round, and its use fails with the error that a closed one gives.
+    """
+    for descriptor, flags in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_RDONLY)):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, flags)  # gets the lowest free descriptor, which is this one
+    codecs.register_error("kaizen-async", _replace)
+    # typeshed does not know that a stream is None if its descriptor was closed when the interpreter started.
+    stdin: IO[str] | None = sys.stdin
+    if stdin is None:
+        sys.stdin = os.fdopen(0, "r", closefd=False)
+    stdout: IO[str] | None = sys.stdout
+    if stdout is None:
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+    reconfigure: Callable[..., None] | None = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="kaizen-async")
+    encoding = getattr(sys.stderr, "encoding", "utf-8")
+    sys.stderr = io.TextIOWrapper(
+        io.BufferedWriter(_Forgiving(2, "w", closefd=False)), encoding, "kaizen-async", line_buffering=True
+    )
+
+
+class _Forgiving(io.FileIO):
+    """A standard error that is full or closed does not end the work."""
+
+    def write(self, data: Any) -> int:
+        """Write what can be written."""
+        with suppress(OSError):
+            return super().write(data)
+        return len(data)
+
+
+def _replace(error: UnicodeError) -> tuple[str, int]:
+    """Return what stands for characters that an encoding does not have; a handler for `codecs`."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(char, "?") for char in text), error.end

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -15,48 +15,63 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from kaizen_async._cli.kinds import Execution, workflow_of
-from kaizen_async._cli.rows import age_of, plain, status_text
-from kaizen_async._cli.wording import by_status, message_of, spell
+from kaizen_async._cli.progress import by_status, is_ended_badly
+from kaizen_async._cli.table import Execution, age_of, message_of, plain, spell, status_text, workflow_of
 from kaizen_async.errors import KaizenError
 from kaizen_async.outcomes import Change
 
 REFRESH: Final = 0.25
 """Seconds between two pictures."""
-FRAME: Final = 5
-"""Lines of the terminal that hold no row: the header, its rule, the counts, and room to breathe."""
+FRAME: Final = 6
+"""Lines of the terminal that hold no row: the header, the counts, a line about trouble, and room to breathe."""
+MOST_FAILURES: Final = 200
+"""Failures that the last picture shows, though they do not all fit on the screen."""
 
 
 @dataclass(slots=True)
 class Line:
-    """What the board knows of one id."""
+    """The state of one id.
+
+    Attributes:
+        number: Its place among the ids.
+        record: The latest record.
+        error: Why it is not watched any more.
+        changed: When it was seen to change, in the clock's seconds; None if it is as it was first seen.
+    """
 
     number: int
     record: Execution | None = None
     error: KaizenError | None = None
     changed: float | None = None
-    """When it was seen to change; None for what is as it was first seen."""
 
 
 class Board:
-    """Shows the latest state of everything that is watched, as far as it fits: what runs first, then what ended last.
+    """Shows the latest state of everything that is watched, as far as it fits: failures, then what runs, then the rest.
 
     Args:
         console: The terminal.
         ids: Ids that are known from the beginning.
+        trouble: Returns why nothing changes; empty if nothing is wrong.
+
+    Attributes:
+        is_live: Whether the terminal can renew what it shows. If not, only the last picture appears.
     """
 
-    def __init__(self, console: Console, ids: Iterable[str]) -> None:
+    def __init__(self, console: Console, ids: Iterable[str], trouble: Callable[[], str] = lambda: "") -> None:
+        self.is_live = not console.is_dumb_terminal
         self._console = console
+        self._trouble = trouble
         self._live = Live(console=console, auto_refresh=False)
-        # Both are ordered by the last change.
+        # Each is ordered by the last change.
+        self._failed: dict[str, Line] = {}
         self._running = {execution_id: Line(number) for number, execution_id in enumerate(dict.fromkeys(ids))}
-        self._over: dict[str, Line] = {}
+        self._ended: dict[str, Line] = {}
         self._statuses: Counter[str] = Counter()
         self._errors = 0
 
     async def __aenter__(self) -> Self:
-        self._live.start()
+        if self.is_live:
+            self._live.start()
         self._task = asyncio.create_task(self._refresh())
         return self
 
@@ -66,12 +81,16 @@ class Board:
         self._task.cancel()
         with suppress(asyncio.CancelledError):
             await self._task
-        self._live.update(self.picture())
-        self._live.stop()
+        if self.is_live:
+            self._live.update(Text())
+            self._live.transient = True
+            self._live.stop()
+        self._console.print(self.picture(last=True))
 
-    async def show(self, change: Change[Execution]) -> None:
-        """Take a change in; it shows in the next picture."""
-        line = self._running.pop(change.id, None) or self._over.pop(change.id, None) or Line(self._size)
+    def show(self, change: Change[Execution]) -> None:
+        """Take note of a change; it shows in the next picture."""
+        groups = (self._running, self._failed, self._ended)
+        line = next((group.pop(change.id) for group in groups if change.id in group), None) or Line(self._size)
         if line.record is not None:
             line.changed = time.monotonic()
             self._statuses[line.record.status] -= 1
@@ -81,18 +100,29 @@ class Board:
         else:
             line.record = change.after
             self._statuses[change.after.status] += 1
-        runs = change.after is not None and not change.after.is_finished
-        (self._running if runs else self._over)[change.id] = line
+        self._group_of(line)[change.id] = line
+
+    def _group_of(self, line: Line) -> dict[str, Line]:
+        if line.error is not None or is_ended_badly(line.record):
+            return self._failed
+        return self._ended if line.record is not None and line.record.is_finished else self._running
 
     @property
     def _size(self) -> int:
-        return len(self._running) + len(self._over)
+        return len(self._failed) + len(self._running) + len(self._ended)
 
-    def picture(self) -> Group:
-        """Return the table and the counts, as of now."""
+    def picture(self, *, last: bool = False) -> Group:
+        """Return the table and the counts, as of now.
+
+        Args:
+            last: Whether the picture stays, so that failures may take more room than the screen has.
+        """
         width, height = self._console.size
-        first = chain(reversed(self._running.items()), reversed(self._over.items()))
-        shown = sorted(islice(first, max(1, height - FRAME)), key=lambda item: item[1].number)
+        room = max(1, height - FRAME)
+        failures = list(islice(reversed(self._failed.items()), max(room, MOST_FAILURES) if last else room))
+        others = chain(reversed(self._running.items()), reversed(self._ended.items()))
+        shown = sorted(failures, key=lambda item: item[1].number)
+        shown += sorted(islice(others, max(0, room - len(failures))), key=lambda item: item[1].number)
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
         id_width = max((len(execution_id) for execution_id, _ in shown), default=0)
         table.add_column("ID", min_width=min(id_width, width // 2), overflow="fold")
@@ -102,10 +132,11 @@ class Board:
             table.add_row(plain(execution_id), *_cells(line))
         hidden = self._size - len(shown)
         counts = by_status(self._statuses, self._errors) + f" · {hidden:,} not shown" * bool(hidden)
-        return Group(table, Text(counts, style="dim"))
+        trouble = [Text(self._trouble(), style="yellow")] if not last and self._trouble() else []
+        return Group(table, Text(counts, style="dim"), *trouble)
 
     async def _refresh(self) -> None:
-        while True:
+        while self.is_live:
             self._live.update(self.picture(), refresh=True)
             await asyncio.sleep(REFRESH)
 

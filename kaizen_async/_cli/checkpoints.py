@@ -1,39 +1,57 @@
-"""The file behind `wait --checkpoint`: what is still waited for, so that another run can go on.
+"""The file behind `wait --checkpoint`: what is still waited for, so that another run can continue.
 
-The rule: what the runs print together is one end for each id. So a checkpoint counts an end as done only when its line
-is out, and is written in one step: it is either the old one or the new one, never half of one.
+The rule: all runs together print one line for each id. So an id counts as done only when its line is written, and the
+file is replaced in one step: it is the old one or the new one, never a part of one.
 
-How much of the input earlier runs took in is kept as a count and a chained digest of the ids, however many these are.
-So the same command with the same input can be run again: ids that were taken in are skipped, and other ids are told
-from them. Ids that were not read from standard input when the run ended are not in the file; they come again with the
+How much of the input earlier runs have read is kept as a count and a chained digest of the ids, whatever their number.
+So the same command with the same input can be run again: ids that were read before are skipped, and other ids are
+refused. Ids that were not read from standard input when the run ended are not in the file; they come again with the
 same input.
+
+The file is input: somebody may have edited or replaced it. It is checked before it is used.
 """
 
+import asyncio
 import os
-import tempfile
+import stat
+import time
+from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Annotated, Any, Final, Self
 
 import click
 import msgspec
 
+from kaizen_async._cli.ending import Stop, say
 from kaizen_async._cli.ids import Arguments, Ids
-from kaizen_async._cli.stopping import Stop
+from kaizen_async._cli.output import replacing
+from kaizen_async._ids import require_id
 from kaizen_async._ledger import Checkpoint
+from kaizen_async.errors import printable
 
-_DIGEST_BYTES = 16
+LARGEST: Final = 1 << 30
+"""Bytes above which a file is not read."""
+SAVE_EVERY: Final = 3.0
+"""Seconds between two checkpoints."""
+SHARE_OF_TIME: Final = 0.02
+"""Share of the time that may go into checkpoints; with very many ids they come less often."""
+
+_DIGEST_BYTES: Final = 16
+_Id = Annotated[str, msgspec.Meta(min_length=1, max_length=65_536)]
 
 
 class Taken(msgspec.Struct):
-    """Which ids were taken in over all runs, in constant space."""
+    """Which ids were read over all runs, in constant space."""
 
-    count: int = 0
-    digest: str = ""
+    count: Annotated[int, msgspec.Meta(ge=0, le=10**12)] = 0
+    digest: Annotated[str, msgspec.Meta(max_length=64)] = ""
 
     def add(self, execution_id: str) -> None:
-        """Note that an id was taken in."""
+        """Note that an id was read."""
         self.count += 1
         self.digest = blake2b(f"{self.digest} {execution_id}".encode(), digest_size=_DIGEST_BYTES).hexdigest()
 
@@ -41,22 +59,23 @@ class Taken(msgspec.Struct):
 class Saved(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="kaizen-async wait"):
     """What a checkpoint file holds."""
 
-    base_url: str
+    base_url: Annotated[str, msgspec.Meta(max_length=65_536)]
     taken: Taken
-    unprinted: list[str]
-    """Ids that have ended, but whose line was not out yet."""
+    unprinted: list[_Id]
+    """Ids that have ended, but whose line is not written yet."""
     waiting: dict[str, Any]
-    """What `wait_many` goes on from."""
+    """The checkpoint of `wait_many`."""
 
-    def ids(self) -> list[str]:
-        """Return the ids that are waited for.
+    def counts(self) -> Counter[str]:
+        """Return the ids that are waited for, and how often each.
 
         Raises:
-            ValueError: What `wait_many` should go on from is not its checkpoint.
+            ValueError: The checkpoint of `wait_many` is not one, or an id is invalid.
         """
-        return [
-            str(entry.id) for entry in Checkpoint.load(self.waiting).ids for _ in range(entry.count)
-        ] + self.unprinted
+        counts: Counter[str] = Counter(map(require_id, self.unprinted))
+        for entry in Checkpoint.load(self.waiting).ids:
+            counts[str(entry.id)] += entry.count
+        return counts
 
 
 class CheckpointError(click.ClickException):
@@ -67,40 +86,57 @@ class CheckpointFile:
     """A checkpoint on disk.
 
     Args:
-        path: Where it is. It need not exist.
+        path: Where it is. It need not exist. A symbolic link stays one.
         base_url: The server that the ids belong to.
     """
 
     def __init__(self, path: Path, base_url: str) -> None:
-        self.path = path
+        self.shown = printable(str(path))
         self.base_url = base_url
+        self.path = path
+        self._path = path
 
     def load(self) -> Saved | None:
         """Return what an earlier run saved, or None if there is nothing.
 
         Raises:
-            click.UsageError: It cannot be read, is no checkpoint, or belongs to another server.
+            click.UsageError: It cannot be read or written, is not a checkpoint, or belongs to another server.
         """
         try:
-            saved = msgspec.json.decode(self.path.read_bytes(), type=Saved)
-            saved.ids()
+            self._path = self.path.resolve()
+            saved = self._read()
+            saved.counts()
         except FileNotFoundError:
             return None
-        except OSError as error:
-            raise click.UsageError(f"cannot read the checkpoint {self.path}: {error.strerror}") from None
+        except (OSError, RuntimeError) as error:  # RuntimeError: symbolic links in a circle
+            if isinstance(error, RecursionError):
+                raise self.unusable("it is nested too deeply") from None
+            why = error.strerror if isinstance(error, OSError) else "its symbolic links form a circle"
+            raise click.UsageError(f"cannot read the checkpoint {self.shown}: {why}") from None
         except ValueError as error:
-            raise self.unusable(error) from None
+            raise self.unusable(str(error)) from None
         if saved.base_url != self.base_url:
             raise click.UsageError(
-                f"the checkpoint {self.path} is about {saved.base_url}, not {self.base_url}; "
+                f"the checkpoint {self.shown} is about {printable(saved.base_url)}, not {self.base_url}; "
                 "give the same --base-url and --kind, or another --checkpoint"
             )
         return saved
 
-    def unusable(self, why: ValueError) -> click.UsageError:
-        """Return the error for a file whose content is something else."""
+    def _read(self) -> Saved:
+        with self._path.open("rb") as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise ValueError("it is not a regular file")
+            if found.st_size > LARGEST:
+                raise ValueError("it is too large")
+            if not found.st_mode & 0o222:
+                raise click.UsageError(f"cannot write the checkpoint {self.shown}: it is read-only")
+            return msgspec.json.decode(file.read(), type=Saved)
+
+    def unusable(self, why: str) -> click.UsageError:
+        """Return the error for a file with some other content."""
         return click.UsageError(
-            f"{self.path} is no checkpoint of kaizen-async wait ({why}); move it away to begin anew"
+            f"{self.shown} is not a checkpoint of kaizen-async wait ({printable(why)}); move it away to start again"
         )
 
     def save(self, saved: Saved) -> None:
@@ -110,30 +146,72 @@ class CheckpointFile:
             CheckpointError: It cannot be written.
         """
         try:
-            descriptor, name = tempfile.mkstemp(prefix=f".{self.path.name}.", dir=self.path.parent)
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(msgspec.json.encode(saved))
-                    file.flush()
-                    os.fsync(file.fileno())
-                Path(name).replace(self.path)
-            except BaseException:
-                with suppress(FileNotFoundError):
-                    Path(name).unlink()
-                raise
+            with replacing(self._path) as file:
+                file.write(msgspec.json.encode(saved))
         except OSError as error:
-            raise CheckpointError(f"cannot write the checkpoint {self.path}: {error.strerror}") from error
+            raise CheckpointError(f"cannot write the checkpoint {self.shown}: {error.strerror}") from error
 
     def remove(self) -> None:
         """Remove it from disk."""
-        self.path.unlink(missing_ok=True)
+        self._path.unlink(missing_ok=True)
+
+
+class Saving:
+    """Saves at the beginning, now and then, and at the end; removes the file if nothing is left to do.
+
+    Args:
+        file: The file; None if none is wanted.
+        snapshot: Returns what is to be saved.
+
+    Attributes:
+        complete: To be set when all is done: then there is nothing to save.
+    """
+
+    def __init__(self, file: CheckpointFile | None, snapshot: Callable[[], Saved]) -> None:
+        self.complete = False
+        self._file = file
+        self._snapshot = snapshot
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._file is not None:
+            try:
+                self._file.save(self._snapshot())
+            except CheckpointError as error:
+                raise click.UsageError(error.message) from None
+            self._task = asyncio.create_task(self._now_and_then(self._file))
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._file is None or self._task is None:
+            return
+        self._task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._task
+        if self.complete:
+            self._file.remove()
+        else:
+            self._file.save(self._snapshot())
+
+    async def _now_and_then(self, file: CheckpointFile) -> None:
+        took = 0.0
+        while True:
+            await asyncio.sleep(max(SAVE_EVERY, took / SHARE_OF_TIME))
+            began = time.monotonic()
+            try:
+                file.save(self._snapshot())
+            except CheckpointError as error:
+                say(f"{error.message}; trying again")
+            took = time.monotonic() - began
 
 
 async def skip_taken(ids: Ids, saved: Saved, stop: Stop) -> Taken:
-    """Skip the ids that earlier runs took in; without any ids, there is nothing to skip.
+    """Skip the ids that earlier runs have read; without any ids, there is nothing to skip.
 
     Returns:
-        What has been taken in, to be continued.
+        What has been read, to be continued.
 
     Raises:
         click.UsageError: These are other ids.
@@ -153,6 +231,6 @@ async def skip_taken(ids: Ids, saved: Saved, stop: Stop) -> Taken:
     if taken != saved.taken:
         raise click.UsageError(
             f"the checkpoint begins with {saved.taken.count:,} other ids; give the same ids again, or none, "
-            "to go on with it, or name another --checkpoint for these"
+            "to continue, or name another --checkpoint for these"
         )
     return taken

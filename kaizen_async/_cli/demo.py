@@ -1,5 +1,6 @@
-"""`kaizen-async demo`: thousands of look-ups against an emulator that misbehaves, and none is lost."""
+"""`kaizen-async demo`: thousands of lookups against an emulator that misbehaves, and none is lost."""
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -12,10 +13,10 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.text import Text
 
-from kaizen_async._cli.made_up import misbehave
-from kaizen_async._cli.progress import ProgressBar
-from kaizen_async._cli.rows import STYLES
-from kaizen_async._cli.stopping import FAILED, Stop, run
+from kaizen_async._cli.emulator import misbehave
+from kaizen_async._cli.ending import FAILED, Stop, run
+from kaizen_async._cli.progress import Progress
+from kaizen_async._cli.table import STYLES, console_on
 from kaizen_async.client import KaizenClient
 from kaizen_async.models import InstructorExecution
 from kaizen_async.outcomes import Outcome
@@ -121,7 +122,7 @@ async def _demonstrate(stop: Stop, executions: int, faults: float, seed: int) ->
             stats = kaizen.stats()
             account.attempts, account.retries = stats.attempts, stats.retries
     account.interrupted = bool(stop.reason)
-    show(account, Console(highlight=False))
+    show(account, console_on(sys.stdout))
     click.echo(f"{account.accounted:,} of {account.wanted:,} accounted for")
     if stop.reason:
         return stop.status
@@ -131,11 +132,13 @@ async def _demonstrate(stop: Stop, executions: int, faults: float, seed: int) ->
 async def _look_up(stop: Stop, kaizen: KaizenClient, account: Account) -> None:
     ids = (f"exec_{number}" for number in range(1, account.wanted + 1))
     began = time.monotonic()
-    async with kaizen.instructor_executions.stream(ids) as outcomes:
-        with ProgressBar() as bar:
-            async for outcome in stop.each(outcomes):
-                account.add(outcome)
-                bar.update(account.done, account.wanted, f"{kaizen.stats().retries:,} retries")
+
+    def line(_: Progress) -> str:
+        return f"{account.done:,} / {account.wanted:,} · {kaizen.stats().retries:,} retries"
+
+    async with kaizen.instructor_executions.stream(ids) as outcomes, Progress(line):
+        async for outcome in stop.each(outcomes):
+            account.add(outcome)
     account.seconds = time.monotonic() - began
 
 

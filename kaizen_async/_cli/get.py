@@ -1,71 +1,130 @@
 """`kaizen-async get`: look executions up."""
 
+from collections.abc import AsyncIterator, Iterator
+
 import click
 
-from kaizen_async._cli.ids import Ids, ids_of, require_some
-from kaizen_async._cli.key import require_accepted_key
-from kaizen_async._cli.kinds import KINDS, executions_of
-from kaizen_async._cli.options import ClientOptions, client_options, seconds
-from kaizen_async._cli.progress import ProgressBar
-from kaizen_async._cli.results import InOrder, Results, Tally
-from kaizen_async._cli.stopping import FAILED, MISUSE, OUT_OF_TIME, Stop, run
+from kaizen_async._cli.ending import EarlyEndError, Stop, finish, require_accepted_key, run
+from kaizen_async._cli.ids import Ids, ids_of, judge_input
+from kaizen_async._cli.options import CommonOptions, common_options, executions_of, resume_option, seconds
+from kaizen_async._cli.output import InOrder, Output
+from kaizen_async._cli.progress import (
+    Progress,
+    Tally,
+    Trouble,
+    counting,
+    line_of_lookups,
+    words_about_input,
+    words_about_output,
+    words_about_rest,
+    words_about_work,
+)
+from kaizen_async._cli.results import ResultFile, ids_to_do, require_resumable
 from kaizen_async.client import KaizenClient
 
 
 @click.command()
 @click.argument("ids", nargs=-1, metavar="ID... | -")
-@client_options
+@common_options
+@resume_option
 @click.option(
     "--deadline", metavar="SECONDS", callback=seconds, help="Seconds for the whole command.  [default: no limit]"
 )
-def get(ids: tuple[str, ...], client_options: ClientOptions, deadline: float | None) -> None:
+def get(ids: tuple[str, ...], options: CommonOptions, deadline: float | None) -> None:
     """Look executions up.
 
-    The ids are arguments, or lines of standard input with a dash or when something is piped in. Standard input is read
-    as fast as look-ups are made: an endless pipe is fine.
+    The ids are arguments, or come from a file with --input, or from standard input with a dash or when something is
+    piped in. Standard input is read as fast as lookups are made: an endless pipe is fine.
 
-    On a terminal the results are a table, elsewhere one line of JSON for each id: the record as the API names its
-    fields, or {"id": ..., "error": {"type": ..., "message": ...}}. Results for arguments come in the order of these,
-    results for lines as soon as they are there.
+    On a terminal the results are a table, elsewhere one JSON object per line: the record as the server sent it, or
+    {"id": ..., "error": {"type": ..., "message": ..., ...}}. Results for arguments come in the order of the arguments,
+    other results as soon as they are there.
+
+    With --output FILE --resume, ids that have a record in FILE are skipped, and failed ones are looked up again; so the
+    same command can be repeated until FILE has a line for each id. Without any ids it repeats the failed ones.
     """
-    client, given = client_options.client(), ids_of(ids)
-    kind, quiet = client_options.kind, client_options.verbose
-    run(lambda stop: _look_up(stop, client, given, deadline, kind=kind, quiet=quiet))
+    if options.output.resume:
+        require_resumable(options.output)
+    given = ids_of(ids, options.input, optional=options.output.resume)
+    output, trouble = Output(options.output, given, keep=options.output.resume), Trouble()
+    client = options.client.create(trouble)
+    run(lambda stop: Get(stop, client, given, output, options, trouble).work(deadline))
 
 
-async def _look_up(
-    stop: Stop, client: KaizenClient, ids: Ids, deadline: float | None, *, kind: str = KINDS[0], quiet: bool
-) -> int:
-    results, in_order, tally = Results(ids), InOrder(ids), Tally()
-    async with client as kaizen, executions_of(kaizen, kind).stream(ids, deadline=deadline) as outcomes:
-        with ProgressBar(wanted=not (quiet or ids.typed), console=results.console) as bar:
-            async for outcome in stop.each(outcomes):
-                require_accepted_key(outcome.error)
-                tally.count(outcome)
-                bar.update(tally.done, ids.total, f"{tally.failed:,} failed" if tally.failed else "")
-                for released in in_order.released_by(outcome):
-                    await results.show(released)
-            for released in in_order.rest():
-                await results.show(released)
-    return _finish(stop, ids, tally, worth_a_word=bar.shown)
+class Get:
+    """One run of the command."""
 
+    def __init__(
+        self, stop: Stop, client: KaizenClient, ids: Ids, output: Output, options: CommonOptions, trouble: Trouble
+    ) -> None:
+        self._stop = stop
+        self._client = client
+        self._ids = ids
+        self._output = output
+        self._options = options
+        self._trouble = trouble
+        self._tally = Tally()
+        self._results = ResultFile(output, output.file) if options.output.resume and output.file else None
 
-def _finish(stop: Stop, ids: Ids, tally: Tally, *, worth_a_word: bool) -> int:
-    """Say what became of the ids, if that is not plain to see; return the exit status."""
-    if not stop.reason:
-        require_some(ids)
-        if ids.total is None and not ids.problem:
-            stop.ask(OUT_OF_TIME, FAILED)
-    reasons = [reason for reason in (stop.reason, ids.problem) if reason]
-    if reasons or tally.failed or worth_a_word:
-        click.echo(": ".join([*reasons, _counts(stop, ids, tally)]), err=True)
-    return stop.status or (MISUSE if ids.problem else FAILED if tally.failed else 0)
+    async def work(self, deadline: float | None) -> int:
+        """Look the ids up, write the results, and return the exit status."""
+        try:
+            if self._results is not None:
+                await self._stop.unless_asked(self._results.load())
+            if not self._stop.reason:
+                await self._output.open()
+                await self._look_up(deadline)
+                self._output.close()
+            if self._results is not None:
+                await self._results.settle()
+        except EarlyEndError as error:
+            self._stop.ask(str(error), error.status)
+        return self._finish()
 
+    async def _look_up(self, deadline: float | None) -> None:
+        in_order = InOrder(self._ids if self._results is None else None)
+        progress = Progress(
+            lambda progress: line_of_lookups(progress, self._tally, self._total),
+            wanted=self._options.shows_progress and not self._ids.typed,
+            console=self._output.console,
+            done=lambda: self._tally.done,
+            trouble=self._trouble.words,
+        )
+        async with self._client as kaizen:
+            executions = executions_of(kaizen, self._options.kind)
+            stream = executions.stream(self._ids_to_do(), deadline=deadline)
+            async with stream as outcomes, progress, counting(self._ids):
+                async for outcome in self._stop.each(outcomes):
+                    require_accepted_key(outcome.error)
+                    self._tally.count(outcome)
+                    for released in in_order.released_by(outcome):
+                        await self._output.show(released, failed=not released.ok)
+                for released in in_order.rest():
+                    await self._output.show(released, failed=not released.ok)
 
-def _counts(stop: Stop, ids: Ids, tally: Tally) -> str:
-    parts = [f"{tally.found:,} found", f"{tally.failed:,} failed"]
-    if stop.reason and ids.total is None:
-        parts.append("not all of standard input was read")
-    elif ids.total is not None and ids.total > tally.done:
-        parts.append(f"{ids.total - tally.done:,} not looked up")
-    return ", ".join(parts)
+    def _ids_to_do(self) -> Ids | AsyncIterator[str]:
+        return self._ids if self._results is None else ids_to_do(self._ids, self._results, self._tally.skip)
+
+    @property
+    def _total(self) -> int | None:
+        """How many ids there are; those that are taken from the file of results are not counted before."""
+        return self._ids.total or (None if self._results is not None else self._ids.total)
+
+    def _finish(self) -> int:
+        judge_input(self._stop, self._ids, optional=self._results is not None)
+        return finish(
+            self._stop,
+            words=self._words(),
+            failed=self._tally.failed > 0,
+            misuse=self._ids.counts.invalid > 0,
+            quiet=self._options.quiet,
+        )
+
+    def _words(self) -> Iterator[str]:
+        yield ", ".join(self._tally.words("found"))
+        yield from words_about_rest(self._ids, self._tally)
+        yield from words_about_input(self._ids)
+        yield from words_about_work(self._tally, self._client)
+        yield from words_about_output(self._output)
+        if self._results is not None and (self._stop.reason or self._tally.failed):
+            yield "run the same command again to continue"

@@ -1,28 +1,41 @@
-"""Where ids come from: arguments, or standard input, one a line."""
+"""Where ids come from: arguments, a file, or standard input, which is read during the lookups and may be endless."""
 
 import asyncio
 import io
+import os
+import stat
 import sys
 from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, TypeAlias, cast
 
 import click
 
+from kaizen_async._cli.ending import FAILED, MISUSE, OUT_OF_TIME, Stop, say
+from kaizen_async._cli.formats import Counts, DetectingReader, Layout, LayoutError, NotAnIdError, checked_id
 from kaizen_async._ids import require_id
+from kaizen_async.errors import printable
 
-CHUNK: Final = 65_536
-LONGEST_LINE: Final = 65_536
+PIECE: Final = 65_536
+"""Bytes that are read at a time. Between two pieces of a file, the event loop does other work."""
 
-_HOW: Final = "name some (kaizen-async {0} exec_1 exec_2) or pipe them in, one a line (kaizen-async {0} - < ids.txt)"
+MOST_REPORTS: Final = 20
+"""Invalid lines that are reported one by one; the others are counted."""
+
+_HOW: Final = "name some (kaizen-async {0} exec_1 exec_2) or read them from a file (kaizen-async {0} --input ids.txt)"
 
 
 class Arguments(list[str]):
     """Ids that stand on the command line."""
 
-    problem: Final = ""
-    """What is wrong with an argument is said before anything is sent."""
     typed: Final = False
     """Nothing is typed while the command runs."""
+    exhausted: Final = True
+    """There is nothing left to read."""
+    counts: Final = Counts()
+    """Invalid arguments are refused before anything is sent."""
 
     @property
     def total(self) -> int:
@@ -30,113 +43,175 @@ class Arguments(list[str]):
         return len(self)
 
 
-class Lines:
-    """Ids from a stream, one a line, read when they are asked for: the stream may be endless.
+class Source:
+    """Ids from a file or standard input, read when they are asked for: the stream may be endless.
 
-    White space around an id and blank lines are ignored.
+    Args:
+        stream: The file.
+        name: What to call it in messages.
+        layout: How the ids are laid out in it.
 
     Attributes:
-        problem: Why the stream was not read to its end, if there is something wrong with it.
+        counts: What was read.
+        problem: Why it could not be read to its end; empty if nothing is wrong.
         typed: Whether somebody types the ids while the command runs.
+        total: How many ids there are; None as long as this is not known.
+        exhausted: Whether it was read to its end.
+        stream: The file.
+        name: What it is called in messages.
     """
 
-    def __init__(self, stream: io.BufferedReader) -> None:
+    def __init__(self, stream: io.BufferedReader, name: str, layout: Layout) -> None:
+        self.counts = Counts()
         self.problem = ""
         self.typed = stream.isatty()
-        self._stream = stream
+        self.total: int | None = None
+        self.exhausted = False
+        self.stream = stream
+        self.name = name
+        self._layout = layout
         self._ids = self._read_ids()
-        self._line_number = 0
-        self._count = 0
-        self._exhausted = False
-
-    @property
-    def total(self) -> int | None:
-        """How many there are, once that is known."""
-        return self._count if self._exhausted else None
 
     def __aiter__(self) -> AsyncIterator[str]:
         return self._ids
 
     async def _read_ids(self) -> AsyncIterator[str]:
-        rest = b""
-        while not self._exhausted:
-            chunk = await self._read()
-            *lines, rest = (rest + (chunk or b"\n")).split(b"\n")
-            if len(rest) > LONGEST_LINE:
-                lines.append(rest)
-            for line in lines:
-                execution_id = self._parse(line)
-                if self.problem:
-                    return
-                if execution_id:
-                    self._count += 1
-                    yield execution_id
-            self._exhausted = not chunk
-
-    def _parse(self, line: bytes) -> str:
-        self._line_number += 1
-        if len(line) > LONGEST_LINE:
-            self._refuse(f"is longer than {LONGEST_LINE:,} bytes")
-            return ""
+        reader = DetectingReader(self._layout, self.counts, self._report)
         try:
-            # A byte order mark is no white space; editors of some systems begin files with one.
-            return line.decode().strip().removeprefix("\ufeff").strip()
-        except UnicodeDecodeError:
-            self._refuse("is not UTF-8 text")
-            return ""
+            async for piece in _pieces(self.stream):
+                for execution_id in reader.feed(piece):
+                    yield execution_id
+            for execution_id in reader.end():
+                yield execution_id
+        except LayoutError as error:
+            self.problem = f"the first line of {self.name} {error}"
+            return
+        except OSError as error:
+            self.problem = f"cannot read {self.name}: {error.strerror}"
+            return
+        if self.counts.invalid > MOST_REPORTS:
+            say(f"{self.counts.invalid - MOST_REPORTS:,} more lines of {self.name} are not ids")
+        self.exhausted = True
+        self.total = self.counts.ids
 
-    def _refuse(self, what: str) -> None:
-        self.problem = f"line {self._line_number:,} of standard input {what}: nothing from there on is read"
-        click.echo(self.problem, err=True)
+    def _report(self, line: int, why: str) -> None:
+        if self.counts.invalid <= MOST_REPORTS:
+            say(f"line {line:,} of {self.name} {why}")
 
-    async def _read(self) -> bytes:
-        """Return what there is to read, waiting for it if need be; nothing at the end."""
-        loop = asyncio.get_running_loop()
+    async def count_ahead(self) -> None:
+        """Find out how many ids there are, if the stream is a regular file; it is read a second time for that."""
+        place = _place_in_file(self.stream)
+        if place is None:
+            return
+        counts = Counts()
+        reader = DetectingReader(self._layout, counts, _ignore)
+        with suppress(LayoutError, OSError):
+            while piece := os.pread(self.stream.fileno(), PIECE, place):
+                place += len(piece)
+                for _ in reader.feed(piece):
+                    pass
+                await asyncio.sleep(0)
+            for _ in reader.end():
+                pass
+            self.total = counts.ids
+
+
+Ids: TypeAlias = Arguments | Source
+
+
+async def _pieces(stream: io.BufferedReader) -> AsyncIterator[bytes]:
+    """Yield what there is to read, waiting for it if need be, and letting the event loop run in between."""
+    loop = asyncio.get_running_loop()
+    while True:
         readable = asyncio.Event()
         try:
-            loop.add_reader(self._stream, readable.set)
+            loop.add_reader(stream, readable.set)
         except (PermissionError, ValueError):
-            # A file, or what stands for one: it cannot be waited for and need not be.
-            return self._stream.read1(CHUNK)
-        try:
-            await readable.wait()
-        finally:
-            loop.remove_reader(self._stream)
-        return self._stream.read1(CHUNK)
+            # A file, or a stand-in for one, can always be read; without a pause it would keep the loop from all else.
+            await asyncio.sleep(0)
+        else:
+            try:
+                await readable.wait()
+            finally:
+                loop.remove_reader(stream)
+        piece = stream.read1(PIECE)
+        if not piece:
+            return
+        yield piece
 
 
-Ids: TypeAlias = Arguments | Lines
+def _ignore(line: int, why: str) -> None:
+    """Do nothing: the lines that are not ids are reported when they are read to be looked up."""
 
 
-def ids_of(arguments: tuple[str, ...], *, optional: bool = False) -> Ids:
+def _place_in_file(stream: io.BufferedReader) -> int | None:
+    """Return the position in a regular file; None for anything else."""
+    try:
+        if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            return stream.tell()
+    except (OSError, ValueError):
+        pass
+    return None
+
+
+@dataclass(frozen=True)
+class InputOptions:
+    """What the command line says about the input.
+
+    Attributes:
+        file: A file to read ids from; a dash for standard input.
+        layout: How the ids are laid out.
+    """
+
+    file: Path | None = None
+    layout: Layout = field(default_factory=Layout)
+
+
+def ids_of(arguments: tuple[str, ...], options: InputOptions, *, optional: bool = False) -> Ids:
     """Return the ids that a command was given.
 
     Args:
         arguments: Its arguments: ids, or a dash for standard input. Without any, standard input is read if it is not a
             terminal.
+        options: What else was said about them.
         optional: Whether the command can do without.
 
     Raises:
-        click.UsageError: There are none, or one cannot be an id.
+        click.UsageError: There are none, one cannot be an id, or the file cannot be read.
     """
+    if options.file is not None and str(options.file) != "-":
+        if arguments:
+            raise click.UsageError("give ids or --input, not both")
+        return Source(_opened(options.file), printable(str(options.file)), options.layout)
     stdin = cast("io.BufferedReader", sys.stdin.buffer)
-    if arguments == ("-",) or (not arguments and not stdin.isatty()):
-        return Lines(stdin)
-    if "-" in arguments:
+    if arguments == ("-",) or (not arguments and (options.file is not None or not stdin.isatty())):
+        return Source(stdin, "standard input", options.layout)
+    if "-" in arguments or options.file is not None:
         raise click.UsageError("give ids or a dash for standard input, not both")
     if not arguments and not optional:
         raise no_ids("no ids")
     return Arguments(_checked(argument) for argument in arguments)
 
 
-def require_some(ids: Ids) -> None:
-    """Refuse standard input that turned out to hold nothing.
+def judge_input(stop: Stop, ids: Ids, *, optional: bool = False) -> None:
+    """At the end of the work: refuse an input without ids, and note if it was not read to its end.
+
+    Args:
+        stop: Gets the reason, if the work has not ended early for another one.
+        ids: The input.
+        optional: Whether the command can do without ids.
 
     Raises:
         click.UsageError: There was no id.
     """
-    if ids.total == 0:
-        raise no_ids("no ids in standard input")
+    if stop.reason or isinstance(ids, Arguments):
+        return
+    if ids.problem:
+        stop.ask(ids.problem, MISUSE)
+    elif not ids.exhausted:
+        stop.ask(OUT_OF_TIME, FAILED)
+    elif not (ids.counts.ids or ids.counts.invalid or optional):
+        raise no_ids(f"no ids in {ids.name}")
 
 
 def no_ids(what: str) -> click.UsageError:
@@ -145,11 +220,26 @@ def no_ids(what: str) -> click.UsageError:
     return click.UsageError(f"{what}: {_HOW.format(context.info_name)}", context)
 
 
-def _checked(argument: str) -> str:
-    execution_id = argument.strip()
-    if not execution_id:
-        raise click.UsageError("one of the ids is empty; is a variable of your shell unset?")
+def _opened(file: Path) -> io.BufferedReader:
     try:
-        return require_id(execution_id)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
+        return click.get_current_context().with_resource(file.open("rb"))
+    except OSError as error:
+        raise click.UsageError(f"cannot read {printable(str(file))}: {error.strerror}") from None
+
+
+def _checked(argument: str) -> str:
+    try:
+        execution_id = require_id(checked_id(argument))
+    except NotAnIdError as error:
+        hint = "; is a variable of your shell unset?" if not argument.strip() else ""
+        raise click.UsageError(f"one of the ids {error}{hint}") from None
+    if _is_file(execution_id):
+        say(f"Hint: {execution_id} is a file here. To read ids from it: --input {execution_id}")
+    return execution_id
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except OSError:  # too long for a file's name
+        return False

@@ -1,92 +1,227 @@
-"""Where outcomes go: rows of a table on a terminal, lines of JSON elsewhere."""
+"""The file of results: which ids have one in it, so that another run can continue where one ended.
 
-import sys
-from collections import Counter, defaultdict, deque
-from collections.abc import Iterator
+An id is done if the file has a line with its record. Ids whose lookup failed are looked up again, and their new line
+replaces the old one. A last line without an end, which a killed process or a full disk leaves, is removed.
+An id takes about 120 bytes of memory, whatever its length: a digest, and the place of its line.
+"""
 
-from rich.console import Console
+import asyncio
+import csv
+import os
+from collections.abc import AsyncIterator, Callable
+from hashlib import blake2b
+from pathlib import Path
+from typing import BinaryIO, Final, NamedTuple
 
+import click
+import msgspec
+
+from kaizen_async._cli.formats import without_apostrophe
 from kaizen_async._cli.ids import Arguments, Ids
-from kaizen_async._cli.json_lines import JsonLines
-from kaizen_async._cli.kinds import Execution, as_json
-from kaizen_async._cli.rows import Rows
-from kaizen_async._cli.wording import described
-from kaizen_async.outcomes import Outcome
+from kaizen_async._cli.output import Output, OutputOptions, is_failure, replacing
+from kaizen_async.errors import printable
 
-Found = Outcome[Execution]
+LONGEST_LINE: Final = 1 << 24
+"""Bytes of a line above which the file is not one of ours."""
+AT_ONCE: Final = 500
+"""Lines that are read before the event loop does other work."""
+
+_DIGEST_BYTES: Final = 15
+_FOUND: Final = 1
+"""The line of the id has a record."""
+_TAKEN: Final = 2
+"""The id was handed out in this run."""
+_FLAGS: Final = 2
+"""Bits of a state that are flags; the others are the place of the line, plus one."""
+_FAILURE_COLUMNS: Final = ("error.attempts", "error.retryable")
+"""CSV must have one of them, to tell failed lookups from records that have an `error` of their own."""
 
 
-class Results:
-    """Shows outcomes as they come.
+def require_resumable(options: OutputOptions) -> None:
+    """Refuse outputs that do not show which ids are done.
+
+    Raises:
+        click.UsageError: They do not.
+    """
+    if options.file is None or str(options.file) == "-":
+        raise click.UsageError("--resume needs --output FILE, the file with the results so far")
+    if options.only_failed or options.resolved in ("ids", "table"):
+        raise click.UsageError(
+            "--resume needs all results in the file, as JSON or CSV: leave out --only-failed, --only-ids and --format"
+        )
+    if options.fields and "id" not in options.fields:
+        raise click.UsageError("--resume needs the field id among --fields")
+    if options.fields and options.resolved == "csv" and not set(_FAILURE_COLUMNS) & set(options.fields):
+        raise click.UsageError("--resume with CSV needs error.retryable among --fields, to know what failed")
+
+
+class Line(NamedTuple):
+    """A line of the file.
 
     Attributes:
-        console: The terminal that shows them, if there is one.
+        place: Where it begins.
+        text: Its bytes, with the line break.
+        execution_id: The id that it is about; None for the header of CSV and the brackets of JSON.
+        found: Whether it has a record.
     """
 
-    def __init__(self, ids: Ids) -> None:
-        self.console = Console() if sys.stdout.isatty() else None
-        self._rows = None if self.console is None else Rows(self.console, ids)
-        self._lines = JsonLines(sys.stdout.buffer)
+    place: int
+    text: bytes
+    execution_id: str | None
+    found: bool
 
-    async def show(self, outcome: Found) -> None:
-        """Show one outcome.
+
+class ResultFile:
+    """Knows which ids have a result in a file.
+
+    Args:
+        output: What writes the results.
+        file: Where it writes them.
+    """
+
+    def __init__(self, output: Output, file: Path) -> None:
+        self._path = file.resolve()  # a symbolic link stays one: its target is rewritten
+        self._shown = printable(str(file))
+        self._format = output.format
+        self._columns = list(output.columns)
+        self._states: dict[bytes, int] = {}
+        self._has_two = False
+
+    def take(self, execution_id: str) -> bool:
+        """Return whether an id is to be looked up: it has no record yet, and was not taken before."""
+        digest = _digest_of(execution_id)
+        state = self._states.get(digest, 0)
+        if state & (_FOUND | _TAKEN):
+            return False
+        self._has_two = self._has_two or state != 0
+        self._states[digest] = state | _TAKEN
+        return True
+
+    async def load(self) -> None:
+        """Read the file; repair it if a run was cut off, so that it has one whole line for each id.
 
         Raises:
-            OutputClosedError: Nobody reads standard output any more.
+            click.UsageError: The file is not one of ours, or cannot be read or rewritten.
         """
-        if self._rows is not None:
-            self._rows.show(outcome)
-        elif outcome.error is not None:
-            await self._lines.write({"id": outcome.id, "error": described(outcome.error)})
-        else:
-            await self._lines.write(as_json(outcome.execution))
-
-    def sync(self) -> None:
-        """Make sure that what was shown outlives a power failure, where that can be had."""
-        self._lines.sync()
-
-
-class InOrder:
-    """Puts outcomes back into the order of the arguments; those of other ids pass as they come."""
-
-    def __init__(self, ids: Ids) -> None:
-        self._ordered = isinstance(ids, Arguments)
-        self._due = deque(ids if isinstance(ids, Arguments) else ())
-        self._held: defaultdict[str, deque[Found]] = defaultdict(deque)
-
-    def released_by(self, outcome: Found) -> Iterator[Found]:
-        """Yield the outcomes that need not wait for others any more, now that this one is there."""
-        if not self._ordered:
-            yield outcome
+        end = 0
+        try:
+            with self._path.open("rb") as file:
+                async for line in self._lines(file):
+                    end = line.place + len(line.text)
+                    if line.execution_id is not None:
+                        self._note(line)
+                size = os.fstat(file.fileno()).st_size
+                is_open_array = self._format == "json" and size > 0 and not _ends_array(file, size)
+            if self._has_two or is_open_array:
+                await self._rewrite()
+            elif end < size:
+                os.truncate(self._path, end)
+        except FileNotFoundError:
             return
-        self._held[outcome.id].append(outcome)
-        while self._due and self._held[self._due[0]]:
-            yield self._held[self._due.popleft()].popleft()
+        except OSError as error:
+            raise click.UsageError(f"cannot resume from {self._shown}: {error.strerror}") from None
+        self._has_two = False
 
-    def rest(self) -> Iterator[Found]:
-        """Yield the outcomes still held, those before them missing."""
-        for execution_id in self._due:
-            if self._held[execution_id]:
-                yield self._held[execution_id].popleft()
+    def _note(self, line: Line) -> None:
+        """Remember the line that counts: the first with a record, else the last."""
+        digest = _digest_of(line.execution_id or "")
+        state = self._states.get(digest, 0)
+        self._has_two = self._has_two or state != 0
+        if not state & _FOUND:
+            self._states[digest] = (line.place + 1) << _FLAGS | (_FOUND if line.found else 0)
+
+    async def failed_ids(self) -> AsyncIterator[str]:
+        """Yield the ids in the file whose lookup failed."""
+        end = self._path.stat().st_size  # new lines are behind it
+        with self._path.open("rb") as file:
+            async for line in self._lines(file):
+                if line.place >= end:
+                    break
+                if line.execution_id is not None and not line.found:
+                    yield line.execution_id
+
+    async def settle(self) -> None:
+        """After a run: remove the lines of failed lookups that were repeated.
+
+        Raises:
+            click.UsageError: The file cannot be rewritten; it is as it was.
+        """
+        if self._has_two:
+            self._states.clear()
+            self._has_two = False
+            await self.load()
+
+    async def _rewrite(self) -> None:
+        """Write the file again with the lines that count, in one step: it is the old one or the new one."""
+        with replacing(self._path) as new, self._path.open("rb") as old:
+            lead = b"[\n"
+            async for line in self._lines(old):
+                if line.execution_id is None:
+                    new.write(line.text if self._format == "csv" else b"")
+                elif self._states[_digest_of(line.execution_id)] >> _FLAGS == line.place + 1:
+                    new.write(line.text if self._format != "json" else lead + line.text.rstrip(b",\r\n"))
+                    lead = b",\n"
+            if self._format == "json":
+                new.write(b"\n]\n" if lead == b",\n" else b"[\n]\n")
+
+    async def _lines(self, file: BinaryIO) -> AsyncIterator[Line]:
+        place = number = 0
+        while (text := file.readline(LONGEST_LINE)).endswith(b"\n"):
+            number += 1
+            try:
+                execution_id, found = self._read(text, number)
+            except (ValueError, KeyError, RecursionError, csv.Error):
+                raise click.UsageError(
+                    f"line {number:,} of {self._shown} is not a result of this command as {self._format}; "
+                    "name another --output, or the --format and --fields of the file"
+                ) from None
+            yield Line(place, text, execution_id, found)
+            place += len(text)
+            if not number % AT_ONCE:
+                await asyncio.sleep(0)
+        if len(text) == LONGEST_LINE:
+            raise click.UsageError(f"{self._shown} has lines that are too long to be results of this command")
+
+    def _read(self, text: bytes, number: int) -> tuple[str | None, bool]:
+        """Return the id that a line is about, and whether it has a record."""
+        if self._format == "csv":
+            cells = next(csv.reader([text.decode()]))
+            if number == 1:
+                if cells != self._columns:
+                    raise ValueError("other columns")
+                return None, False
+            row = dict(zip(self._columns, cells, strict=True))
+            return without_apostrophe(row["id"]), not any(row.get(name) for name in _FAILURE_COLUMNS)
+        stripped = text.strip().removesuffix(b",")
+        if self._format == "json" and stripped in (b"[", b"]", b"[]"):
+            return None, False
+        parts = msgspec.json.decode(stripped, type=dict[str, msgspec.Raw])
+        error = msgspec.json.decode(parts["error"]) if "error" in parts else None
+        return msgspec.json.decode(parts["id"], type=str), not is_failure({"error": error})
 
 
-class Tally:
-    """How many were found, in which status, and how many failed."""
-
-    def __init__(self) -> None:
-        self.found = 0
-        self.failed = 0
-        self.statuses: Counter[str] = Counter()
-
-    @property
-    def done(self) -> int:
-        """How many outcomes there were."""
-        return self.found + self.failed
-
-    def count(self, outcome: Found) -> None:
-        """Count one outcome."""
-        if outcome.execution is None:
-            self.failed += 1
+async def ids_to_do(ids: Ids, results: ResultFile, on_skip: Callable[[], None]) -> AsyncIterator[str]:
+    """Yield the ids that have no record in the file; without any ids, those in the file whose lookup failed."""
+    async for execution_id in _each(ids) if isinstance(ids, Arguments) else ids:
+        if results.take(execution_id):
+            yield execution_id
         else:
-            self.found += 1
-            self.statuses[outcome.execution.status] += 1
+            on_skip()
+    if ids.total == 0 and not ids.counts.invalid:
+        async for execution_id in results.failed_ids():
+            if results.take(execution_id):
+                yield execution_id
+
+
+async def _each(ids: Arguments) -> AsyncIterator[str]:
+    for execution_id in ids:
+        yield execution_id
+
+
+def _digest_of(execution_id: str) -> bytes:
+    return blake2b(execution_id.encode(errors="surrogatepass"), digest_size=_DIGEST_BYTES).digest()
+
+
+def _ends_array(file: BinaryIO, size: int) -> bool:
+    file.seek(max(0, size - 3))
+    return file.read() == b"\n]\n"

@@ -13,20 +13,21 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import click
 import msgspec
 
-from kaizen_async._cli import stopping
-from kaizen_async._cli.json_lines import JsonLines
-from kaizen_async._cli.kinds import KINDS
-from kaizen_async._cli.progress import ProgressBar
-from kaizen_async._cli.stopping import FAILED, MISUSE, Stop
-from kaizen_async._cli.wording import spell
+from kaizen_async._cli import ending
+from kaizen_async._cli.ending import FAILED, MISUSE, OutputError, Stop, say
+from kaizen_async._cli.options import KINDS
+from kaizen_async._cli.output import StreamWriter
+from kaizen_async._cli.progress import Progress
+from kaizen_async._cli.table import spell
 
 if TYPE_CHECKING:
     from kaizen_async.workers import Follower, Run, RunStatus
 
 OWN_BROKER: Final = "kaizen_async.workers.app:broker"
-REPORT_SECONDS: Final = 5.0
-"""Time between two reports of progress where there is no terminal to show a bar."""
-BAR_SECONDS: Final = 0.5
+REPORT_SECONDS: Final = 0.5
+"""Time between two looks at how far the run is."""
+RATE_SECONDS: Final = 5.0
+"""Time over which the rate is taken."""
 _BOM: Final = b"\xef\xbb\xbf"
 
 
@@ -220,7 +221,7 @@ def _run(place: Place, name: str, work: Callable[[Stop, "Run"], Any], *, needs_b
         except (RunError, ValueError) as error:
             raise _Refused(str(error)) from None
 
-    stopping.run(with_run)
+    ending.run(with_run)
 
 
 class _started:  # noqa: N801 - used as a function
@@ -282,37 +283,47 @@ class _Outcomes:
 
 
 async def _print(stop: Stop, run: "Run", follower: "Follower") -> int:
-    output = JsonLines(sys.stdout.buffer)
-    with ProgressBar() as bar:
-        reporting = asyncio.create_task(_report(run, bar))
-        try:
+    output = StreamWriter(sys.stdout.buffer, "standard output", array=False)
+    report = _Report()
+    reporting = asyncio.create_task(report.follow(run))
+    try:
+        async with Progress(lambda _: report.line):
             async for line in stop.each(_Outcomes(follower)):
-                await output.write(msgspec.Raw(line))
-        finally:
-            reporting.cancel()
-            await asyncio.gather(reporting, return_exceptions=True)
+                await output.write(line + b"\n")
+    except OutputError as error:
+        stop.ask(str(error), error.status)
+    finally:
+        reporting.cancel()
+        await asyncio.gather(reporting, return_exceptions=True)
     status = await run.status()
-    click.echo(f"{f'{stop.reason}: ' if stop.reason else ''}{_described(status)}", err=True)
+    say(f"{f'{stop.reason}: ' if stop.reason else ''}{_described(status)}")
     if stop.reason:
-        click.echo("workers go on; the same command again resumes", err=True)
+        say("workers go on; the same command again resumes")
     return stop.status or (FAILED if status.failed else 0)
 
 
-async def _report(run: "Run", bar: ProgressBar) -> None:
-    """Show how far the run is, and how fast it goes."""
-    before: RunStatus | None = None
-    while True:
-        await asyncio.sleep(BAR_SECONDS if bar.enabled else REPORT_SECONDS)
-        status = await run.status()
-        if before is not None:
-            seconds = max(status.age - before.age, 1e-3)
-            status = msgspec.structs.replace(status, rate=max(0.0, (status.done - before.done) / seconds))
-        if bar.enabled:
-            bar.update(status.done, status.total, _pace(status))
-        else:
-            click.echo(_described(status), err=True)
-        if before is None or status.age - before.age > REPORT_SECONDS:
-            before = status
+class _Report:
+    """How far the run is, and how fast it goes.
+
+    Attributes:
+        line: The latest report; empty before the first one.
+    """
+
+    def __init__(self) -> None:
+        self.line = ""
+
+    async def follow(self, run: "Run") -> None:
+        """Renew the report again and again."""
+        before: RunStatus | None = None
+        while True:
+            await asyncio.sleep(REPORT_SECONDS)
+            status = await run.status()
+            if before is not None:
+                seconds = max(status.age - before.age, 1e-3)
+                status = msgspec.structs.replace(status, rate=max(0.0, (status.done - before.done) / seconds))
+            self.line = _described(status)
+            if before is None or status.age - before.age > RATE_SECONDS:
+                before = status
 
 
 def _described(status: "RunStatus") -> str:

@@ -1,27 +1,37 @@
 """`kaizen-async wait`: wait for executions to end."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import click
 
-from kaizen_async._cli.checkpoints import CheckpointFile, Saved, Taken, skip_taken
-from kaizen_async._cli.ids import Arguments, Ids, Lines, ids_of, require_some
-from kaizen_async._cli.key import require_accepted_key
-from kaizen_async._cli.kinds import Execution, executions_of
-from kaizen_async._cli.options import ClientOptions, client_options, deadline_of_wait
-from kaizen_async._cli.progress import ProgressBar
-from kaizen_async._cli.results import Results, Tally
-from kaizen_async._cli.saving import Saving
-from kaizen_async._cli.statuses import Statuses
-from kaizen_async._cli.stopping import FAILED, MISUSE, OUT_OF_TIME, Stop, run
-from kaizen_async._cli.wording import by_status
+from kaizen_async._cli.checkpoints import CheckpointFile, Saved, Saving, Taken, skip_taken
+from kaizen_async._cli.ending import FAILED, OUT_OF_TIME, EarlyEndError, Stop, finish, require_accepted_key, run
+from kaizen_async._cli.ids import Arguments, Ids, Source, ids_of, judge_input
+from kaizen_async._cli.options import CommonOptions, common_options, deadline_of_wait, executions_of
+from kaizen_async._cli.output import Output
+from kaizen_async._cli.progress import (
+    Progress,
+    Tally,
+    Trouble,
+    by_status,
+    counting,
+    is_ended_badly,
+    words_about_input,
+    words_about_output,
+    words_about_work,
+)
+from kaizen_async._cli.table import Execution
 from kaizen_async._waiting.streams import WaitStream
 from kaizen_async.client import KaizenClient
 from kaizen_async.executions import Executions
-from kaizen_async.models import ExecutionStatus
+from kaizen_async.outcomes import Change
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,51 +39,55 @@ class Plan:
     """What a wait is to do."""
 
     client: KaizenClient
-    kind: str
-    base_url: str
     ids: Ids
+    output: Output
+    options: CommonOptions
     deadline: float | None
     file: CheckpointFile | None
     saved: Saved | None
-    quiet: bool
+    trouble: Trouble
 
 
 @click.command()
 @click.argument("ids", nargs=-1, metavar="ID... | -")
-@client_options
+@common_options
 @deadline_of_wait
 @click.option(
     "--checkpoint",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="A file to go on from, if it is there, and to save to what has not ended.",
+    metavar="FILE",
+    help="Save what has not ended to FILE, and continue from it if it is there.",
 )
-def wait(ids: tuple[str, ...], client_options: ClientOptions, deadline: float | None, checkpoint: Path | None) -> None:
+def wait(ids: tuple[str, ...], options: CommonOptions, deadline: float | None, checkpoint: Path | None) -> None:
     """Wait for executions to end.
 
-    The ids are arguments, or lines of standard input with a dash or when something is piped in.
+    The ids are arguments, or come from a file with --input, or from standard input with a dash or when something is
+    piped in.
 
-    Each end is shown as it happens: as a row of a table on a terminal, elsewhere as a line of JSON: the record as the
-    API names its fields, or {"id": ..., "error": {"type": ..., "message": ...}}. Exit status 1 says that
-    some executions ended as failed, or that some ids have no end to show.
+    Each end is written as it happens: as a row of a table on a terminal, elsewhere as one JSON object per line: the
+    record as the server sent it, or {"id": ..., "error": {"type": ..., "message": ..., ...}}. The exit status is 1 if
+    some executions ended as failed, or if some ids have no end.
 
     With a checkpoint, what has not ended is saved every few seconds, on Ctrl-C and when time runs out. Run the same
-    command again to go on: all runs together print one end for each id (after a crash, those of the last seconds
-    again). Ids that were not read from standard input yet are not in the file: pipe the same input in again, and what
-    is in the file is skipped. Without any ids the command goes on with just those in the file. It is removed when all
-    have ended.
+    command again to continue: all runs together write one line for each id (after a crash, those of the last seconds
+    again). With --output, FILE then keeps the results of earlier runs. Ids that were not read from standard input yet
+    are not in the checkpoint: pipe the same input in again, and what is in the checkpoint is skipped. Without any ids
+    the command continues with those in the checkpoint. It is removed when all have ended.
     """
-    base_url = client_options.subject
-    file = None if checkpoint is None else CheckpointFile(checkpoint, base_url)
+    trouble = Trouble()
+    client = options.client.create(trouble)
+    file = None if checkpoint is None else CheckpointFile(checkpoint, options.subject)
     saved = None if file is None else file.load()
+    given = ids_of(ids, options.input, optional=saved is not None)
     plan = Plan(
-        client=client_options.client(),
-        kind=client_options.kind,
-        base_url=base_url,
-        ids=ids_of(ids, optional=saved is not None),
+        client=client,
+        ids=given,
+        output=Output(options.output, given, keep=saved is not None),
+        options=options,
         deadline=deadline,
         file=file,
         saved=saved,
-        quiet=client_options.verbose,
+        trouble=trouble,
     )
     run(lambda stop: Wait(stop, plan).work())
 
@@ -84,47 +98,52 @@ class Wait:
     def __init__(self, stop: Stop, plan: Plan) -> None:
         self._stop = stop
         self._plan = plan
-        self._results = Results(plan.ids)
-        self._bar = ProgressBar(wanted=not (plan.quiet or plan.ids.typed), console=self._results.console)
         self._tally = Tally()
         self._taken = Taken()
         self._taken_before = 0
         self._skipped = 0
-        self._resumed = [] if plan.saved is None else plan.saved.ids()
+        self._resumed: Counter[str] = Counter() if plan.saved is None else plan.saved.counts()
         self._unprinted: list[str] = []
 
     async def work(self) -> int:
-        """Print the ends, and return the exit status."""
+        """Write the ends, and return the exit status."""
         plan, stop = self._plan, self._stop
         deadline = plan.deadline
         if plan.file is not None and deadline is not None:
-            # What runs out of time is to be saved, which it is not once the library has told its end.
+            # What runs out of time is to be saved, which is not possible once the library has reported its end.
             asyncio.get_running_loop().call_later(deadline, stop.ask, OUT_OF_TIME, FAILED)
             deadline = None
         if plan.saved is not None:
             self._taken = await skip_taken(plan.ids, plan.saved, stop)
             self._taken_before = plan.saved.taken.count
-            self._skipped = self._taken_before if isinstance(plan.ids, Lines) else 0
-        async with plan.client as kaizen:
-            await self._print_ends(executions_of(kaizen, plan.kind), deadline)
+            self._skipped = self._taken_before if isinstance(plan.ids, Source) else 0
+        try:
+            await plan.output.open()
+            async with plan.client as kaizen:
+                await self._write_ends(executions_of(kaizen, plan.options.kind), deadline)
+            plan.output.close()
+        except EarlyEndError as error:
+            stop.ask(str(error), error.status)
         return self._finish()
 
-    async def _print_ends(self, executions: Executions[Execution], deadline: float | None) -> None:
+    async def _write_ends(self, executions: Executions[Execution], deadline: float | None) -> None:
         plan, stop = self._plan, self._stop
+        shown = plan.options.shows_progress and not plan.ids.typed
         watched = [*self._resumed, *(plan.ids if isinstance(plan.ids, Arguments) else ())]
-        self._statuses = Statuses(executions, watched, self._show_progress, wanted=self._bar.enabled)
+        self._statuses = Statuses(executions, watched, wanted=shown)
+        progress = Progress(self._line, wanted=shown, console=plan.output.console, trouble=plan.trouble.words)
         async with self._ends(executions, deadline) as ends:
             ends.add(*([] if plan.saved is None else plan.saved.unprinted))
-            async with Saving(plan.file, lambda: self._snapshot(ends)) as saving, self._statuses:
-                with self._bar:
+            async with Saving(plan.file, lambda: self._snapshot(ends)) as saving, self._statuses, counting(plan.ids):
+                async with progress:
                     async for outcome in stop.each(ends):
                         self._unprinted = [outcome.id]
                         require_accepted_key(outcome.error)
-                        await self._results.show(outcome)
+                        failed = not outcome.ok or is_ended_badly(outcome.execution)
+                        await plan.output.show(outcome, failed=failed)
                         self._unprinted = []
                         self._tally.count(outcome)
-                        self._show_progress()
-                saving.complete = not stop.reason and not plan.ids.problem
+                saving.complete = not stop.reason and plan.ids.exhausted
 
     def _ends(self, executions: Executions[Execution], deadline: float | None) -> WaitStream[Execution]:
         saved, file = self._plan.saved, self._plan.file
@@ -133,35 +152,38 @@ class Wait:
         try:
             return executions.wait_many(self._source(), deadline=deadline, checkpoint=saved.waiting)
         except ValueError as error:
-            raise file.unusable(error) from None
+            raise file.unusable(str(error)) from None
 
     def _source(self) -> list[str] | AsyncIterator[str]:
-        """Return the ids as the library takes them in; what it takes is noted."""
+        """Return the ids as the library takes them; what it takes is noted."""
         ids = self._plan.ids
-        if isinstance(ids, Lines):
+        if isinstance(ids, Source):
             return self._take(ids)
         for execution_id in ids:
             self._taken.add(execution_id)
         return ids
 
-    async def _take(self, lines: Lines) -> AsyncIterator[str]:
-        async for execution_id in lines:
+    async def _take(self, source: Source) -> AsyncIterator[str]:
+        async for execution_id in source:
             self._taken.add(execution_id)
             self._statuses.add(execution_id)
             yield execution_id
 
     def _snapshot(self, ends: WaitStream[Execution]) -> Saved:
-        self._results.sync()
+        self._plan.output.sync()
         return Saved(
-            base_url=self._plan.base_url,
+            base_url=self._plan.options.subject,
             taken=self._taken,
             unprinted=self._unprinted,
             waiting=ends.checkpoint(),
         )
 
-    def _show_progress(self) -> None:
-        counts = self._tally.statuses + self._statuses.counts
-        self._bar.update(self._tally.done, self._total, by_status(counts, self._tally.failed))
+    def _line(self, _: Progress) -> str:
+        total, done = self._total, self._tally.done
+        counts = by_status(self._tally.statuses + self._statuses.counts)
+        words = (f"{done:,}" if total is None else f"{done:,} / {total:,}", counts)
+        failed = f"{self._tally.failed:,} failed" * bool(self._tally.failed)
+        return " · ".join(filter(None, (*words, failed)))
 
     @property
     def _total(self) -> int | None:
@@ -169,35 +191,90 @@ class Wait:
         total = self._plan.ids.total
         if total is None:
             return None
-        return len(self._resumed) + max(0, total - self._skipped)
+        return sum(self._resumed.values()) + max(0, total - self._skipped)
 
     @property
     def _pending(self) -> int:
-        """How many were taken in and have no end yet."""
-        return len(self._resumed) + self._taken.count - self._taken_before - self._tally.done
+        """How many were taken and have no end yet."""
+        return sum(self._resumed.values()) + self._taken.count - self._taken_before - self._tally.done
 
     def _finish(self) -> int:
-        """Say how it went, if that is not plain to see; return the exit status."""
         plan, stop, tally = self._plan, self._stop, self._tally
-        if not stop.reason and plan.saved is None:
-            require_some(plan.ids)
-        if not stop.reason and not plan.ids.problem and plan.ids.total is None:
-            stop.ask(OUT_OF_TIME, FAILED)
-        if stop.reason or tally.failed or plan.file is not None or self._bar.shown:
-            click.echo("; ".join(self._words()), err=True)
-        some_failed = tally.failed or tally.statuses[ExecutionStatus.FAILED]
-        return stop.status or (MISUSE if plan.ids.problem else FAILED if some_failed else 0)
+        judge_input(stop, plan.ids, optional=plan.saved is not None)
+        return finish(
+            stop,
+            words=self._words(),
+            failed=tally.has_failures,
+            misuse=plan.ids.counts.invalid > 0,
+            quiet=plan.options.quiet,
+        )
 
     def _words(self) -> Iterator[str]:
         plan, stop, tally = self._plan, self._stop, self._tally
-        ended = f"{tally.found:,} ended"
-        statuses = by_status(tally.statuses, tally.failed)
-        yield f"{stop.reason}: " * bool(stop.reason) + ended + f" ({statuses})" * bool(statuses)
+        yield ", ".join(tally.words("ended"))
         if self._pending:
             yield f"{self._pending:,} still waited for"
-        if stop.reason and plan.ids.total is None:
-            yield "not all of standard input was read"
-        if plan.file is not None and (stop.reason or plan.ids.problem):
-            yield f"run the same command again to go on from {plan.file.path}"
+        if isinstance(plan.ids, Source) and not plan.ids.exhausted:
+            yield f"not all of {plan.ids.name} was read"
+        yield from words_about_input(plan.ids)
+        yield from words_about_work(tally, plan.client)
+        yield from words_about_output(plan.output)
+        if plan.file is not None and stop.reason:
+            yield f"run the same command again to continue from {plan.file.shown}"
         elif plan.file is not None:
-            yield f"nothing is left to do, so {plan.file.path} is removed"
+            yield f"nothing is left to do, so {plan.file.shown} is removed"
+
+
+class Statuses:
+    """Counts executions that have not ended by their latest status: a watch beside the wait, which shares its polls.
+
+    Args:
+        executions: What the wait uses, so that the scheduler sees that one poll serves both.
+        ids: Those waited for from the beginning.
+        wanted: Whether the counts are shown.
+    """
+
+    def __init__(self, executions: Executions[Execution], ids: Iterable[str], *, wanted: bool) -> None:
+        self.counts: Counter[str] = Counter()
+        self._executions = executions
+        self._wanted = wanted
+        self._task: asyncio.Task[None] | None = None
+        self._latest: dict[str, str] = {}
+        self._ids: asyncio.Queue[str] = asyncio.Queue()
+        for execution_id in ids:
+            self.add(execution_id)
+
+    def add(self, execution_id: str) -> None:
+        """Watch an id too, as soon as the wait for it has begun."""
+        if self._wanted:
+            self._ids.put_nowait(execution_id)
+
+    async def __aenter__(self) -> Self:
+        if self._wanted:
+            self._task = asyncio.create_task(self._follow())
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _follow(self) -> None:
+        async with self._executions.watch(self._endless_ids(), deadline=None) as changes:
+            async for change in changes:
+                self._note(change)
+
+    async def _endless_ids(self) -> AsyncIterator[str]:
+        while True:
+            yield await self._ids.get()
+
+    def _note(self, change: Change[Execution]) -> None:
+        before = self._latest.pop(change.id, None)
+        if before is not None:
+            self.counts[before] -= 1
+        if change.after is not None and not change.after.is_finished:
+            self._latest[change.id] = change.after.status
+            self.counts[change.after.status] += 1

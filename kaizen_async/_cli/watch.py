@@ -1,101 +1,126 @@
 """`kaizen-async watch`: watch executions change."""
 
-import sys
+from collections.abc import Iterator
 from contextlib import AsyncExitStack
 
 import click
-from rich.console import Console
 
 from kaizen_async._cli.board import Board
-from kaizen_async._cli.ids import Arguments, Ids, ids_of, require_some
-from kaizen_async._cli.json_lines import JsonLines
-from kaizen_async._cli.key import require_accepted_key
-from kaizen_async._cli.kinds import Execution, as_json, executions_of
-from kaizen_async._cli.options import ClientOptions, client_options, deadline_of_wait
-from kaizen_async._cli.stopping import FAILED, MISUSE, OUT_OF_TIME, Stop, run
-from kaizen_async._cli.wording import described
+from kaizen_async._cli.ending import EarlyEndError, Stop, finish, require_accepted_key, run
+from kaizen_async._cli.ids import Arguments, Ids, Source, ids_of, judge_input
+from kaizen_async._cli.options import CommonOptions, common_options, deadline_of_wait, executions_of
+from kaizen_async._cli.output import CHANGE_COLUMNS, Output
+from kaizen_async._cli.progress import (
+    Progress,
+    Tally,
+    Trouble,
+    by_status,
+    counting,
+    is_ended_badly,
+    words_about_input,
+    words_about_output,
+    words_about_work,
+)
+from kaizen_async._cli.table import Execution
 from kaizen_async.client import KaizenClient
 from kaizen_async.outcomes import Change
 
 
 @click.command()
 @click.argument("ids", nargs=-1, metavar="ID... | -")
-@client_options
+@common_options
 @deadline_of_wait
-def watch(ids: tuple[str, ...], client_options: ClientOptions, deadline: float | None) -> None:
+def watch(ids: tuple[str, ...], options: CommonOptions, deadline: float | None) -> None:
     """Watch executions change until all have ended.
 
-    The ids are arguments, or lines of standard input with a dash or when something is piped in.
+    The ids are arguments, or come from a file with --input, or from standard input with a dash or when something is
+    piped in.
 
-    On a terminal this is a live table. Elsewhere it is a line of JSON for the first state of each execution and for
-    each change that is seen: {"id": ..., "before": record or null, "after": record}, and for an id that cannot be
-    watched any further {"id": ..., "error": {"type": ..., "message": ...}}.
+    On a terminal this is a live table. Elsewhere it is one JSON object per line for the first state of each execution
+    and for each change that is seen: {"id": ..., "before": record or null, "after": record}, and for an id that cannot
+    be watched any further {"id": ..., "error": {"type": ..., "message": ..., ...}}.
     """
-    client, given = client_options.client(), ids_of(ids)
-    run(lambda stop: _watch(stop, client, client_options.kind, given, deadline))
+    trouble = Trouble()
+    given = ids_of(ids, options.input)
+    output = Output(options.output, given, CHANGE_COLUMNS)
+    if output.format == "table" and output.console is None:
+        raise click.UsageError("the live table of watch needs a terminal; write ndjson, json or csv to a file")
+    client = options.client.create(trouble)
+    run(lambda stop: Watch(stop, client, given, output, options, trouble).work(deadline))
 
 
-class ChangeLines:
-    """Changes as lines of JSON."""
+class Watch:
+    """One run of the command."""
 
-    def __init__(self) -> None:
-        self._lines = JsonLines(sys.stdout.buffer)
+    def __init__(
+        self, stop: Stop, client: KaizenClient, ids: Ids, output: Output, options: CommonOptions, trouble: Trouble
+    ) -> None:
+        self._stop = stop
+        self._client = client
+        self._ids = ids
+        self._output = output
+        self._options = options
+        self._trouble = trouble
+        self._tally = Tally()
 
-    async def show(self, change: Change[Execution]) -> None:
-        """Write one change."""
-        if change.error is not None:
-            await self._lines.write({"id": change.id, "error": described(change.error)})
+    async def work(self, deadline: float | None) -> int:
+        """Show the changes, and return the exit status."""
+        try:
+            await self._output.open()
+            async with AsyncExitStack() as stack:
+                kaizen = await stack.enter_async_context(self._client)
+                executions = executions_of(kaizen, self._options.kind)
+                changes = await stack.enter_async_context(executions.watch(self._ids, deadline=deadline))
+                await stack.enter_async_context(counting(self._ids))
+                board = await self._board(stack)
+                async for change in self._stop.each(changes):
+                    require_accepted_key(change.error)
+                    self._tally.count_change(change)
+                    await self._show(change, board)
+            self._output.close()
+        except EarlyEndError as error:
+            self._stop.ask(str(error), error.status)
+        return self._finish()
+
+    async def _board(self, stack: AsyncExitStack) -> Board | None:
+        """Return the live table, if there is one; else lines about the work go to standard error."""
+        console, board = self._output.console, None
+        if console is not None:
+            ids = self._ids if isinstance(self._ids, Arguments) else ()
+            board = await stack.enter_async_context(Board(console, ids, self._trouble.words))
+        if board is None or not board.is_live:
+            wanted = self._options.shows_progress and not self._ids.typed
+            await stack.enter_async_context(Progress(self._line, wanted=wanted, trouble=self._trouble.words))
+        return board
+
+    async def _show(self, change: Change[Execution], board: Board | None) -> None:
+        if board is not None:
+            board.show(change)
         else:
-            await self._lines.write({"id": change.id, "before": as_json(change.before), "after": as_json(change.after)})
+            failed = change.error is not None or is_ended_badly(change.after)
+            await self._output.show_change(change, failed=failed)
 
+    def _line(self, _: Progress) -> str:
+        words = [f"{self._tally.found:,} ended", by_status(self._tally.statuses)]
+        words += [f"{len(self._tally.running):,} running", f"{self._tally.failed:,} failed"]
+        return " · ".join(filter(None, words))
 
-class Watched:
-    """How many are watched, have ended, and cannot be watched any further."""
+    def _finish(self) -> int:
+        judge_input(self._stop, self._ids)
+        return finish(
+            self._stop,
+            words=self._words(),
+            failed=self._tally.has_failures,
+            misuse=self._ids.counts.invalid > 0,
+            quiet=self._options.quiet,
+        )
 
-    def __init__(self) -> None:
-        self.running: set[str] = set()
-        self.ended = 0
-        self.failed = 0
-
-    def count(self, change: Change[Execution]) -> None:
-        """Count one change."""
-        self.running.discard(change.id)
-        if change.after is None:
-            self.failed += 1
-        elif change.after.is_finished:
-            self.ended += 1
-        else:
-            self.running.add(change.id)
-
-    def words(self) -> str:
-        """Return the counts in words."""
-        return f"{self.ended:,} ended, {self.failed:,} failed, {len(self.running):,} still running"
-
-
-def _board(ids: Ids) -> Board:
-    return Board(Console(), ids if isinstance(ids, Arguments) else ())
-
-
-async def _watch(stop: Stop, client: KaizenClient, kind: str, ids: Ids, deadline: float | None) -> int:
-    watched = Watched()
-    async with AsyncExitStack() as stack:
-        kaizen = await stack.enter_async_context(client)
-        changes = await stack.enter_async_context(executions_of(kaizen, kind).watch(ids, deadline=deadline))
-        display = await stack.enter_async_context(_board(ids)) if sys.stdout.isatty() else ChangeLines()
-        async for change in stop.each(changes):
-            require_accepted_key(change.error)
-            watched.count(change)
-            await display.show(change)
-    return _finish(stop, ids, watched)
-
-
-def _finish(stop: Stop, ids: Ids, watched: Watched) -> int:
-    """Say how it ended, if that is not plain to see; return the exit status."""
-    if not stop.reason:
-        require_some(ids)
-        if ids.total is None and not ids.problem:
-            stop.ask(OUT_OF_TIME, FAILED)
-    if stop.reason or watched.failed:
-        unread = "; not all of standard input was read" * (ids.total is None)
-        click.echo(f"{stop.reason}: " * bool(stop.reason) + watched.words() + unread, err=True)
-    return stop.status or (MISUSE if ids.problem else FAILED if watched.failed else 0)
+    def _words(self) -> Iterator[str]:
+        yield ", ".join(self._tally.words("ended"))
+        if self._tally.running:
+            yield f"{len(self._tally.running):,} still running"
+        if isinstance(self._ids, Source) and not self._ids.exhausted:
+            yield f"not all of {self._ids.name} was read"
+        yield from words_about_input(self._ids)
+        yield from words_about_work(self._tally, self._client)
+        yield from words_about_output(self._output)

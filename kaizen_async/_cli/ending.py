@@ -1,12 +1,24 @@
-"""How a command ends: by itself, by Ctrl-C between two results, or because nobody reads what it writes."""
+"""How a command ends: by itself, by Ctrl-C between two results, or because it cannot write; and its exit status.
+
+Exit statuses, the same for `get`, `wait` and `watch`:
+    0: Every id was found; for `wait` and `watch`, every execution has ended, and none as failed.
+    1: Some lookups or executions failed, time ran out, or the output could not be written.
+    2: Misuse: bad options, no ids, lines that are not ids, a bad URL, an API key that is malformed or refused.
+    130: Ctrl-C. A second Ctrl-C ends the command at once. 129 and 143 stand for SIGHUP and SIGTERM.
+    141: The reader of standard output has stopped reading, as `head` does.
+"""
 
 import asyncio
+import os
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable
+from contextlib import contextmanager, suppress
 from typing import Any, Final, NoReturn, TypeVar, cast
 
+import click
 from click.exceptions import Exit
+
+from kaizen_async.errors import AuthenticationError, KaizenError
 
 R = TypeVar("R")
 Work = Callable[["Stop"], Coroutine[Any, Any, int]]
@@ -21,18 +33,58 @@ SAME_WISH: Final = 0.5
 """Seconds within which a second signal is the first one again: `timeout` signals a process and then its group."""
 
 
+BROKEN_PIPE: Final = SIGNAL_STATUS + signal.SIGPIPE
+UNAUTHORIZED: Final = 401
+
+
 class OutputClosedError(Exception):
-    """Raised when whoever read standard output has stopped reading."""
+    """Raised when the reader of standard output has stopped reading."""
+
+
+class EarlyEndError(Exception):
+    """Raised when the work cannot continue; the message says why."""
+
+    status = FAILED
+
+
+class OutputError(EarlyEndError):
+    """Raised when results cannot be written, for instance because the disk is full."""
+
+
+class KeyRefusedError(EarlyEndError):
+    """Raised when the server refuses the API key, so that no lookup can succeed.
+
+    A 403 is another matter: it may concern a single execution.
+    """
+
+    status = MISUSE
+
+
+def say(text: str) -> None:
+    """Write a line for people to standard error; if it cannot be written, the work goes on."""
+    with suppress(OSError, ValueError):
+        click.echo(text, err=True)
+
+
+def require_accepted_key(error: KaizenError | None) -> None:
+    """End the command if an error says that the key was refused.
+
+    Raises:
+        KeyRefusedError: It does.
+    """
+    if isinstance(error, AuthenticationError) and error.status == UNAUTHORIZED:
+        found = "look at how KAIZEN_API_KEY is set" if os.environ.get("KAIZEN_API_KEY") else "KAIZEN_API_KEY is not set"
+        raise KeyRefusedError(f"the server refuses the API key (it responded with 401): {found}")
 
 
 class Stop:
-    """The wish to end early.
+    """A request to end early.
 
-    It takes effect between two results, so that none is lost or cut in half. A second Ctrl-C, a moment later, ends the
-    work wherever it stands.
+    It takes effect between two results, so that no result is lost or cut in half. A second Ctrl-C, a moment later,
+    ends the work at once.
 
     Attributes:
-        reason: Why to end, in words; empty as long as nobody asked for it.
+        reason: Why to end, in words; empty as long as nothing asked for it.
         status: The exit status that goes with the reason.
     """
 
@@ -49,7 +101,7 @@ class Stop:
     def listening(self) -> Generator[None]:
         """Stop on Ctrl-C, on SIGTERM and when the terminal goes away.
 
-        A signal that whoever started us wants ignored, as `nohup` does, stays ignored.
+        A signal that is ignored, as under `nohup`, stays ignored.
         """
         signals = [signum for signum in SIGNALS if signal.getsignal(signum) is not signal.SIG_IGN]
         for signum in signals:
@@ -71,8 +123,21 @@ class Stop:
             self._task.cancel()
 
     async def asked(self) -> None:
-        """Wait until somebody asks for the end."""
+        """Wait for the request to end."""
         await self._asked.wait()
+
+    async def unless_asked(self, work: Awaitable[R]) -> R | None:
+        """Wait for work that may be cut off anywhere; return None if the command is to end meanwhile."""
+        self._between_results = True
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if not self._asked.is_set():
+                raise
+            self._task.uncancel()
+            return None
+        finally:
+            self._between_results = False
 
     async def each(self, results: AsyncIterator[R]) -> AsyncIterator[R]:
         """Yield results, of an iterator whose waiting may be cancelled, until they or the command are to end."""
@@ -97,13 +162,30 @@ class Stop:
         self.ask("interrupted", SIGNAL_STATUS + signum)
 
 
+def finish(stop: Stop, *, words: Iterable[str], failed: bool, misuse: bool, quiet: bool) -> int:
+    """Print the summary, and return the exit status. Every command that takes ids ends here.
+
+    Args:
+        stop: What may have asked to end early.
+        words: The parts of the summary.
+        failed: Whether some lookups or executions failed.
+        misuse: Whether some of the input was not ids.
+        quiet: Whether to leave out the summary if nothing is wrong.
+    """
+    if stop.reason or failed or misuse or not quiet:
+        say(f"{stop.reason}: " * bool(stop.reason) + " · ".join(filter(None, words)))
+    if stop.status:
+        return stop.status
+    return MISUSE if misuse else FAILED if failed else 0
+
+
 def run(work: Work) -> NoReturn:
     """Do the work of a command in an event loop of its own, and exit with the status that it returns."""
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             status = runner.run(_stoppable(work))
     except OutputClosedError:
-        status = SIGNAL_STATUS + signal.SIGPIPE
+        status = BROKEN_PIPE
     except KeyboardInterrupt:
         status = SIGNAL_STATUS + signal.SIGINT
     raise Exit(status)

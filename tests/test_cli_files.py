@@ -1,0 +1,359 @@
+"""What the command reads and writes: formats of ids, formats of results, files that another run continues."""
+
+import csv
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from click.testing import CliRunner, Result
+
+from kaizen_async._cli.app import cli
+from kaizen_async._cli.formats import Counts, DetectingReader, Layout, LayoutError, pick
+from kaizen_async._cli.output import cell_of, is_failure, safe
+from kaizen_async._cli.table import moment_of
+from kaizen_async.testing import Fault, KaizenEmulator, Life
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def server() -> Iterator[KaizenEmulator]:
+    """Return an emulator with three executions that have ended."""
+    with KaizenEmulator() as emulator:
+        emulator.add_many(["a", "b", "c"], Life.ended())
+        yield emulator
+
+
+@pytest.fixture
+def command(server: KaizenEmulator, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Return a function that runs the command against the emulator."""
+    monkeypatch.setenv("KAIZEN_BASE_URL", server.base_url)
+
+    def run(*arguments: object, given: str | bytes = "") -> Result:
+        result = CliRunner().invoke(cli, [str(argument) for argument in arguments], input=given)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return run
+
+
+def read(given: bytes, size: int, **layout: Any) -> tuple[list[str], list[tuple[int, str]], Counts]:
+    """Return the ids in an input that arrives in pieces of some size, what was reported, and what was counted."""
+    reported: list[tuple[int, str]] = []
+    counts = Counts()
+    reader = DetectingReader(Layout(**layout), counts, lambda line, why: reported.append((line, why)))
+    ids = [found for at in range(0, len(given), size) for found in reader.feed(given[at : at + size])]
+    return [*ids, *reader.end()], reported, counts
+
+
+class TestInput:
+    """The format is found in the first bytes, however the bytes arrive."""
+
+    @pytest.mark.parametrize(
+        ("given", "layout"),
+        [
+            ("a\nb\nc\n", {}),
+            ("# ids\r\n\r\na\r\n\r\nb\r\n# more\r\nc", {}),
+            ('{"id": "a"}\n{"id": "b", "error": {"type": "x"}}\n{"id": "c"}\n', {}),
+            ('{"x": {"y": ["a"]}}{"x": {"y": ["b"]}}\n\n{"x": {"y": ["c"]}}', {"field": "x.y.0"}),
+            ('"a"\n"b"\n"c"\n', {}),
+            ('["a", "b",\n {"id": "c"}]', {}),
+            ('[\n{"id":"a"},\n{"id":"b"},\n{"id":"c"}\n]\n', {}),
+            ("id,status\na,x\n\nb,y\nc,z\n", {}),
+            ('status,ID\n"line 1\nline 2",a\n"x, ""y""",b\n,c', {}),
+            ("status;execution_id\nx;a\ny;b\nz;c\n", {}),
+            ("name\tid\nx\ta\ny\tb\nz\tc\n", {}),
+            ("name,other\nx,a\ny,b\nz,c\n", {"column": "Other"}),
+        ],
+    )
+    @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+    def test_ids_are_found_in_every_format(self, given: str, layout: dict[str, Any], encoding: str) -> None:
+        """In every encoding, with and without a byte order mark."""
+        text = given.encode(encoding)
+        for size in (1, 2, 3, 7, len(text)):
+            ids, reported, counts = read(text, size, **layout)
+            assert (ids, reported, counts.ids) == (["a", "b", "c"], [], 3), size
+
+    @pytest.mark.parametrize(("given", "layout"), [(b"exec_1\0exec\n2\0\0exec_3\0", None), (b"a\0b\0#\0", "nul")])
+    def test_zero_bytes_separate_ids(self, given: bytes, layout: str | None) -> None:
+        """Then a line break is a part of one, and `#` begins no comment."""
+        for size in (1, len(given)):
+            ids, reported, _ = read(given, size, format=layout)
+            assert (ids, reported[:1]) == (
+                (["a", "b", "#"], []) if layout else (["exec_1", "exec_3"], [(2, reported[0][1])])
+            )
+
+    @pytest.mark.parametrize(
+        ("given", "ids", "lines"),
+        [
+            (b"a\nb c\n\xff\nd\n", ["a", "d"], [2, 3]),
+            (b"a\n{}\nb,c\nd\n", ["a", "d"], [2, 3]),
+            (b'{"id": "a"}\n{"id": 7}\n{"no": 1}\n{"id": [1]}\nnonsense\n{"id": "z"}\n', ["a", "7", "z"], [3, 4, 5]),
+            (b'{"id": "a"}\n# comment\n{"id": "b\n', ["a"], [3]),
+            (b'id,x\na,1\n"b,2\nc,3\n', ["a", "c"], [3]),
+            (b'x,id\n1,a\n2\n"3"4,b\n5,c\n', ["a", "c"], [3, 4]),
+            (b'{"id": "a"}\n' + b'{"x": ' * 5000 + b'\n{"id": "b"}\n', ["a", "b"], [2]),
+        ],
+    )
+    def test_what_is_no_id_is_reported_with_its_line(self, given: bytes, ids: list[str], lines: list[int]) -> None:
+        """The lines after it are read."""
+        for size in (5, len(given)):
+            found, reported, counts = read(given, size)
+            assert (found, [line for line, _ in reported]) == (ids, lines)
+            assert counts.invalid == len(lines)
+
+    @pytest.mark.parametrize(
+        ("given", "layout", "why"),
+        [
+            (b"name,other\nx,y\n", {}, "looks like CSV without a column id"),
+            (b"name,other\nx,y\n", {"column": "id"}, "has no column 'id'"),
+            (b"name\nx\n", {"format": "csv"}, "has no column 'id'"),
+        ],
+    )
+    def test_csv_without_a_column_of_ids_is_refused(self, given: bytes, layout: dict[str, Any], why: str) -> None:
+        """It says which columns there are, and which option names one."""
+        with pytest.raises(LayoutError, match=f"{why}.*name.*--column"):
+            read(given, 4, **layout)
+
+    def test_the_input_can_be_a_file(self, command: Command, tmp_path: Path) -> None:
+        """Not both a file and arguments; a file that is taken for an id gets a hint."""
+        ids = tmp_path / "ids.csv"
+        ids.write_text("id\na\nb\n")
+        assert {json.loads(line)["id"] for line in command("get", "-i", ids).stdout.splitlines()} == {"a", "b"}
+        for arguments, said in (
+            (("-i", ids, "a"), "give ids or --input, not both"),
+            (("-i", tmp_path / "none"), "No such file"),
+            (("-0", "--input-format", "csv", "-"), "contradict"),
+            (("-", "a"), "not both"),
+        ):
+            refused = command("get", *arguments)
+            assert refused.exit_code == 2
+            assert said in refused.stderr
+        assert f"Hint: {ids} is a file here" in command("get", ids).stderr
+
+
+class TestOutput:
+    """Results in the format that was asked for."""
+
+    def test_formats(self, command: Command, tmp_path: Path) -> None:
+        """The same results, however they are laid out."""
+        (array,) = (json.loads(command("get", "a", "b", "--format", "json").stdout),)
+        assert [record["id"] for record in array] == ["a", "b"]
+        rows = list(csv.DictReader(StringIO(command("get", "a", "none", "-f", "csv").stdout)))
+        assert [(row["id"], row["status"], row["error.type"]) for row in rows] == [
+            ("a", "Completed", ""),
+            ("none", "", "NotFoundError"),
+        ]
+        assert command("get", "a", "b", "--only-ids").stdout == "a\nb\n"
+        assert command("get", "a", "none", "--only-failed", "--only-ids").stdout == "none\n"
+        assert command("get", "a", "--fields", "id,workflow.name").stdout.startswith('{"id":"a","workflow.name":"')
+        assert "no result has a field zorp" in command("get", "a", "--fields", "zorp").stderr
+        table = tmp_path / "table.txt"
+        command("get", "a", "none", "-f", "table", "-o", table, "--only-failed")
+        header, row, *_ = table.read_text().splitlines()
+        assert (header.split()[0], row.split()[0]) == ("ID", "none")
+        assert json.loads(command("get", "-", "-f", "json", given='{"id": 1 2}').stdout) == []
+
+    def test_cells_that_look_like_formulas_are_neutralised(self, command: Command, server: KaizenEmulator) -> None:
+        """Unless that is switched off. A cell never has more than one line."""
+        for first in "=+-@\t\r":
+            assert cell_of(f"{first}cmd", formulas=False).startswith("'")
+            assert not cell_of(f"{first}cmd", formulas=True).startswith("'")
+        assert cell_of(-5, formulas=False) == "-5"
+        assert cell_of(None, formulas=False) == ""
+        assert cell_of("a\nb\x00\u202e", formulas=False) == "a\\nb \\u202e"
+        server.add("=id", Life.ended())
+        assert "'=id" in command("get", "=id", "-f", "csv").stdout
+        assert "\n=id" in command("get", "=id", "-f", "csv", "--formulas").stdout
+
+    def test_json_is_valid_and_harmless(self) -> None:
+        """Characters that could move a terminal or break a line are escaped, and bytes that are not UTF-8 replaced."""
+        text = '{"x":"\x7f\x9b\u202e\u2028\u200b\ufeff\U000e0041é"}'
+        escaped = safe(text.encode())
+        assert json.loads(escaped) == json.loads(text)
+        assert escaped.decode() == '{"x":"\\u007f\\u009b\\u202e\\u2028\\u200b\\ufeff\\udb40\\udc41é"}'
+        safe(b'{"x":"\xff"}').decode()
+
+    def test_the_place_of_the_output_is_checked_first(self, command: Command, tmp_path: Path) -> None:
+        """Nothing is sent if it cannot be written."""
+        ids = tmp_path / "ids.txt"
+        ids.write_text("a\n")
+        for arguments, said in (
+            (("-o", tmp_path), "directory"),
+            (("-o", tmp_path / "none" / "x"), "No such file"),
+            (("-o", ids, "-i", ids), "is the file that the ids come from"),
+        ):
+            refused = command("get", *arguments)
+            assert refused.exit_code == 2
+            assert said in refused.stderr
+        assert ids.read_text() == "a\n"
+        assert command("get", "a", "-o", "/dev/null").exit_code == 0
+        full = command("get", "a", "-o", "/dev/full")
+        assert (full.exit_code, "No space left on device" in full.stderr) == (1, True)
+
+    def test_times_at_the_ends_of_the_calendar_are_shown(self) -> None:
+        """Though another time zone may leave them."""
+        assert moment_of(datetime(1, 1, 1, tzinfo=UTC)) == "0001-01-01"
+        assert moment_of(datetime(9999, 12, 31, 23, 59, tzinfo=UTC)).startswith(("9999", "10000"))
+
+    def test_paths_reach_into_documents(self) -> None:
+        """Names, and numbers of list items; what is not there is nothing."""
+        assert pick({"a": [{"b": 1}]}, "a.0.b") == 1
+        assert pick({"a": [1]}, "a.7") is None
+        assert pick({"a": 1}, "a.b") is None
+        assert not is_failure({"error": {"type": "x", "message": "a record's own"}})
+
+
+class TestResume:
+    """Another run continues where one ended, in whatever way it ended."""
+
+    @pytest.mark.parametrize("name", ["out.ndjson", "out.json", "out.csv"])
+    def test_after_a_cut_at_any_byte_each_id_has_one_line(self, command: Command, tmp_path: Path, name: str) -> None:
+        """As `kill -9` or a power failure leaves it: a prefix of what was written."""
+        file = tmp_path / name
+        arguments = ["get", "-", "-o", file, "-f", name.partition(".")[2], "--resume"]
+        fields = ["--fields", "id,status,error.retryable"]
+        assert command(*arguments, *fields, given="a\nb\nnone\nc\n").exit_code == 1
+        whole = file.read_bytes()
+        for end in range(0, len(whole), 3):
+            file.write_bytes(whole[:end])
+            assert command(*arguments, *fields, given="a\nb\nnone\nc\n").exit_code == 1
+            assert Counter(ids_in(file)) == Counter(["a", "b", "c", "none"]), end
+
+    @pytest.mark.parametrize("name", ["out.ndjson", "out.json", "out.csv"])
+    def test_failed_ids_are_tried_again(
+        self, command: Command, server: KaizenEmulator, tmp_path: Path, name: str
+    ) -> None:
+        """Without ids those in the file; records are never looked up again."""
+        file = tmp_path / name
+        link = tmp_path / f"link-{name}"
+        link.symlink_to(file)
+        arguments = ["get", "-o", link, "-f", name.partition(".")[2], "--resume"]
+        assert command(*arguments, "a", "b", "later").exit_code == 1
+        server.add("later", Life.ended())
+        again = command(*arguments)
+        assert (again.exit_code, "1 found, 0 failed" in again.stderr) == (0, True)
+        assert Counter(ids_in(file)) == Counter(["a", "b", "later"])
+        assert b"NotFound" not in file.read_bytes()
+        assert link.is_symlink()
+        assert server.requests_for("a") == 1
+        assert "3 already there" in command(*arguments, "a", "b", "later").stderr
+
+    def test_other_files_are_refused(self, command: Command, tmp_path: Path) -> None:
+        """They stay as they are."""
+        file = tmp_path / "x.ndjson"
+        for content in ("something else\n", "[1]\n", '{"a": 1}\n', "[" * 100_000 + "\n"):
+            file.write_text(content)
+            refused = command("get", "a", "-o", file, "--resume")
+            assert (refused.exit_code, file.read_text()) == (2, content)
+            assert "line 1 of" in refused.stderr
+        table = tmp_path / "x.csv"
+        table.write_text("other,columns\n")
+        assert "line 1 of" in command("get", "a", "-o", table, "--resume").stderr
+        for arguments in (
+            ("--resume",),
+            ("--resume", "-o", file, "--only-failed"),
+            ("--resume", "-o", file, "--fields", "status"),
+            ("--resume", "-o", table, "--fields", "id,status"),
+        ):
+            assert command("get", "a", *arguments).exit_code == 2
+
+    def test_a_full_disk_loses_nothing(self, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The line that does not fit is taken back; the next run writes it."""
+        file = tmp_path / "out.ndjson"
+        pwrite, room = os.pwrite, 1500
+
+        def limited(descriptor: int, data: bytes, offset: int) -> int:
+            if offset >= room:
+                raise OSError(28, "No space left on device")
+            return pwrite(descriptor, data[: room - offset], offset)
+
+        monkeypatch.setattr(os, "pwrite", limited)
+        full = command("get", "-", "-o", file, "--resume", given="a\nb\nc\n")
+        assert (full.exit_code, "No space left on device" in full.stderr) == (1, True)
+        assert len(file.read_bytes()) <= room
+        monkeypatch.undo()
+        assert all(msgspec.json.decode(line) for line in file.read_bytes().splitlines())
+
+
+class TestCheckpointFiles:
+    """A checkpoint is input that somebody may have edited."""
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"taken": {"count": -1, "digest": ""}},
+            {"taken": {"count": 1e308, "digest": ""}},
+            {"unprinted": [""]},
+            {"unprinted": ["a\x1b]52;c;x\x07"], "base_url": "http://\x1b]52;c;x\x07/"},
+            {"kind": "\x1b]52;c;x\x07"},
+            {"waiting": {}},
+            {
+                "waiting": {
+                    "version": 2,
+                    "taken": 0,
+                    "taken_at": 0.0,
+                    "ids": [["a", 20_000_000, 1.0, 1.0]],
+                    "learned": None,
+                }
+            },
+            {"waiting": {"version": 2, "taken": 0, "taken_at": 0.0, "ids": [["a", 1, 1e308, 1e308]], "learned": None}},
+            {"waiting": {"version": 2, "taken": 0, "taken_at": 1e308, "ids": [["a", 1, 1.0, 1.0]], "learned": None}},
+        ],
+    )
+    def test_values_out_of_bounds_do_no_harm(
+        self, command: Command, server: KaizenEmulator, tmp_path: Path, change: dict[str, Any]
+    ) -> None:
+        """Such a file is refused in one line, or continued from in bounded time; nothing reaches the terminal raw."""
+        file = tmp_path / "waiting.json"
+        saved = {
+            "kind": "kaizen-async wait",
+            "base_url": server.base_url,
+            "taken": {"count": 0, "digest": ""},
+            "unprinted": [],
+            "waiting": {"version": 2, "taken": 0, "taken_at": 0.0, "ids": [], "learned": None},
+        }
+        file.write_text(json.dumps({**saved, **change}))
+        result = command("wait", "--checkpoint", file, "--deadline", "5")
+        assert result.exit_code in {0, 1, 2}
+        assert "\x1b" not in result.output
+        assert "Traceback" not in result.output
+
+    @pytest.mark.parametrize("content", [b"", b"[" * 100_000, b"nonsense", b"{}", b"\xff\xfe", b'{"kind":"x"}'])
+    def test_foreign_files_are_refused(self, command: Command, tmp_path: Path, content: bytes) -> None:
+        """They stay as they are."""
+        file = tmp_path / "waiting.json"
+        file.write_bytes(content)
+        refused = command("wait", "a", "--checkpoint", file)
+        assert (refused.exit_code, file.read_bytes()) == (2, content)
+        assert "is not a checkpoint of kaizen-async wait" in refused.stderr
+
+    def test_a_file_that_cannot_be_used_is_told(self, command: Command, server: KaizenEmulator, tmp_path: Path) -> None:
+        """Read-only, a folder, links in a circle."""
+        circle = tmp_path / "circle"
+        circle.symlink_to(circle)
+        read_only = tmp_path / "read-only"
+        server.faults.always(Fault.hang(), id="hangs")
+        assert command("wait", "hangs", "--checkpoint", read_only, "--deadline", "0.2").exit_code == 1
+        read_only.chmod(0o444)
+        for path in (circle, read_only):
+            refused = command("wait", "a", "--checkpoint", path)
+            assert refused.exit_code == 2
+            assert "checkpoint" in refused.stderr
+
+
+def ids_in(file: Path) -> list[str]:
+    """Return the ids in a file of results."""
+    text = file.read_text()
+    if file.suffix == ".csv":
+        return [row["id"] for row in csv.DictReader(StringIO(text))]
+    records = json.loads(text) if file.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
+    return [record["id"] for record in records]
