@@ -169,6 +169,31 @@ async def test_without_ids_there_is_nothing_to_watch(dashboard: Dashboard, http:
         assert response.status == 422
 
 
+@pytest.mark.parametrize("ids", [["a b"], ["../x"], ["x" * 129], ["a"] * 5001, []])
+async def test_ids_of_strangers_are_bounded(dashboard: Dashboard, http: aiohttp.ClientSession, ids: list[str]) -> None:
+    """What cannot be an id, and too many of them, are refused before anything is asked for."""
+    async with http.post(f"{dashboard.url}/changes", json={"ids": ids}) as response:
+        assert response.status == 422
+    async with http.get(f"{dashboard.url}/", headers={"Host": "evil.example"}) as response:
+        assert response.status == 400
+        assert "default-src 'none'" in response.headers["Content-Security-Policy"]
+
+
+async def test_thousands_can_be_watched(emulator: KaizenEmulator, http: aiohttp.ClientSession) -> None:
+    """By a request with a body; a page too many is told so."""
+    ids = [f"exec_{number}" for number in range(5000)]
+    emulator.add_many(ids, Life.ended())
+    with serving(emulator.base_url, MOST_WATCHED="5000", POLLS_PER_SECOND="10000") as dashboard:
+        async with http.post(f"{dashboard.url}/changes", json={"ids": ids}) as response:
+            assert response.status == 200
+            async with http.get(f"{dashboard.url}/changes", params={"id": "one"}) as refused:
+                assert refused.status == 503
+                assert refused.headers["Retry-After"]
+            events = [event async for event in events_in(response)]
+    assert len({data["id"] for name, data in events if name == "change"}) == 5000
+    assert events[-1] == ("done", 5000)
+
+
 async def test_many_viewers_cost_the_polls_of_one(
     emulator: KaizenEmulator, dashboard: Dashboard, http: aiohttp.ClientSession
 ) -> None:
@@ -235,18 +260,41 @@ def test_the_page_shows_executions_living(emulator: KaizenEmulator, dashboard: D
         expect = playwright.expect
         expect.set_options(timeout=PATIENCE * 1000)
         page.goto(f"{dashboard.url}/?id=exec_1&id=exec_2&id=nobody")
-        first, second, unknown = (page.locator("tbody tr").nth(index) for index in range(3))
+        first, second, unknown = (
+            page.locator("tbody tr").filter(has=page.get_by_text(one, exact=True))
+            for one in ("exec_1", "exec_2", "nobody")
+        )
         expect(first).to_contain_text("Import invoices")
         expect(second).to_contain_text("<b>Check</b> claims")
-        expect(unknown).to_contain_text("404")
+        expect(unknown).to_contain_text("No execution has this id.")
         expect(first).to_contain_text("Zorp")
         expect(page.locator("#count")).to_have_text("1 of 3 ended")
         expect(first).to_contain_text("Completed")
-        expect(first).to_have_class("ended")
+        expect(first).to_have_class("ended fine")
         expect(second).not_to_have_class("ended")
         expect(page.locator("#count")).to_have_text("2 of 3 ended")
+        expect(page.locator("tbody tr").first).to_contain_text("nobody")
         expect(page.locator("#connection")).to_have_text("live")
         page.screenshot(path=tmp_path / "dashboard.png", full_page=True)
+        page.set_viewport_size({"width": 390, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        for cell in first.locator("td").all():
+            box = cell.bounding_box()
+            assert box["x"] >= 0
+            assert box["x"] + box["width"] <= 390
+        page.locator("#legend button", has_text="InProgress").click()
+        expect(page.locator("tbody tr")).to_have_count(1)
+        emulator.faults.always(Fault.status(503))
+        expect(page.locator("#alarm")).to_contain_text("The Kaizen API responded with an error (503).")
+        age = second.locator(".age").inner_text()
+        emulator.faults.clear()
+        expect(page.locator("#alarm")).to_be_hidden()
+        assert age
+        page.locator("#change").click()
+        too_many = "\n".join(f"exec_{one}" for one in range(5001))
+        page.evaluate("(text) => { document.getElementById('ids').value = text }", too_many)
+        page.get_by_role("button", name="Watch", exact=True).click()
+        expect(page.locator("#refusal")).to_have_text("5,001 ids are too many. This page takes up to 5,000.")
         browser.close()
     assert problems == []
 

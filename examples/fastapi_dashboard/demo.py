@@ -3,7 +3,6 @@
 import os
 from argparse import ArgumentParser
 from random import Random
-from urllib.parse import urlencode
 
 import uvicorn
 from app import app
@@ -35,7 +34,7 @@ def main() -> None:
     with KaizenEmulator() as emulator:
         ids = play_batch(emulator, options.executions)
         os.environ["KAIZEN_BASE_URL"] = emulator.base_url
-        page = f"/?{urlencode([('id', execution_id) for execution_id in ids])}"
+        page = f"/#{','.join(ids)}"
         app.add_api_route("/demo", lambda: RedirectResponse(page), include_in_schema=False)
         print(f"Open http://127.0.0.1:{options.port}/demo - Ctrl-C ends it.", flush=True)
         uvicorn.run(app, port=options.port, log_level="warning")
