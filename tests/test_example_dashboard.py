@@ -236,7 +236,7 @@ async def test_a_server_told_to_stop_does_so_with_pages_open(
     emulator.add("exec_1", Life.running())
     async with http.get(f"{dashboard.url}/changes", params={"id": "exec_1"}) as response:
         events = events_in(response)
-        assert (await anext(events))[0] == "change"
+        assert [(await anext(events))[0] for _ in range(2)] == ["upstream", "change"]
         dashboard.process.send_signal(signal.SIGTERM)
         assert [event async for event in events] == []
     _, complaints = await asyncio.to_thread(dashboard.process.communicate, timeout=PATIENCE)
