@@ -19,8 +19,9 @@ Every error can be pickled and copied, and rebuilt from its `args` as task queue
 begins with the execution id. Text that came from a server is cut and made printable before it enters a message.
 """
 
+import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 MESSAGE_LIMIT = 200
 """Characters of foreign text that enter a message."""
@@ -29,12 +30,20 @@ BODY_LIMIT = 4096
 """Bytes of a refused answer that an error keeps."""
 
 _E = TypeVar("_E", bound="KaizenError")
+_QUOTE, _UNQUOTE = "\ufdd0", "\ufdd1"
+"""Around foreign text in a reason. They stand for no character, so `printable` leaves none of them in such a text."""
+_MARKS: Final = re.compile(f"[{_QUOTE}{_UNQUOTE}]")
 
 
 def printable(text: str, limit: int = MESSAGE_LIMIT) -> str:
     """Return foreign text cut to a length and freed of control characters, so that it is safe in a log line."""
     cut = text if len(text) <= limit else text[: limit - 1] + "…"
     return "".join(char if char.isprintable() else "�" for char in cut)
+
+
+def quoted(text: str, limit: int = MESSAGE_LIMIT) -> str:
+    """Return foreign text as `printable` does, marked for the reason of an error: it may show the API key."""
+    return f"{_QUOTE}{printable(text, limit)}{_UNQUOTE}" if text else ""
 
 
 def seconds(duration: float) -> str:
@@ -73,6 +82,8 @@ class KaizenError(Exception):
     next_attempt_in: float | None = None
     request_id: str | None = None
 
+    _pieces: list[str]
+    """The reason in pieces until the key was searched for in it. Every second one is foreign text."""
     _details: ClassVar[tuple[str, ...]] = ("execution_id", "attempts", "gave_up", "next_attempt_in", "request_id")
     """Attributes that `args` carries beside the reason."""
 
@@ -85,7 +96,10 @@ class KaizenError(Exception):
         attempts: int = 0,
     ) -> None:
         super().__init__()
-        self.reason = reason
+        pieces = _MARKS.split(reason)
+        self.reason = "".join(pieces)
+        if len(pieces) > 1:
+            self._pieces = pieces
         self._set(execution_id=execution_id, attempts=attempts)
         for name, value in (details or {}).items():
             # What comes back from a task queue is input, so only known names are taken.

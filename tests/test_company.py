@@ -24,6 +24,7 @@ from kaizen_async import (
     KaizenError,
     NotFoundError,
     RetryPolicy,
+    StatusError,
     TransportError,
 )
 from kaizen_async._lookup import received as remembering
@@ -75,6 +76,27 @@ async def test_the_value_of_a_header_is_not_shown_in_an_error() -> None:
             await client.instructor_executions.get("a")
         assert SECRET not in str(raised.value)
         assert SECRET.encode() not in raised.value.body
+
+
+@pytest.mark.parametrize("key", ["s", "server", "executions/get"])
+async def test_only_foreign_words_are_withheld(key: str) -> None:
+    """A short key may be a part of our own words. They stay readable, and tell nothing."""
+
+    def play(request: Request) -> Script:
+        if request.id == "refused":
+            return [response({"message": f"<{key}>"}, 422)]
+        return [response(record(request.id, startTime=f"<{key}>"))]
+
+    async with ScriptedServer(play) as server, client_for(server, api_key=key) as client:
+        refused, misfit = await client.instructor_executions.get_many(["refused", "misfit"])
+    assert str(refused.error) == ("refused: the server answered 422 Unprocessable Entity: <***> (after 1 attempt)")
+    assert isinstance(refused.error, StatusError)
+    assert b"<***>" in refused.error.body
+    assert isinstance(misfit.error, DecodeError)
+    assert misfit.error.path == "$.startTime"
+    assert 'it is "<***>". To read it all the same, declare the fields that you use: ' in str(misfit.error)
+    assert "kaizen.lookups('instructor/executions/get', MyStruct)" in str(misfit.error)
+    assert f"<{key}>" not in repr(vars(misfit.error))
 
 
 @pytest.mark.parametrize(

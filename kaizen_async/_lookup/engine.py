@@ -26,7 +26,7 @@ from kaizen_async.errors import (
     DeadlineExceededError,
     KaizenError,
     TransportError,
-    printable,
+    quoted,
     seconds,
 )
 from kaizen_async.events import Hook
@@ -222,7 +222,7 @@ class Engine:
         try:
             await limiter()
         except Exception as error:  # noqa: BLE001 - it is the caller's code, often with a network behind it
-            failure = TransportError(f"not sent: the limiter failed: {type(error).__name__}: {printable(str(error))}")
+            failure = TransportError(f"not sent: the limiter failed: {type(error).__name__}: {quoted(str(error))}")
             return self.transport.failed(failure, error)
         finally:
             self.clock.release()

@@ -10,7 +10,7 @@ from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError, L
 from kaizen_async._transport.encodings import UnpackError
 from kaizen_async._transport.reading import Limits, TooLongHeadError
 from kaizen_async._transport.statuses import PROXY_ADVICE
-from kaizen_async.errors import TransportError, printable
+from kaizen_async.errors import TransportError, quoted
 
 LOCAL_SHORTAGES: Final = {
     errno.EMFILE: "this process may not open more files; raise its limit (ulimit -n)",
@@ -84,8 +84,8 @@ def said_by(error: BaseException | None) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return foreign text as one printable line."""
-    return printable(" ".join(text.split()))
+    """Return foreign text as one printable line, marked as such."""
+    return quoted(" ".join(text.split()))
 
 
 def _is_too_long_head(error: Exception) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from kaizen_async.errors import AuthenticationError, NotFoundError, RateLimitError, StatusError, printable
+from kaizen_async.errors import AuthenticationError, NotFoundError, RateLimitError, StatusError, quoted
 
 LONGEST_INSTRUCTION: Final = 86_400.0
 """Seconds above which a time to wait is not an instruction but a mistake, such as a Unix time in place of seconds."""
@@ -121,7 +121,7 @@ def _explanation(body: bytes) -> str:
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return ""
     text = next((part for part in (explained.message, explained.error) if part and isinstance(part, str)), "")
-    return f": {printable(text)}" if text else ""
+    return f": {quoted(text)}" if text else ""
 
 
 def parse_retry_after(headers: Mapping[str, str], now: float) -> float | None:

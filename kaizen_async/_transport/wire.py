@@ -14,7 +14,7 @@ from yarl import URL
 from kaizen_async._records.base import NOT_KEPT, Record, set_source, unwrapped
 from kaizen_async._records.tolerance import LARGEST_REPAIR, clean, repair_of, time_fields
 from kaizen_async._records.weight import bytes_held
-from kaizen_async.errors import DecodeError, printable
+from kaizen_async.errors import DecodeError, printable, quoted
 
 T = TypeVar("T")
 
@@ -97,7 +97,7 @@ class Endpoint(Generic[T]):
         except Exception as error:  # noqa: BLE001 - the hooks of a user's Struct may raise anything; it costs one record
             record = self._read_again(body, error.with_traceback(None))
         if record.id != execution_id:
-            reason = f"the server returned the record of another id, {printable(str(record.id))!r}"
+            reason = f"the server returned the record of another id, {quoted(repr(printable(str(record.id))))}"
             raise DecodeError(reason, path=self.id_path, body=body, retryable=True)
         if len(body) > LARGE_BODY and bytes_held(record, LARGEST_RECORD) > LARGEST_RECORD:
             reason = f"the documented fields of the record take more than {LARGEST_RECORD} bytes of memory"
@@ -137,7 +137,7 @@ class Endpoint(Generic[T]):
         it is worth another attempt. The rest is what the server meant to say. ValidationError is a subclass of
         msgspec's DecodeError, so it is looked at first.
         """
-        text = printable(str(error))
+        text = quoted(str(error))
         if isinstance(error, msgspec.ValidationError):
             path = _misfit_path(str(error))
             reason = f"the response does not fit the record: {text}{_shown_value(body, path)}{self._advice()}"
@@ -182,4 +182,4 @@ def _shown_value(body: bytes, path: str) -> str:
             value = value[name] if name else value[int(index)]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, LookupError, TypeError):
         return ""
-    return "" if isinstance(value, dict | list) else f"; it is {printable(msgspec.json.encode(value).decode(), 60)}"
+    return "" if isinstance(value, dict | list) else f"; it is {quoted(msgspec.json.encode(value).decode(), 60)}"
