@@ -9,11 +9,18 @@ import sys
 from pathlib import Path
 
 PROJECT = Path(__file__).parent.parent
+SETTINGS = {
+    "typeCheckingMode": "strict",
+    "pythonVersion": "3.11",
+    # pandas and Django have no types of their own.
+    "reportMissingTypeStubs": False,
+    "reportUnknownArgumentType": False,
+}
 folder = Path(sys.argv[1])
 folder.mkdir(parents=True, exist_ok=True)
 for old in folder.glob("*.py"):
     old.unlink()
-(folder / "pyrightconfig.json").write_text(json.dumps({"typeCheckingMode": "strict", "pythonVersion": "3.11"}))
+(folder / "pyrightconfig.json").write_text(json.dumps(SETTINGS))
 for document in [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]:
     text = document.read_text()
     for number, block in enumerate(re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL), 1):

@@ -58,7 +58,7 @@ def require_id(execution_id: object) -> str:
     if problem:
         raise ValueError(problem) if isinstance(execution_id, str) else TypeError(problem)
     # Subclasses (numpy.str_, Markup, a StrEnum) are strings. Encoders and dicts treat only an exact str as one.
-    return str.__str__(execution_id)
+    return str.__str__(cast("str", execution_id))
 
 
 def _problem_of(execution_id: object) -> str:
@@ -117,7 +117,9 @@ def checked(execution_id: Any, position: int | None = None) -> str | InvalidId:
 def require_ids(ids: object) -> None:
     """Refuse what is not a source of ids; above all a single string, whose characters would be taken for ids."""
     if isinstance(ids, _NOT_ONE_ID):
-        raise TypeError(f"ids must be an iterable of ids, not one {type(ids).__name__}; pass [id], or use get(id)")
+        raise TypeError(
+            f"ids must be an iterable of ids, not one {type(cast('object', ids)).__name__}; pass [id], or use get(id)"
+        )
     if not isinstance(ids, (Iterable, AsyncIterable)):
         raise TypeError(f"ids must be an iterable or asynchronous iterable of ids, not {type(ids).__name__}")
 

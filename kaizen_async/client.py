@@ -99,6 +99,8 @@ def note_change(counters: Counters, on_event: Hook | None, event: Event) -> None
                 event.failed,
                 extra={"elapsed": event.lasted, "failed_requests": event.failed},
             )
+        case _:
+            pass
     if on_event is not None:
         on_event(event)
 

@@ -271,7 +271,7 @@ class Lookups(Generic[T]):
         """Send, read the response, and report it under the request's number; then give the turn back."""
         if call.on_turn is not None and not call.attempts:
             call.on_turn()
-        call.number = number
+        self._begin_turn(call, number)
         try:
             fresh = self._distrusts_pool(call.last_error)
             key = self.engine.key
@@ -331,6 +331,10 @@ class Lookups(Generic[T]):
             return result
         finally:
             self._note_end(call, answer, result)
+
+    @staticmethod
+    def _begin_turn(call: Call, number: int) -> None:
+        call.number = number
 
     def _end_turn(self, call: Call) -> None:
         call.number = None

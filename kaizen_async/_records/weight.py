@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from sys import getsizeof
 from typing import Any, cast
 
@@ -28,9 +29,7 @@ def bytes_held(record: object, most: float = math.inf) -> int:
         elif isinstance(part, (tuple, list, set, frozenset)):
             todo.extend(cast("Iterable[Any]", part))
         elif isinstance(part, Mapping):
-            mapping: Mapping[Any, Any] = part
-            todo.extend(mapping)
-            todo.extend(mapping.values())
+            todo.extend(chain.from_iterable(cast("Iterable[tuple[Any, Any]]", part.items())))
         elif isinstance(part, msgspec.Raw):
             weight += memoryview(part).nbytes
     return weight

@@ -7,7 +7,7 @@ whether it wants more.
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from aiohttp import compression_utils
 
@@ -48,7 +48,7 @@ _NEW: dict[str, Callable[[], Any]] = {}
 if _READS_BROTLI:
     import brotli  # type: ignore[import-untyped]
 
-    _NEW["br"] = brotli.Decompressor
+    _NEW["br"] = cast("Any", brotli).Decompressor
 if compression_utils.HAS_ZSTD:
     if sys.version_info >= (3, 14):
         from compression.zstd import ZstdDecompressor

@@ -7,7 +7,7 @@ aiohttp: mocks and tracers must get every request.
 import asyncio
 import types
 from time import thread_time
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import aiohttp
 from aiohttp import client as aiohttp_client
@@ -44,7 +44,7 @@ def is_supported(version: str = aiohttp.__version__) -> bool:
 def _genuine(name: str) -> object:
     """Return a method of ClientSession, or a unique object if somebody has replaced it already."""
     method = vars(aiohttp.ClientSession).get(name)
-    is_own = isinstance(method, types.FunctionType) and method.__globals__ is vars(aiohttp_client)
+    is_own = isinstance(method, types.FunctionType) and method.__globals__ is cast("object", aiohttp_client.__dict__)
     return method if is_own else object()
 
 

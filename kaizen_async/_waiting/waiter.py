@@ -22,7 +22,7 @@ class Waiter(Generic[T]):
         self._call = Call(
             group,
             deadline_at,
-            on_change=lambda *_: None,
+            on_change=lambda _id, _before, _after: None,
             on_end=self._finish,
             on_crash=lambda _, error: self._finish(error),
             on_over=self._on_over,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from kaizen_async.testing.lives import Life
 from kaizen_async.testing.records import Record
@@ -17,7 +17,7 @@ def finder(served: Any) -> Callable[[str], Mapping[str, Any] | Life | None]:
         life = served
         return lambda _: life
     if isinstance(served, Mapping):
-        records: Mapping[str, Any] = served
+        records = cast("Mapping[str, Any]", served)
         if isinstance(records.get("id"), str):
             return lambda execution_id: records if execution_id == records["id"] else None
         if all(isinstance(record, (Mapping, Life)) for record in records.values()):
