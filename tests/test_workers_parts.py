@@ -4,7 +4,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -161,6 +161,26 @@ def failing(*errors: Exception) -> Callable[[], Any]:
         return "reply"
 
     return attempt
+
+
+@pytest.mark.parametrize("error", [None, exceptions.ConnectionError()])
+async def test_a_call_that_is_cancelled_ends(error: Exception | None) -> None:
+    """Even if what it awaits keeps the cancellation to itself."""
+    store = Store("redis://localhost")
+
+    async def attempt() -> str:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(20)
+        if error is not None:
+            raise error
+        return "PONG"
+
+    calling = asyncio.create_task(store.call(attempt))
+    await asyncio.sleep(0)
+    calling.cancel()
+    await asyncio.wait([calling], timeout=5)
+    assert calling.cancelled()
+    await store.aclose()
 
 
 async def test_a_call_is_repeated_until_redis_has_done_it(caplog: pytest.LogCaptureFixture) -> None:

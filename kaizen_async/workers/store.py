@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable
 from functools import cache
 from importlib.resources import files
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import msgspec
@@ -98,7 +98,8 @@ def connect(url: str) -> Any:
             )
             return sentinels.master_for(found.service)
         if kind == "cluster" and mark:
-            return RedisCluster.from_url(plain, **settings)
+            # Without redis-py's pauses between attempts: `Store.call` has its own.
+            return RedisCluster.from_url(plain, retry=Retry(NoBackoff(), 3), **settings)
         if not kind and mark:
             client: Any = Redis
             return client.from_url(plain, retry=Retry(NoBackoff(), 0), **settings)
@@ -252,7 +253,7 @@ class Store:
         backoff = 0.05
         while True:
             try:
-                reply = await attempt()
+                reply = await _heeding_cancel(attempt)
             except exceptions.AuthenticationError as error:
                 raise self._unusable(error) from None
             except _PASSING as error:
@@ -291,6 +292,20 @@ class Store:
     async def aclose(self) -> None:
         """Close the connections."""
         await self._client.aclose()
+
+
+async def _heeding_cancel(attempt: Callable[[], Awaitable[Any]]) -> Any:
+    """Make an attempt, and raise CancelledError if the task was cancelled meanwhile.
+
+    redis-py sends with `asyncio.wait_for`, which on Python 3.11 may return a result instead of raising it.
+    """
+    task = cast("asyncio.Task[Any]", asyncio.current_task())
+    before = task.cancelling()
+    try:
+        return await attempt()
+    finally:
+        if task.cancelling() > before:
+            raise asyncio.CancelledError
 
 
 @cache
