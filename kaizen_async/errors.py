@@ -112,7 +112,7 @@ class KaizenError(Exception):
             if value != getattr(type(self), name):
                 setattr(self, name, value)
 
-    if not TYPE_CHECKING:  # checkers know `args` as an attribute of every exception
+    if not TYPE_CHECKING:  # pragma: no branch - checkers know `args` as an attribute of every exception
 
         @property
         def args(self) -> tuple[Any, ...]:

@@ -408,3 +408,18 @@ async def test_every_method_gives_records_with_all_that_was_sent(emulator: Kaize
     async with KaizenClient(base_url=emulator.base_url, keep_raw=False) as kaizen:
         assert not hasattr(await kaizen.instructor_executions.wait("exec_1"), "raw")
         assert not hasattr(await kaizen.executions.get("exec_1"), "raw")
+
+
+def test_records_of_ones_own_are_weighed_with_all_that_is_in_them() -> None:
+    """Objects and JSON that was left as it came, too. Counting ends where enough is known."""
+
+    class Own(msgspec.Struct):
+        id: str
+        options: dict[str, list[str]]
+        rest: msgspec.Raw
+
+    small = Own("a", {}, msgspec.Raw(b"1"))
+    assert bytes_held(Own("a", {"x": ["y" * 5000]}, msgspec.Raw(b"1"))) > bytes_held(small) + 5000
+    assert bytes_held(Own("a", {"x" * 5000: []}, msgspec.Raw(b"1"))) > bytes_held(small) + 5000
+    assert bytes_held(Own("a", {}, msgspec.Raw(b"1" * 5000))) > bytes_held(small) + 4900
+    assert 100 < bytes_held([[n] for n in range(1000)], 100) < 10_000
