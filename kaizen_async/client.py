@@ -50,7 +50,7 @@ from kaizen_async.config import (
     untraced,
 )
 from kaizen_async.errors import seconds
-from kaizen_async.events import Event, Gated, Hook, OutageBegan, OutageEnded, hooks_of, shielded
+from kaizen_async.events import Event, Gated, Hook, OutageBegan, OutageEnded, Ungated, hooks_of, shielded
 from kaizen_async.executions import Executions
 from kaizen_async.models import InstructorExecution, WorkflowExecution
 from kaizen_async.stats import ClientStats, Counters, total
@@ -92,7 +92,10 @@ def note_change(counters: Counters, on_event: Hook | None, event: Event) -> None
                 seconds(event.next_probe),
                 extra={"error_type": type(event.error).__name__, "elapsed": event.age},
             )
+        case Ungated():
+            counters.pause_seconds += event.pause
         case OutageEnded():
+            counters.outage_seconds += event.lasted
             log.warning(
                 "the server works again after %s, in which %d requests failed",
                 seconds(event.lasted),

@@ -21,7 +21,9 @@ class Counters(msgspec.Struct, gc=False):
     retries: int = 0
     throttled: int = 0
     pauses: int = 0
+    pause_seconds: float = 0.0
     outages: int = 0
+    outage_seconds: float = 0.0
     polls: int = 0
     responses_2xx: int = 0
     responses_3xx: int = 0
@@ -76,8 +78,12 @@ class ClientStats(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Responses that asked for fewer requests: 429 and its like, and 503 with Retry-After."""
     pauses: int
     """Times that all lookups of a kind paused because the server rejected everything."""
+    pause_seconds: float
+    """Seconds that those pauses took, the present one not included."""
     outages: int
     """Times that they paused because the server failed, or refused the key, for everything."""
+    outage_seconds: float
+    """Seconds that those outages took, the present one not included."""
     responses_2xx: int
     """Responses by the class of their status, also those that broke off after it."""
     responses_3xx: int

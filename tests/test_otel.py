@@ -309,6 +309,7 @@ async def test_pauses_are_counted_and_timed(backend: Backend) -> None:
     async with transport.client(on_event=backend.telemetry()) as client:
         client._random.uniform = lambda low, _: low  # type: ignore[method-assign]
         await client.instructor_executions.get("a")
+        assert client.stats().pause_seconds == pytest.approx(20.1)
     assert backend.values("kaizen.gate.pauses") == {having(SERVER, http__response__status_code=429): 1}
     assert backend.values("kaizen.gate.time") == {having(SERVER): pytest.approx(20.1)}
     assert backend.values("kaizen.look_up.retries") == {having(KIND, error__type="429"): 1}
@@ -557,6 +558,7 @@ async def test_an_outage_is_counted_and_timed(backend: Backend) -> None:
         broken[0] = False
         assert all(outcome.ok for outcome in await many)
         await client.instructor_executions.get("a")
+        assert client.stats().outage_seconds == pytest.approx(10.2, abs=1)
     assert backend.values("kaizen.outages") == {having(KIND, error__type="502"): 1}
     assert backend.values("kaizen.outage.time") == {having(KIND): pytest.approx(10.2, abs=1)}
     seen = [name for span in backend.spans(f"look_up {PATH}") for name in events_of(span) if "outage" in name]
