@@ -21,6 +21,9 @@ def bytes_held(record: object, most: float = math.inf) -> int:
         if id(part) in counted:
             continue
         counted.add(id(part))
+        if isinstance(part, msgspec.Raw):
+            weight += memoryview(part).nbytes  # getsizeof of a Raw returns any number
+            continue
         weight += getsizeof(part)
         if isinstance(part, msgspec.Struct):
             todo.extend(msgspec.structs.astuple(part))
@@ -30,6 +33,4 @@ def bytes_held(record: object, most: float = math.inf) -> int:
             todo.extend(cast("Iterable[Any]", part))
         elif isinstance(part, Mapping):
             todo.extend(chain.from_iterable(cast("Iterable[tuple[Any, Any]]", part.items())))
-        elif isinstance(part, msgspec.Raw):
-            weight += memoryview(part).nbytes
     return weight
