@@ -9,6 +9,7 @@ import math
 import os
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from typing import TypeAlias, TypeVar
 
 from yarl import URL
@@ -230,35 +231,12 @@ class Engine:
 
     async def send(
         self, url: URL, body: bytes, deadline_at: float, is_held: Callable[[], bool], *, fresh: bool = False
-    ) -> Answer | KaizenError | None:
+    ) -> Answer | KaizenError | NoConnectionError | None:
         """Send one request within the attempt's timeout and the deadline, whichever ends first.
 
         Nothing was sent, and None is returned, if `is_held` says so once there is a connection.
-        Waiting for one of the connections that work, if there cannot be more, takes nothing of the attempt's time.
+        After a NoConnectionError, `await_connection` tells when to try again.
         """
-        while True:
-            try:
-                return await self._send_once(url, body, deadline_at, is_held, fresh=fresh)
-            except NoConnectionError as error:
-                shortage = error
-                without_frames(error)  # this frame refers to the error, so it would keep itself alive
-            has_room = True
-            try:
-                has_room = await self.wait(self.transport.room(url), deadline_at)
-            except TimeoutError:
-                is_over = True
-            else:
-                is_over = self.closed
-            if is_over:
-                interruption = self.interruption("while it waited for a connection")
-                interruption.__cause__ = self.transport.no_connection(shortage)
-                return interruption
-            if not has_room:
-                return self.transport.no_connection(shortage)
-
-    async def _send_once(
-        self, url: URL, body: bytes, deadline_at: float, is_held: Callable[[], bool], *, fresh: bool
-    ) -> Answer | KaizenError | None:
         timeout = RunningTimeout(self.clock, self._attempt_timeout, deadline_at, self._sweep)
         self._sending.add(timeout)
         self.clock.hold()
@@ -271,6 +249,9 @@ class Engine:
             return AttemptTimeoutError(f"no complete answer within {seconds(self._attempt_timeout)}")
         except KaizenError as error:
             return error.with_traceback(None)
+        except NoConnectionError as error:
+            without_frames(error)  # its frames refer to it, so it would keep itself alive
+            return error
         finally:
             self.clock.release()
             self._sending.discard(timeout)
@@ -295,6 +276,17 @@ class Engine:
         finally:
             self.clock.release()
         return None
+
+    async def await_connection(self, url: URL, deadline_at: float, shortage: NoConnectionError) -> KaizenError | None:
+        """Wait for one of the connections that work; return why if there will be none. No attempt's time passes."""
+        has_room = None
+        with suppress(TimeoutError):
+            has_room = await self.wait(self.transport.room(url), deadline_at)
+        if has_room is None or self.closed:
+            interruption = self.interruption("while it waited for a connection")
+            interruption.__cause__ = self.transport.no_connection(shortage)
+            return interruption
+        return None if has_room else self.transport.no_connection(shortage)
 
     async def pause(self, delay: float) -> None:
         """Sleep, unless the client is closed.

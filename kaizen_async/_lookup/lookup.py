@@ -24,6 +24,7 @@ from kaizen_async._lookup.received import Received
 from kaizen_async._lookup.retry import OVER_BUDGET, Retrier
 from kaizen_async._lookup.verdicts import Verdict, verdict
 from kaizen_async._records.base import has_ended
+from kaizen_async._transport.capacity import NoConnectionError
 from kaizen_async._transport.key import RotatingKey
 from kaizen_async._transport.response import Answer
 from kaizen_async._transport.statuses import status_error
@@ -304,29 +305,36 @@ class Lookups(Generic[T]):
         return refusal or await self._send(call, call.number, self._now())
 
     async def _send(self, call: Call, number: int, queued_at: float, *, fresh: bool = False) -> T | KaizenError:
-        """Send one request, and read the response. If a pause begins while a connection is made, take another turn."""
+        """Send one request, and read the response.
+
+        If a pause begins while a connection is made, take another turn. If there cannot be a connection, wait for one.
+        """
         call.attempts += 1
         call.request_id = None
         self._counters.attempts += 1
-        answer: Answer | KaizenError | None = None
+        answer: Answer | KaizenError | NoConnectionError | None = None
         result: T | KaizenError | None = None
         request = self._url, request_body(call.execution_id), call.deadline_at
         try:
             self._note_start(call, queued_at)
             answer = await self.engine.send(*request, partial(self._health.is_held, number), fresh=fresh)
-            while answer is None:
-                self._note_held(call)
-                self._health.abandoned(number)
-                self._end_turn(call)
-                turn = await self._take_turn(call)
-                if isinstance(turn, KaizenError):
-                    call.attempts -= 1
-                    self._counters.attempts -= 1
-                    answer = turn
-                else:
+            while answer is None or isinstance(answer, NoConnectionError):
+                if answer is None:
+                    self._note_held(call)
+                    self._health.abandoned(number)
+                    self._end_turn(call)
+                    turn = await self._take_turn(call)
+                    if isinstance(turn, KaizenError):
+                        call.attempts -= 1
+                        self._counters.attempts -= 1
+                        answer = turn
+                        break
                     number = call.number = turn
                     self._note_start(call, queued_at)
-                    answer = await self.engine.send(*request, partial(self._health.is_held, number), fresh=fresh)
+                elif (failure := await self._await_connection(call, answer, queued_at)) is not None:
+                    answer = failure
+                    break
+                answer = await self.engine.send(*request, partial(self._health.is_held, number), fresh=fresh)
             result = self._read(call, answer) if isinstance(answer, Answer) else answer
             return result
         finally:
@@ -335,6 +343,28 @@ class Lookups(Generic[T]):
     @staticmethod
     def _begin_turn(call: Call, number: int) -> None:
         call.number = number
+
+    async def _await_connection(self, call: Call, shortage: NoConnectionError, queued_at: float) -> KaizenError | None:
+        """Wait until a connection may be free; return why if none will be.
+
+        If the request was sent on a connection too many, it is sent again. That is counted as a request, but does not
+        count against the retry policy and the retry budget.
+        """
+        if shortage.was_sent:
+            error = self.engine.transport.no_connection(shortage)
+            self._note_end(call, error, error)
+            call.sent_at = None
+        failure = await self.engine.await_connection(self._url, call.deadline_at, shortage)
+        if failure is None and shortage.was_sent:
+            call.attempts += 1
+            self._counters.attempts += 1
+            self._counters.retries += 1
+            self._note_start(call, queued_at)
+        elif isinstance(failure, DeadlineExceededError | ClientClosedError) and not shortage.was_sent:
+            call.attempts -= 1
+            self._counters.attempts -= 1
+            self._note_held(call)
+        return failure
 
     def _end_turn(self, call: Call) -> None:
         call.number = None
@@ -384,7 +414,9 @@ class Lookups(Generic[T]):
         if self._on_event is not None:
             self._on_event(AttemptHeld(call.execution_id, self.url, call.attempts))
 
-    def _note_end(self, call: Call, answer: Answer | KaizenError | None, result: T | KaizenError | None) -> None:
+    def _note_end(
+        self, call: Call, answer: Answer | KaizenError | NoConnectionError | None, result: T | KaizenError | None
+    ) -> None:
         """Note what became of a request, if it was sent."""
         if call.sent_at is None:
             return
@@ -408,7 +440,7 @@ class Lookups(Generic[T]):
     def _noted(self, call: Call, error: KaizenError) -> KaizenError:
         error.execution_id = call.execution_id
         if isinstance(error, DeadlineExceededError | ClientClosedError):
-            error.__cause__ = call.last_error
+            error.__cause__ = error.__cause__ or call.last_error
         else:
             call.last_error = error
         _note(call.execution_id, "%s: attempt %d failed: %s", call.attempts, error.reason, **_fields_of(call, error))

@@ -3,6 +3,9 @@
 A process that may not open more files, a machine without free ports, or a server that accepts ten connections from one
 client is not down: the connections that are open work. So a lookup that cannot have one of its own waits for one of
 these, and from time to time one more is tried.
+
+A server that resets a part of all requests is something else. It ends connections that have served responses too, and
+new ones however few there are. When such failures come often, no limit is learned from resets.
 """
 
 import asyncio
@@ -20,6 +23,10 @@ _LONGEST_PROBE: Final = 10.0
 _SETTLING_SECONDS: Final = 0.25
 """Seconds after the first refusal until which the number of connections that work has shown itself."""
 _SHORTEST_TIMER: Final = 0.01
+_FEWEST_RESPONSES: Final = 10
+"""Responses between two failures that no limit explains, on average, from which on a limit may explain the others."""
+_MOST_RESPONSES: Final = 100
+"""Responses without such a failure after which the ones before are forgotten."""
 
 
 class NoConnectionError(Exception):
@@ -27,11 +34,13 @@ class NoConnectionError(Exception):
 
     Attributes:
         failure: What happened. It is the result of the attempt if no connection is left that works.
+        was_sent: Whether the request was sent on the connection before it ended.
     """
 
-    def __init__(self, failure: Exception) -> None:
+    def __init__(self, failure: Exception, *, was_sent: bool = False) -> None:
         super().__init__()
         self.failure = failure
+        self.was_sent = was_sent
 
 
 class Capacity:
@@ -40,13 +49,32 @@ class Capacity:
     Attributes:
         open: Connections that are open or being opened.
         most: How many the address was seen to allow; None if it has not refused one.
+        responses: Responses read so far.
     """
 
-    __slots__ = ("_growth", "_has_warned", "_loop", "_probe_at", "_probe_delay", "_timer", "_waiters", "most", "open")
+    __slots__ = (
+        "_gap",
+        "_growth",
+        "_has_warned",
+        "_loop",
+        "_probe_at",
+        "_probe_delay",
+        "_responses_before",
+        "_shortage",
+        "_timer",
+        "_waiters",
+        "most",
+        "open",
+        "responses",
+    )
 
     def __init__(self) -> None:
         self.open = 0
         self.most: int | None = None
+        self.responses = 0
+        self._responses_before = 0
+        self._gap: float = _MOST_RESPONSES
+        self._shortage: int | None = None
         self._loop = asyncio.get_running_loop()
         self._growth = 1
         self._has_warned = False
@@ -55,20 +83,22 @@ class Capacity:
         self._timer: asyncio.TimerHandle | None = None
         self._waiters: deque[asyncio.Future[bool]] = deque()
 
-    def add(self) -> None:
-        """Count a connection that is going to be opened.
+    def add(self) -> bool:
+        """Count a connection that is going to be opened; return whether the address is known to allow that many.
 
         Raises:
             NoConnectionError: There cannot be another one now.
         """
-        if self.most is not None and self.open >= self.most:
+        is_expected = self.most is not None and self.open < self.most
+        if self.most is not None and not is_expected:
             if self._loop.time() < self._probe_at:
                 raise NoConnectionError(OSError("no more connections can be opened"))
             self._probe_at = self._loop.time() + self._probe_delay
         self.open += 1
+        return is_expected
 
-    def opened(self) -> None:
-        """Note that the one more works: try more of them, twice as many each time."""
+    def works(self) -> None:
+        """Note the first response on a connection: if it was one more, try more of them, twice as many each time."""
         if self.most is not None and self.open > self.most:
             self.most = self.open + self._growth
             self._growth *= 2
@@ -80,37 +110,66 @@ class Capacity:
         """Stop counting a connection.
 
         Args:
-            works: Whether it went back to aiohttp's pool, from which the next request takes it. Otherwise it is closed,
-                and if it was the last, a lookup that waits has nothing to wait for.
+            works: Whether its last response was read to the end. Otherwise, if it was the last connection, a lookup
+                that waits has nothing to wait for.
         """
         self.open -= 1
-        if self.open:
-            self.wake()
+        if self.open or works:
+            for _ in range(max(1, (self.most or 0) - self.open)):
+                self.wake()
             return
         self.most = None
         while self._waiters:
-            self._end(self._waiters.popleft(), has_room=works)
+            self._end(self._waiters.popleft(), has_room=False)
 
-    def refused(self, error: Exception) -> None:
+    def refused(self, error: Exception, *, is_expected: bool, was_sent: bool = False) -> None:
         """Learn from a connection that could not be opened, or ended before its first response.
 
+        Args:
+            error: How it ended.
+            is_expected: What `add` returned for it.
+            was_sent: Whether a request was sent on it.
+
         Raises:
-            NoConnectionError: Others are open.
+            NoConnectionError: Others are open, and a limit explains the failure.
         """
         if not self.open:
             return
+        number = shortage(error)
+        if number is None:
+            if is_expected:
+                self.failed()
+            if not self._may_be_limit():
+                return
         if self.most is None:
             self.most = self.open
             self._probe_delay = _FIRST_PROBE
             if not self._has_warned:
                 self._has_warned = True
-                self._loop.call_later(_SETTLING_SECONDS, self._warn, shortage(error))
+                self._loop.call_later(_SETTLING_SECONDS, self._warn)
         else:
             self.most = min(self.most, self.open)
-            self._probe_delay = min(2 * self._probe_delay, _LONGEST_PROBE)
+            if not is_expected:
+                self._probe_delay = min(2 * self._probe_delay, _LONGEST_PROBE)
+        self._shortage = number
         self._growth = 1
         self._probe_at = self._loop.time() + self._probe_delay
-        raise NoConnectionError(error)
+        raise NoConnectionError(error, was_sent=was_sent)
+
+    def failed(self) -> None:
+        """Note a failure that no limit explains: of a connection that had worked, or was one of few."""
+        gap = self.responses - self._responses_before
+        if not gap:
+            return  # nothing works, so all this is one failure: the server restarts
+        self._responses_before = self.responses
+        self._gap = (self._gap + min(gap, _MOST_RESPONSES)) / 2
+        if self.most is not None and self._shortage is None and not self._may_be_limit():
+            self.most = None
+            for _ in range(len(self._waiters)):
+                self.wake()
+
+    def _may_be_limit(self) -> bool:
+        return self._gap >= _FEWEST_RESPONSES or self.responses - self._responses_before >= _MOST_RESPONSES
 
     def wake(self) -> None:
         """Let the first that waits try again."""
@@ -157,14 +216,14 @@ class Capacity:
         if self._waiters:
             self._watch()
 
-    def _warn(self, number: int | None) -> None:
-        if self.most is None:
+    def _warn(self) -> None:
+        if self.most is None or self.open < self.most:
             self._has_warned = False
             return
         advice = (
             "the server, or something on the way to it, refuses more of them from this address; "
             "raise that limit, or set concurrency to this number"
-            if number is None
-            else LOCAL_SHORTAGES[number]
+            if self._shortage is None
+            else LOCAL_SHORTAGES[self._shortage]
         )
         log.warning("only %d connections can be open at once, so lookups wait for one of them: %s", self.most, advice)

@@ -65,6 +65,7 @@ class Connection(asyncio.BufferedProtocol):
     Attributes:
         opened_at: The loop's time at which it was opened.
         expires_at: The loop's time from which on it is not used for another request.
+        is_expected: Whether it was opened within the number of connections that the address is known to allow.
         idle_since: The loop's time at which its last response was complete.
         sent_at: The loop's time at which the last request was sent.
         served: Responses read so far.
@@ -100,6 +101,7 @@ class Connection(asyncio.BufferedProtocol):
         "expires_at",
         "handler",
         "idle_since",
+        "is_expected",
         "lost",
         "opened_at",
         "out_of_step",
@@ -141,7 +143,7 @@ class Connection(asyncio.BufferedProtocol):
         self._content: aiohttp.StreamReader | None = None
         self.handler: ResponseHandler = handler
         self.transport: asyncio.Transport = transport
-        self.lost = False
+        self.lost = self.is_expected = False
         self.silent = True
         self.out_of_step = self.spoiled = False
         self.served = 0

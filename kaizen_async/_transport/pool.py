@@ -153,15 +153,15 @@ class Pool:
             aiohttp.ClientError, OSError: It cannot be opened, and there is no other.
         """
         capacity = target.address.capacity
-        capacity.add()
+        is_expected = capacity.add()
         try:
             connection = await self._connect(target)
         except BaseException as error:
             capacity.remove()
             if isinstance(error, Exception) and not isinstance(error, _PERMANENT):
-                capacity.refused(error)
+                capacity.refused(error, is_expected=is_expected)
             raise
-        capacity.opened()
+        connection.is_expected = is_expected
         return connection
 
     async def _connect(self, target: Target) -> Connection:
@@ -192,11 +192,19 @@ class Pool:
             self.out_of_step = self.out_of_step or connection.handler.should_close
             connection.abort()
 
+    def complete(self, target: Target, connection: Connection) -> None:
+        """Take back a connection whose response was read to its end."""
+        capacity = target.address.capacity
+        capacity.responses += 1
+        if connection.served == 1:
+            capacity.works()
+        self.put(target, connection)
+
     def put(self, target: Target, connection: Connection) -> None:
-        """Take back a connection whose response was read to its end; close it if it cannot be used again."""
+        """Take back a connection; close it if it cannot be used again."""
         address = target.address
         if not connection.is_usable or self.now() >= connection.expires_at:
-            self.discard(target, connection)
+            self._close(address, connection, works=True)
             return
         if self._is_shared:
             connection.give_back()
@@ -222,8 +230,11 @@ class Pool:
         if not connection.silent:
             return
         if not isinstance(error, asyncio.CancelledError):
-            if not connection.served:
-                target.address.capacity.refused(cast("Exception", error))
+            capacity = target.address.capacity
+            if connection.served:
+                capacity.failed()
+            else:
+                capacity.refused(cast("Exception", error), is_expected=connection.is_expected, was_sent=True)
         elif connection.served and self.now() - connection.sent_at >= self._silence:
             self._distrust(target, connection)
 
@@ -273,10 +284,10 @@ class Pool:
         for connection in list(self._known.values()):
             connection.abort()
 
-    def _close(self, address: Address, connection: Connection) -> None:
+    def _close(self, address: Address, connection: Connection, *, works: bool = False) -> None:
         self.out_of_step = self.out_of_step or connection.out_of_step
         connection.abort()
-        address.capacity.remove()
+        address.capacity.remove(works=works)
 
     def _ended(self, address: Address, connection: Connection) -> None:
         """Close an idle connection that was lost, or got bytes that nobody asked for."""

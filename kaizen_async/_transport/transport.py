@@ -306,7 +306,7 @@ class Transport:
             if trace is not None:
                 trace.note(connection.status, connection.transport)
         if is_complete:
-            pool.put(target, connection)
+            pool.complete(target, connection)
         else:
             pool.discard(target, connection)
         self._last = pool, target, connection
@@ -317,16 +317,16 @@ class Transport:
         capacity = self._capacity
         if capacity is None:
             capacity = self._capacity = Capacity()
-        capacity.add()
+        is_expected = capacity.add()
         try:
             response, guard = await post(session, url, body, self._headers, self._limits, self._proxy)
             await self._take_turn(response)
         except BaseException as error:
             capacity.remove()
             if isinstance(error, aiohttp.ClientConnectorError) and shortage(error) is not None:
-                capacity.refused(error)
+                capacity.refused(error, is_expected=is_expected)
             raise
-        capacity.opened()
+        capacity.works()
         capacity.remove(works=True)
         self._last = guard
         return response
