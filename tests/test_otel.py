@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextvars import Context
 from typing import Any
 
 import aiohttp
@@ -36,7 +37,7 @@ from kaizen_async import (
 )
 from kaizen_async._transport.transport import Answer
 from kaizen_async.events import AttemptStarted
-from kaizen_async.otel import REQUEST_SECONDS, Telemetry
+from kaizen_async.otel import REQUEST_SECONDS, Telemetry, _link
 from kaizen_async.testing import Fault, KaizenEmulator, Life
 
 PATH = "/instructor/executions/get"
@@ -411,11 +412,61 @@ def test_a_wait_for_many_is_one_span_and_not_current_in_its_block(backend: Backe
 async def test_a_look_up_that_is_not_sampled_still_counts() -> None:
     """Metrics do not depend on which traces are kept."""
     backend = Backend(sampler=ALWAYS_OFF)
-    async with ScriptedTransport().client(on_event=backend.telemetry()) as client:
-        await client.instructor_executions.get_many(["a", "b"])
+    transport = ScriptedTransport(lambda i, n: status(500) if (i, n) == ("a", 1) else ended(i, 0))
+    async with transport.client(on_event=backend.telemetry()) as client:
+        executions = client.instructor_executions
+        await asyncio.gather(executions.get_many(["a", "b"]), executions.get("b"))
+        await executions.wait("b", poll=EVERY_TEN)
     assert not backend.spans()
-    assert sum(backend.values("kaizen.look_up.duration").values()) == 2
-    assert sum(backend.values("http.client.request.duration").values()) == 2
+    assert sum(backend.values("kaizen.look_up.duration").values()) == 4
+    assert sum(backend.values("http.client.request.duration").values()) == 4
+
+
+@virtual_time
+async def test_a_shared_poll_is_linked_to_the_one_that_was_sent(backend: Backend) -> None:
+    """To the span of the wait that it belonged to, in those of the others; what has no span cannot be linked to."""
+    async with ScriptedTransport(ending(5)).client(on_event=backend.telemetry()) as client:
+        wait = client.instructor_executions.wait
+        await asyncio.gather(wait("a", poll=EVERY_TEN), wait("a", poll=EVERY_TEN))
+    first, second = backend.spans(f"wait {PATH}")
+    assert not first.links
+    assert [link.context for link in second.links] == [first.context]
+    with backend.tracer.start_as_current_span("job") as span:
+        _link(span, Context())
+    (job,) = backend.spans("job")
+    assert not job.links
+
+
+@pytest.mark.parametrize("spans", [True, False])
+@virtual_time
+async def test_a_request_that_a_pause_holds_ends_its_span(backend: Backend, *, spans: bool) -> None:
+    """It was not sent, and is not active during the pause; the one after the pause has a span of its own."""
+
+    class SlowToConnect(ScriptedTransport):
+        async def send(self, url: Any, body: bytes, is_held: Any) -> Answer:
+            await asyncio.sleep(1.5 if b"slow" in body else 0.0)
+            return None if is_held() else await super().send(url, body, is_held)  # type: ignore[return-value]
+
+    transport = SlowToConnect(lambda i, n: status(429, retry_after="20") if (i, n) == ("a", 1) else record(i))
+    async with transport.client(on_event=backend.telemetry(spans=spans), attempt_timeout=3) as client:
+        many = asyncio.create_task(client.instructor_executions.get_many(["a", "slow"]))
+        await asyncio.sleep(10)
+        assert backend.values("http.client.active_requests") == {having(REQUEST): 0}
+        await many
+    held = [dict(span.attributes or {}) for span in attempts_of(backend)]
+    held = [attributes for attributes in held if "kaizen.attempt.held" in attributes]
+    assert len(held) == spans
+    assert not any("error.type" in attributes for attributes in held)
+
+
+async def test_the_type_of_an_error_is_what_really_happened(backend: Backend) -> None:
+    """Not the class that stands for all of its kind."""
+    async with KaizenEmulator() as emulator:
+        url = emulator.base_url
+    async with KaizenClient(base_url=url, on_event=backend.telemetry()) as client:
+        await failing(client, retry=RetryPolicy(max_attempts=1))
+    (attempt,) = attempts_of(backend)
+    assert dict(attempt.attributes or {})["error.type"] == "ConnectionRefusedError"
 
 
 @virtual_time

@@ -370,6 +370,9 @@ MISUSES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "per cent": (lambda: FaultPlan().chance(A, 5), ValueError, "5 % is 0.05"),
     "chance as text": (lambda: FaultPlan().chance(A, "0.05"), TypeError, "probability must be a number"),
     "empty id": (lambda: FaultPlan().next(A, id=""), ValueError, "an id must not be empty"),
+    "long id": (lambda: FaultPlan().next(A, id="x" * 10_000), ValueError, "an id must have at most"),
+    "no function": (lambda: Fault("mine", play=5), TypeError, "play must be a coroutine function"),
+    "no clock": (lambda: FaultPlan().between(A, 0, 1), RuntimeError, "use emulator.faults"),
     "number as id": (lambda: FaultPlan().always(A, id=5), TypeError, "an id must be str"),
 }
 

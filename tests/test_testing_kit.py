@@ -3,7 +3,9 @@
 import asyncio
 import json
 import math
+import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -14,10 +16,13 @@ from unittest.mock import Mock
 import aiohttp
 import pytest
 
-from kaizen_async import KaizenClient, KaizenError, NotFoundError, PollPolicy, Record, RetryPolicy, StatusError
+from kaizen_async import KaizenClient, KaizenError, NotFoundError, PollPolicy, Record, RetryPolicy, StatusError, _kinds
 from kaizen_async.testing import Answer, Fault, KaizenEmulator, Life, Recorder, ScriptError, VirtualClock
+from kaizen_async.testing import emulator as emulator_module
 from kaizen_async.testing.faults import Exchange
-from kaizen_async.testing.hosts import HostCheck
+from kaizen_async.testing.hold import Hold
+from kaizen_async.testing.hosts import HostCheck, reachable
+from kaizen_async.testing.records import Changes, Snapshot, served
 from kaizen_async.testing.script_file import read_script
 
 ONCE = RetryPolicy(max_attempts=1)
@@ -285,13 +290,13 @@ async def test_chaos_is_the_same_for_the_same_seed() -> None:
         clock = VirtualClock()
         emulator = KaizenEmulator(default_life=Life.ended(), clock=clock)
         async with emulator, client_of(emulator, clock) as kaizen:
-            emulator.faults.chaos(0.3, seed=seed)
+            emulator.faults.chaos(0.3, seed=seed or None)
             for number in range(30):
                 with suppress(KaizenError):
                     await kaizen.instructor_executions.get(f"e{number}", retry=ONCE)
             return [(request.id, request.status) for request in emulator.requests]
 
-    first, again, other = await run(1), await run(1), await run(2)
+    first, again, other = await run(0), await run(0), await run(2)
     assert first == again != other
     assert 2 <= sum(status != 200 for _, status in first) <= 18
 
@@ -378,9 +383,12 @@ async def test_responses_are_recorded_and_replayed(tmp_path: Path) -> None:
             real.finish("exec_1", "Failed")
             assert await status_of(kaizen, "exec_1") == "Failed"
             assert [await status_of(kaizen, i) for i in ("exec_2", "exec_3", "exec_4")] == [503, 502, 502]
+            async with aiohttp.ClientSession() as session:
+                async with session.post(recorder.base_url + "instructor/executions/get", data=b"\xff") as response:
+                    assert response.status == 401
     text = file.read_text()
     assert "secret-key" not in text
-    assert len(text.splitlines()) == 4
+    assert len(text.splitlines()) == 5
     async with KaizenEmulator() as emulator, client_of(emulator) as kaizen:
         emulator.replay(file)
         seen = [await status_of(kaizen, "exec_1") for _ in range(3)]
@@ -566,6 +574,57 @@ def test_a_loop_that_refuses_calls_is_reported() -> None:
     there.close()
 
 
+async def test_a_hold_ends_once_whatever_else_lets_go_of_it(clock: VirtualClock) -> None:
+    """Also after its loop is gone."""
+    stranger = asyncio.new_event_loop()
+    clock.take_back(stranger)
+    clock.let_go(stranger)
+    stranger.close()
+    hold = Hold(clock)
+    clock.hold()
+    hold.let_go()
+    hold.let_go()
+    await clock.sleep(5)
+    hold.end()
+    hold.let_go()
+    clock.let_go(asyncio.get_running_loop())
+    clock.let_go(asyncio.get_running_loop())
+    await clock.sleep(5)
+    assert clock.time() == 10
+
+
+async def test_time_goes_on_beside_a_loop_that_does_not_run(clock: VirtualClock) -> None:
+    """Whatever the loop that runs is doing when it looks for the other."""
+    there = asyncio.new_event_loop()
+
+    def register() -> None:
+        clock.call_at(1e9, there.stop)
+
+    there.call_soon(register)
+    clock.hold()
+    await asyncio.to_thread(there.run_until_complete, asyncio.sleep(0.02))
+    clock.release()
+    slept = 0
+    until = time.monotonic() + 0.1
+    while time.monotonic() < until:
+        await clock.sleep(1)
+        slept += 1
+    assert clock.time() == slept > 10
+    there.close()
+
+
+async def test_an_advance_that_is_cancelled_disturbs_nobody(clock: VirtualClock) -> None:
+    """It leaves nothing to settle."""
+    clock.hold()
+    advancing = asyncio.create_task(clock.advance(0))
+    await asyncio.sleep(0.02)
+    advancing.cancel()
+    clock.release()
+    await clock.sleep(5)
+    assert advancing.cancelled()
+    assert clock.time() == 5
+
+
 async def test_an_extra_release_is_refused() -> None:
     """Instead of freezing time."""
     clock = VirtualClock()
@@ -635,3 +694,83 @@ def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], complai
     """With what is expected."""
     with pytest.raises((TypeError, ValueError), match=complaint):
         KaizenEmulator(**settings)
+
+
+async def test_a_client_in_virtual_time_may_ask_any_server(clock: VirtualClock) -> None:
+    """Over the wire, if it is no emulator with the same clock; and others may ask that one over the wire."""
+    async with KaizenEmulator(default_life=Life.ended()) as other, client_of(other, clock) as kaizen:
+        assert await status_of(kaizen, "exec_1") == "Completed"
+    async with KaizenEmulator(default_life=Life.ended(), clock=clock) as emulator, client_of(emulator) as kaizen:
+        emulator.faults.always(Fault.latency(3600))
+        assert await status_of(kaizen, "exec_1") == "Completed"
+    assert clock.time() == 3600
+
+
+@pytest.mark.parametrize("fault", [None, Fault.latency(1)])
+async def test_a_request_in_the_same_process_is_refused_as_any_other(clock: VirtualClock, fault: Fault | None) -> None:
+    """For its key, and for an id too many."""
+    async with KaizenEmulator(clock=clock, api_key="other"), KaizenEmulator(clock=clock, api_key="other") as emulator:
+        if fault is not None:
+            emulator.faults.always(fault)
+        async with client_of(emulator, clock) as kaizen:
+            assert await status_of(kaizen, "exec_1") == 401
+
+
+async def test_what_an_emulator_keeps_is_bounded(clock: VirtualClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ids, and complaints about the script."""
+    monkeypatch.setattr(emulator_module, "_MOST_IDS", 1)
+    monkeypatch.setattr(emulator_module, "_MOST_ERRORS", 1)
+    emulator = KaizenEmulator(clock=clock, strict=True)
+    with pytest.raises(ScriptError, match="exec_1"):
+        async with emulator, client_of(emulator, clock) as kaizen:
+            seen = [await status_of(kaizen, i) for i in ("exec_1", "exec_1", "exec_2")]
+    assert seen == [404, 404, 507]
+    assert len(emulator.errors) == 1
+
+
+async def test_a_wrong_script_under_a_fault_is_named(clock: VirtualClock) -> None:
+    """Whether the fault asks for the ordinary response or for a request that it does not get."""
+
+    def broken(_execution_id: str) -> Any:
+        raise LookupError("of mine")
+
+    async def looks(exchange: Exchange) -> Answer:
+        return Answer(200, str(exchange.request).encode())
+
+    for fault, text in (
+        (Fault.trickle(0), "of mine"),
+        (Fault("looks", looks, needs_connection=False), "did not come over a connection"),
+    ):
+        emulator = KaizenEmulator(clock=clock)
+        emulator.serve("instructor/executions/get", broken)
+        emulator.faults.always(fault)
+        with pytest.raises(ScriptError, match=text):
+            async with emulator, client_of(emulator, clock) as kaizen:
+                await status_of(kaizen, "exec_1")
+
+
+def test_a_host_that_is_every_address_is_reached_on_this_machine() -> None:
+    """By IPv4 or IPv6, as it is written."""
+    assert reachable("0.0.0.0") == "127.0.0.1"  # noqa: S104 - nothing is bound
+    assert reachable("::") == "::1"
+    assert reachable("10.0.0.1") == "10.0.0.1"
+
+
+def test_tls_without_trustme_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The extra."""
+    monkeypatch.setitem(sys.modules, "trustme", None)
+    with pytest.raises(ImportError, match=r"pip install kaizen-async\[testing\]"):
+        KaizenEmulator(tls=True)
+
+
+def test_a_kind_that_nothing_is_known_of_is_served_with_the_fields_it_shares() -> None:
+    """Those of its Struct that other kinds have too; dates of any class are JSON."""
+    kind = served(_kinds.Kind("invoices", "invoices/get", Invoice))
+
+    class FakeDatetime(datetime):
+        """As freezegun has it."""
+
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    snapshot = Snapshot.of("inv_1", Life.ended(), digest="0" * 64, start=start, age=5)
+    changes = Changes({"at": FakeDatetime(2026, 1, 1, tzinfo=UTC)}, (), None)
+    assert json.loads(kind.encode(snapshot, changes)) == {"id": "inv_1", "at": "2026-01-01T00:00:00Z"}

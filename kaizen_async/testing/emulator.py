@@ -475,7 +475,7 @@ class KaizenEmulator:
 
     async def deliver(self, path: str, headers: Mapping[str, str], body: bytes, hold: Hold) -> received.Answer | None:
         """Answer a request of a client in this process without a connection; None if it needs one."""
-        execution_id = _id_in(body)
+        execution_id = _decode_question(body).id
         if self._server.scheme == "https" or self.faults.needs_connection(
             execution_id, self.requests_for(execution_id) + 1
         ):
@@ -775,14 +775,6 @@ def _id_asked_for(body: bytes) -> str:
         return _decode_question(body).id
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _RefusedError(400, f'the body must be {{"id": "..."}}: {error}') from None
-
-
-def _id_in(body: bytes) -> str:
-    """Return the id that a body asks for; empty if it asks for none."""
-    try:
-        return _decode_question(body).id
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return ""
 
 
 def _few(ids: Iterable[str]) -> str:

@@ -183,8 +183,6 @@ class FaultPlan:
     def needs_connection(self, execution_id: str, request_number: int) -> bool:
         """Return whether the n-th request of an id, should it come now, would meet a fault that needs a connection."""
         rules = self._rules
-        if not rules:
-            return False
         self._total += 1
         queue = _queue_for(rules.queued, execution_id)
         faults = ([queue[0].fault] if queue else []) + [rule.fault for rule in self._met(execution_id, request_number)]

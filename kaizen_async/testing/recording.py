@@ -70,11 +70,13 @@ class Recorder:
         ValueError: `base_url` is not usable.
     """
 
+    _session: aiohttp.ClientSession
+    """Of the block; before it there is none."""
+
     def __init__(self, base_url: str, file: str | Path, *, allow_insecure_http: bool = False) -> None:
         self._upstream = resolve_base_url(base_url, allow_insecure_http=allow_insecure_http)
         self._file = Path(file)
         self._server = LoopbackServer(self._pass_on, "127.0.0.1", 0)
-        self._session: aiohttp.ClientSession | None = None
         self._started = 0.0
 
     @property
@@ -95,8 +97,7 @@ class Recorder:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self._server.stop(keep_port=False)
-        if self._session is not None:
-            await self._session.close()
+        await self._session.close()
 
     async def _pass_on(self, request: web.BaseRequest) -> web.StreamResponse:
         """Pass one request on, and note what came back. Without a response from there, the client gets a 502."""
@@ -104,11 +105,9 @@ class Recorder:
         headers = {
             name: value for name, value in request.headers.items() if name.lower() in {"authorization", "content-type"}
         }
-        session = self._session
-        assert session is not None  # noqa: S101 - it serves only inside the block
         url = self._upstream.with_path(self._upstream.raw_path + request.path.lstrip("/"))
         try:
-            async with session.request(
+            async with self._session.request(
                 request.method, url, data=body, headers=headers, allow_redirects=False
             ) as response:
                 answer = Answer(response.status, await response.read(), dict(_kept(response.headers.items())))
