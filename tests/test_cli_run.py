@@ -1,0 +1,175 @@
+"""`kaizen-async run`, in this process, with a worker in this process: what it prints, and with which status it ends."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+pytest.importorskip("redis", reason="without redis: pip install -e '.[workers]'")
+pytest.importorskip("taskiq_redis", reason="without taskiq-redis: pip install -e '.[workers]'")
+
+from running_examples import RedisServer, free_port
+
+from kaizen_async._cli import run as run_module
+from kaizen_async._cli.run import _described, run
+from kaizen_async.testing import KaizenEmulator, Life
+from kaizen_async.workers.run import RunStatus
+
+NAMES = count()
+BROKER = """
+import os
+from taskiq import InMemoryBroker
+from kaizen_async.workers import register
+
+broker = InMemoryBroker()
+register(broker, url=os.environ["REDIS_URL"], namespace=os.environ["KAIZEN_NAMESPACE"])
+"""
+Command = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """Return a Redis server."""
+    with RedisServer(tmp_path_factory.mktemp("redis")) as running:
+        yield running
+
+
+@pytest.fixture
+def command(server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]:
+    """Return a function that runs a command with runs of the test's own."""
+    name = f"broker{next(NAMES)}"
+    (tmp_path / f"{name}.py").write_text(BROKER)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(run_module, "REPORT_SECONDS", 0.05)
+    for variable in ("REDIS_URL", "KAIZEN_NAMESPACE"):
+        monkeypatch.setenv(variable, "")
+
+    def call(*arguments: str, url: str = server.url, broker: str = f"{name}:broker", **options: Any) -> Result:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        given = ["--redis", url, "--namespace", name, "--broker", broker, *arguments]
+        return CliRunner().invoke(run, given, **options)
+
+    with KaizenEmulator(default_life=lambda i: None if i.startswith("no_") else Life.ended()) as emulator:
+        monkeypatch.setenv("KAIZEN_BASE_URL", emulator.base_url)
+        yield call
+
+
+def test_a_run_is_started_followed_and_purged(command: Command, tmp_path: Path) -> None:
+    """Outcomes go to standard output, all else to standard error."""
+    (tmp_path / "ids.txt").write_bytes(b"\xef\xbb\xbfexec_1\n\nno_1\n")
+    started = command("start", "r", "ids.txt", "--size", "1")
+    assert started.exit_code == 1
+    assert sorted(line[:14] for line in started.stdout.splitlines()) == ['{"number":1,"i', '{"number":2,"i']
+    assert "r finished: 2 of 2 done, 1 failed" in started.stderr
+    assert "r finished: 2 of 2 done, 1 failed" in command("status", "r").stdout
+    assert '"state":"finished"' in command("status", "r", "--json").stdout
+    assert "1 ids are tried again" in command("retry", "r").stderr
+    again = command("follow", "r")
+    assert (again.exit_code, len(again.stdout.splitlines())) == (1, 1)
+    assert "no_1" in again.stdout
+    assert command("purge", "r").exit_code == 0
+    gone = command("status", "r")
+    assert (gone.exit_code, gone.stderr.splitlines()[-1][:29]) == (2, "Error: there is no run r in r")
+
+
+def test_a_run_can_be_sent_and_left(command: Command) -> None:
+    """Nothing is printed then but how far it is."""
+    sent = command("start", "r", "--detach", input=b"exec_1\nexec_2\n")
+    assert (sent.exit_code, sent.stdout) == (0, "")
+    assert "of 2 done, 0 failed" in sent.stderr
+    assert "r cancelled" in command("cancel", "r").stderr or "r finished" in command("status", "r").stdout
+
+
+def test_output_that_cannot_be_written_ends_the_command(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run goes on, and the same command resumes it."""
+
+    class Full:
+        def __init__(self, *_args: object, **_options: object) -> None:
+            pass
+
+        async def write(self, _data: bytes) -> None:
+            raise run_module.OutputError("no space left")
+
+    monkeypatch.setattr(run_module, "StreamWriter", Full)
+    ended = command("start", "r", input=b"exec_1\n")
+    assert ended.exit_code == run_module.OutputError("").status
+    assert "workers go on; the same command again resumes" in ended.stderr
+
+
+def test_a_worker_takes_the_place_of_the_command(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that taskiq gets the signals; but only if Redis and the broker can be used."""
+    started: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda _program, arguments: started.append(arguments))
+    assert command("worker", "--processes", "3").exit_code == 0
+    assert started[0][1:4] == ["-m", "taskiq", "worker"]
+    assert started[0][5:7] == ["--workers", "3"]
+    for refused in (
+        command("worker", url=f"redis://127.0.0.1:{free_port()}"),
+        command("worker", broker="no_module:broker"),
+    ):
+        assert refused.exit_code == 2
+        assert refused.stderr.startswith("Error: ")
+    assert len(started) == 1
+
+
+def test_without_the_extra_the_command_names_it(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Instead of a traceback."""
+    monkeypatch.setitem(sys.modules, "kaizen_async.workers", None)
+    refused = command("status", "r")
+    assert refused.exit_code == 2
+    assert "pip install 'kaizen-async[workers]'" in refused.stderr
+
+
+def test_trouble_is_said_when_it_begins_and_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    """On standard error."""
+    run_module._say("Redis is full")
+    run_module._say("")
+    assert capsys.readouterr().err == "Redis is full\nback again\n"
+
+
+def status_of(**changes: Any) -> RunStatus:
+    """Return where a run of 30 ids is."""
+    numbers = dict.fromkeys(("failed", "invalid", "set_aside", "read", "unread_bytes", "shards_waiting"), 0)
+    known: dict[str, Any] = {"state": "running", "ids": 30, "total": 30, "digest": "", "done": 10, "workers": 1}
+    return RunStatus("r", wait=False, shards_held=1, **{**numbers, **known, "age": 9.0, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"rate": 5.0}, "r running: 10 of 30 done, 0 failed, 5/s, 1 workers, 4 s left"),
+        ({"total": None}, "r running: 10 of 30 or more done, 0 failed, 0/s, 1 workers"),
+        (
+            {"state": "finished", "failed": 3, "invalid": 2, "set_aside": 1},
+            "r finished: 10 of 30 done, 3 failed, 2 of these are no ids, 1 shards set aside",
+        ),
+    ],
+)
+def test_where_a_run_is_is_one_line(changes: dict[str, Any], text: str) -> None:
+    """With what is known."""
+    assert _described(status_of(**changes)) == text
+
+
+async def test_the_rate_is_that_of_the_last_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that since the start; and at once, also if the clock of Redis stands still."""
+    monkeypatch.setattr(run_module, "REPORT_SECONDS", 0)
+    seen: list[str] = []
+
+    class Growing:
+        async def status(self) -> RunStatus:
+            seen.append(report.line)
+            if len(seen) == 5:
+                raise asyncio.CancelledError
+            return status_of(done=5 * len(seen), age=float(3 * len(seen)))
+
+    report: Any = run_module._Report()
+    with pytest.raises(asyncio.CancelledError):
+        await report.follow(Growing())
+    assert [line.partition("failed, ")[2].partition("/s")[0] for line in seen] == ["", "0", "2", "2", "2"]
