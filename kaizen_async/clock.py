@@ -190,7 +190,7 @@ class RunningTimeout:
     def take_long(self, late: float) -> None:
         """Set a timer after all, when a sweep comes; that many seconds late, because the loop was blocked."""
         if self._timer is None:
-            self._left -= self._clock.time() - self._called_at - late
+            self._left -= max(0.0, self._clock.time() - self._called_at - late)
             self._set_timer(self._left * LONGEST_SHARE)
 
     def _set_timer(self, interval: float) -> None:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from virtual_time import LoopClock, virtual_time
 
 from kaizen_async import DeadlineExceededError, KaizenClient, PollPolicy, RetryPolicy
 from kaizen_async.clock import RunningTimeout, Sweep, SystemClock, sleep
@@ -240,19 +241,19 @@ async def test_many_waits_share_virtual_time() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "deadline"), [(0.02, math.inf), (1000.0, 0.01)], ids=["the sweep finds it", "its deadline comes first"]
+    ("seconds", "deadline"), [(20.0, math.inf), (1000.0, 10.0)], ids=["the sweep finds it", "its deadline comes first"]
 )
+@virtual_time
 async def test_a_request_is_ended_when_its_time_is_over(seconds: float, deadline: float) -> None:
     """By a timer of its own, which it gets when the shared one finds it, or at once if that would come too late."""
     now = asyncio.get_running_loop().time
     in_flight: set[RunningTimeout] = set()
-    sweep = Sweep(SystemClock(), now, seconds, in_flight)
-    timeout = RunningTimeout(SystemClock(), seconds, now() + deadline, sweep)
+    sweep = Sweep(LoopClock(), now, seconds, in_flight)
+    timeout = RunningTimeout(LoopClock(), seconds, now() + deadline, sweep)
     in_flight.add(timeout)
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(60):
-            with timeout:
-                await asyncio.Event().wait()
+    with pytest.raises(TimeoutError), timeout:
+        await asyncio.Event().wait()
+    assert now() == pytest.approx(min(seconds, deadline))
     task = asyncio.current_task()
     assert task is not None
     assert not task.cancelling()
@@ -280,12 +281,24 @@ async def test_a_cancellation_counts_more_than_a_timeout_at_the_same_time() -> N
     assert task.cancelled()
 
 
+@virtual_time
+async def test_a_late_sweep_gives_a_request_no_more_than_its_time() -> None:
+    """The sweep is late by what was before the request began, too."""
+    now = asyncio.get_running_loop().time
+    timeout = RunningTimeout(LoopClock(), 20.0, math.inf, Sweep(LoopClock(), now, 1000.0, set()))
+    with pytest.raises(TimeoutError), timeout:
+        timeout.take_long(50.0)
+        await asyncio.Event().wait()
+    assert now() == pytest.approx(20.0)
+
+
+@virtual_time
 async def test_a_sweep_leaves_a_timer_that_is_set_alone() -> None:
     """And what ended before it comes needs none."""
     now = asyncio.get_running_loop().time
     in_flight: set[RunningTimeout] = set()
-    sweep = Sweep(SystemClock(), now, 0.04, in_flight)
-    early, late = (RunningTimeout(SystemClock(), 0.04, now() + when, sweep) for when in (0.005, 1000.0))
+    sweep = Sweep(LoopClock(), now, 40.0, in_flight)
+    early, late = (RunningTimeout(LoopClock(), 40.0, now() + when, sweep) for when in (5.0, 1000.0))
     in_flight |= {early, late}
     with pytest.raises(TimeoutError), early:
         early.take_long(0.0)
