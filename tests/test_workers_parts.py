@@ -42,6 +42,7 @@ from kaizen_async.workers.run import RunStatus
 from kaizen_async.workers.shards import Input, Shard, line_of, pack, unpack
 from kaizen_async.workers.source import in_chunks
 from kaizen_async.workers.store import connect, sentinels_of
+from kaizen_async.workers.tasks import end
 from kaizen_async.workers.waits import WaitSession
 from kaizen_async.workers.worker import Worker, send_invitation
 
@@ -366,6 +367,16 @@ async def test_an_invitation_is_input(
     assert bool(text) == bool(caplog.records)
 
 
+async def test_durations_of_a_kind_are_shared_once() -> None:
+    """By all runs of a worker."""
+    worker = worker_of(Replies(lambda *_: []))
+    worker._kaizen.instructor_executions = None  # type: ignore[misc,assignment]
+    worker._share_durations(Options(wait=True))
+    worker._share_durations(Options(wait=True))
+    assert len(worker._sharing) == 1
+    await end(*worker._sharing)
+
+
 async def test_a_heartbeat_that_fails_is_logged_and_repeated(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -415,6 +426,33 @@ async def test_outcomes_are_recorded_when_there_are_many(monkeypatch: pytest.Mon
     await recorder.aclose()
     assert sum(words[7] for words in store.called) == 5
     assert len(store.called) >= 2
+
+
+async def test_a_batch_that_filled_up_meanwhile_follows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only one is on its way, and the next one need not wait for its time."""
+    monkeypatch.setattr("kaizen_async.workers.recorder.BATCH_OUTCOMES", 2)
+    monkeypatch.setattr("kaizen_async.workers.recorder.BATCH_SECONDS", 1000)
+    responding = asyncio.Event()
+
+    async def reply() -> list[int]:
+        await responding.wait()
+        return [1]
+
+    store: Any = Replies(lambda *_: reply())
+    recorder = Recorder(store, "r", lambda _: None)
+    shard = held(4)
+    for place in (0, 1):
+        recorder.put_line(shard, place, b"x", failed=False)
+    async with asyncio.timeout(5):
+        while not store.called:  # noqa: ASYNC110 - of another task
+            await asyncio.sleep(0.001)
+        for place in (2, 3):
+            recorder.put_line(shard, place, b"x", failed=False)
+        responding.set()
+        while len(store.called) < 2 or shard.unrecorded:  # noqa: ASYNC110 - of another task
+            await asyncio.sleep(0.001)
+        await recorder.flush()
+    await recorder.aclose()
 
 
 async def test_what_cannot_be_recorded_is_raised() -> None:
@@ -541,6 +579,29 @@ async def test_waits_that_cannot_be_resumed_begin_again(
     await asyncio.gather(saving, return_exceptions=True)
     (saved,) = {words[6] for words in session._store.called if words[0] == "release"}
     assert msgspec.json.decode(unpack(saved)) == {"waits": 2}
+
+
+async def test_outcomes_of_waits_are_taken_until_the_shard_is_lost() -> None:
+    """With room for each; what was not asked for is left out."""
+    shard = held(3)
+    judged: list[int] = []
+
+    @asynccontextmanager
+    async def stream() -> AsyncIterator[Any]:
+        async def outcomes() -> AsyncIterator[Any]:
+            yield Outcome("foreign", execution=None, error=None, attempts=1, elapsed=0.1)
+            shard.lost = True
+            yield Outcome("exec_1", execution=None, error=None, attempts=1, elapsed=0.1)
+            raise AssertionError
+
+        yield outcomes()
+
+    session = session_of(WaitSession, None, lambda *_: 1)
+    session._judge = lambda _held, place, _outcome: judged.append(place)
+    rooms = iter([None, asyncio.sleep(0)])
+    session._recorder.room = lambda: next(rooms)
+    await session._take(shard, stream())
+    assert judged == [1]
 
 
 @pytest.mark.parametrize(

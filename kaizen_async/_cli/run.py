@@ -266,20 +266,9 @@ def _lines(files: tuple[Path, ...]) -> Iterator[bytes]:
                     yield execution_id
 
 
-class _Outcomes:
-    """The lines of a follower."""
-
-    def __init__(self, follower: "Follower") -> None:
-        self._follower = follower
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        line = await self._follower.next_line()
-        if line is None:
-            raise StopAsyncIteration
-        return line
+async def _lines_of(follower: "Follower") -> AsyncIterator[bytes]:
+    while (line := await follower.next_line()) is not None:
+        yield line
 
 
 async def _print(stop: Stop, run: "Run", follower: "Follower") -> int:
@@ -288,7 +277,7 @@ async def _print(stop: Stop, run: "Run", follower: "Follower") -> int:
     reporting = asyncio.create_task(report.follow(run))
     try:
         async with Progress(lambda _: report.line):
-            async for line in stop.each(_Outcomes(follower)):
+            async for line in stop.each(_lines_of(follower)):
                 await output.write(line + b"\n")
     except OutputError as error:
         stop.ask(str(error), error.status)
