@@ -154,14 +154,19 @@ async def test_a_cancelled_wait_passes_its_turn_on() -> None:
     """It leaves the queue, or wakes up the next."""
     capacity = await opened(2)
     assert refuse(capacity)
-    first, second, third = (asyncio.create_task(capacity.room()) for _ in range(3))
+    gone, woken, third, cancelled, last = (asyncio.create_task(capacity.room()) for _ in range(5))
     await settle()
-    first.cancel()
+    gone.cancel()
     await settle()
     capacity.wake()
-    second.cancel()
+    woken.cancel()
     assert await third
-    assert second.cancelled() or (await asyncio.gather(second, return_exceptions=True))
+    cancelled.cancel()
+    capacity.wake()
+    assert await last
+    assert gone.cancelled()
+    assert woken.cancelled()
+    assert cancelled.cancelled()
     capacity.close()
 
 
