@@ -12,7 +12,7 @@ import pytest
 from virtual_time import LoopClock, virtual_time
 
 from kaizen_async import DeadlineExceededError, KaizenClient, PollPolicy, RetryPolicy
-from kaizen_async.clock import RunningTimeout, Sweep, SystemClock, sleep
+from kaizen_async.clock import RunningTimeout, Sweep, SystemClock, Timeout, sleep
 from kaizen_async.testing import Fault, KaizenEmulator, Life, VirtualClock
 from kaizen_async.testing.clock import IDLE_STEPS
 
@@ -259,6 +259,17 @@ async def test_a_request_is_ended_when_its_time_is_over(seconds: float, deadline
     assert not task.cancelling()
     sweep.stop()
     sweep.stop()
+
+
+@virtual_time
+async def test_a_wait_that_is_ended_twice_ends_once() -> None:
+    """By closing, and by its deadline in the same step."""
+    timeout = Timeout(LoopClock(), math.inf)
+    with pytest.raises(TimeoutError):
+        async with timeout:
+            timeout.expire()
+            await sleep(LoopClock(), 1.0)
+    timeout.expire()
 
 
 async def test_a_cancellation_counts_more_than_a_timeout_at_the_same_time() -> None:
