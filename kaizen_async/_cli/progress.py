@@ -213,8 +213,7 @@ class Progress:
     ) -> None:
         if self._task is not None:
             self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.wait({self._task})
 
     async def _show_live(self) -> None:
         self._note()
