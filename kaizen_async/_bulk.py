@@ -1,6 +1,7 @@
 """Many lookups: a bounded number of workers over the ids, however many these are. No task per id, no futures."""
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import copy_context
 from types import TracebackType
@@ -14,11 +15,16 @@ from kaizen_async.outcomes import LookupFailed, Outcome
 
 T = TypeVar("T")
 
-LookUp: TypeAlias = Callable[[str], Awaitable[Outcome[T]]]
+OnBackOff: TypeAlias = Callable[[bool], None]
+"""Told that a lookup begins to wait for its next attempt (True), and that this wait has ended (False)."""
+LookUp: TypeAlias = Callable[[str, OnBackOff], Awaitable[Outcome[T]]]
 
 READ_AHEAD: Final = 16
 """Outcomes that may wait for a slow consumer of a stream, beside the lookups in flight. With some in reserve, the
 workers need not stand still between two steps of a consumer that keeps up."""
+
+MOST_IN_BACK_OFF: Final = 20
+"""Lookups in back-off for each worker, at most, so that the memory of a call stays bounded."""
 
 
 def refused(invalid: InvalidId) -> Outcome[Any]:
@@ -64,23 +70,66 @@ class Report:
             self.context.run(self._hook, BatchEnded(*self._facts, elapsed, self._succeeded, self._failed, cancelled))
 
 
+class Crew:
+    """The workers of one call. While a lookup waits for its next attempt, another worker takes the place of its own.
+
+    Args:
+        places: Workers whose lookups are not in back-off.
+        start: Starts a worker.
+    """
+
+    def __init__(self, places: int, start: Callable[[], object]) -> None:
+        self._places = places
+        self._most = places * (1 + MOST_IN_BACK_OFF)
+        self._start = start
+        self._size = self._in_back_off = 0
+
+    @property
+    def is_too_large(self) -> bool:
+        """Whether a worker without a lookup must leave: back-offs have ended, or there is no other id."""
+        return self._size - self._in_back_off > self._places
+
+    def fill(self) -> None:
+        """Start workers for all free places."""
+        while self._size - self._in_back_off < self._places and self._size < self._most:
+            self._size += 1
+            self._start()
+
+    def leave(self) -> None:
+        """Note that a worker ends."""
+        self._size -= 1
+
+    def close(self) -> None:
+        """Start no further worker: there is no other id."""
+        self._places = 0
+
+    def on_back_off(self, begins: bool) -> None:  # noqa: FBT001 - a callback with one argument
+        """Note that a lookup begins or ends to wait for its next attempt."""
+        self._in_back_off += 1 if begins else -1
+        self.fill()
+
+
 async def look_up_all(
     ids: Sequence[str | InvalidId], look_up: LookUp[T], workers: int, report: Report
 ) -> list[Outcome[T]]:
     """Return the outcomes of all ids, in their order. Equal ids share one lookup."""
     outcomes: dict[str, Outcome[T]] = {}
-    todo = iter(dict.fromkeys(each for each in ids if isinstance(each, str)))
+    todo = deque(dict.fromkeys(each for each in ids if isinstance(each, str)))
 
     async def work() -> None:
-        for execution_id in todo:
-            outcome = outcomes[execution_id] = await look_up(execution_id)
+        while todo and not crew.is_too_large:
+            execution_id = todo.popleft()
+            outcome = outcomes[execution_id] = await look_up(execution_id, crew.on_back_off)
             report.count(outcome)
+        if not todo:
+            crew.close()
+        crew.leave()
 
     cancelled = True
     try:
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(workers, len(ids))):
-                group.create_task(work(), context=report.context.copy())
+            crew = Crew(min(workers, len(todo)), lambda: group.create_task(work(), context=report.context.copy()))
+            crew.fill()
         cancelled = False
     except BaseExceptionGroup as crash:
         # What a hook of the caller's session or record raised comes out as from `get`, not in a group.
@@ -111,7 +160,7 @@ class OutcomeStream(AccountedStream[Outcome[T]], Generic[T]):
         self._begin_report = begin_report
         self._report: Report | None = None
         self._look_up = look_up
-        self._workers = workers
+        self._crew = Crew(workers, self._start_worker)
         self._wall = wall
         self._room = asyncio.Semaphore(workers + READ_AHEAD)
 
@@ -130,9 +179,13 @@ class OutcomeStream(AccountedStream[Outcome[T]], Generic[T]):
         ready = (outcome.id for outcome in self._ready)
         return self._ledger.checkpoint(self._ledger.unfinished(), ready, now=self._wall())
 
-    def _start(self) -> list[asyncio.Task[None]]:
-        report = self._report = self._begin_report()
-        return [asyncio.create_task(self._work(report), context=report.context.copy()) for _ in range(self._workers)]
+    def _start(self) -> None:
+        self._report = self._begin_report()
+        self._crew.fill()
+
+    def _start_worker(self) -> None:
+        assert self._report is not None  # noqa: S101 - workers start with the stream
+        self._run(self._work(self._report), self._report.context.copy())
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
@@ -152,16 +205,18 @@ class OutcomeStream(AccountedStream[Outcome[T]], Generic[T]):
     async def _work(self, report: Report) -> None:
         source = self._ledger.source
         try:
-            while True:
+            while not self._crew.is_too_large:
                 await self._room.acquire()
                 execution_id = await self._next_id()
                 if execution_id is None:
+                    self._room.release()
+                    self._crew.close()
                     break
                 if isinstance(execution_id, InvalidId):
                     self._put(refused(execution_id))
                     continue
                 self._ledger.begin(execution_id)
-                outcome = await self._look_up(execution_id)
+                outcome = await self._look_up_with_room(execution_id)
                 self._ledger.end_one(execution_id)
                 report.count(outcome)
                 self._put(outcome)
@@ -169,7 +224,24 @@ class OutcomeStream(AccountedStream[Outcome[T]], Generic[T]):
             # The id of this worker has no outcome. Without this, an endless source would hide that for ever.
             source.fail(crash)
             raise
+        self._crew.leave()
         self._fail(source.error)
+
+    async def _look_up_with_room(self, execution_id: str) -> Outcome[T]:
+        """Look one id up. Once it is in back-off it leaves its room to another id, and its outcome takes room again."""
+        has_room = True
+
+        def on_back_off(begins: bool) -> None:  # noqa: FBT001 - a callback with one argument
+            nonlocal has_room
+            if has_room:
+                self._room.release()
+                has_room = False
+            self._crew.on_back_off(begins)
+
+        outcome = await self._look_up(execution_id, on_back_off)
+        if not has_room:
+            await self._room.acquire()
+        return outcome
 
     async def _next_id(self) -> str | InvalidId | None:
         if self._ledger.resumed:

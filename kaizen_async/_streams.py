@@ -3,9 +3,10 @@
 import asyncio
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Coroutine
+from contextvars import Context
 from types import TracebackType
-from typing import Any, Final, Generic, Self, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar, cast
 
 from kaizen_async._ledger import Ledger
 
@@ -27,18 +28,30 @@ class ResultStream(ABC, Generic[R]):
         self._ready: Any = deque()
         self._taken_out = 0
         self._changed = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] | None = None
+        self._tasks: set[asyncio.Task[None]] | None = None
         self._failure: BaseException | None = None
         self._ended = False
         self._left = False
 
     @abstractmethod
-    def _start(self) -> list[asyncio.Task[None]]:
-        """Start the background tasks."""
+    def _start(self) -> None:
+        """Start the first background tasks, by `_run`."""
+
+    def _run(self, work: Coroutine[Any, Any, None], context: Context | None = None) -> None:
+        """Start a background task of the entered stream. The stream keeps what it fails with, and forgets it then."""
+        task = asyncio.create_task(work, context=context)
+        cast("set[asyncio.Task[None]]", self._tasks).add(task)
+        task.add_done_callback(self._on_done)
+
+    def _on_done(self, task: "asyncio.Task[None]") -> None:
+        cast("set[asyncio.Task[None]]", self._tasks).discard(task)
+        if not self._left:
+            self._fail(_failure_of(task))
+        self._changed.set()
 
     def _is_over(self) -> bool:
         """Return whether nothing further will be put in."""
-        return self._tasks is not None and all(task.done() for task in self._tasks)
+        return self._tasks is not None and not self._tasks
 
     def _has_result(self) -> bool:
         """Return whether there is a result to take. Results that are made on demand are made here."""
@@ -58,9 +71,8 @@ class ResultStream(ABC, Generic[R]):
     async def __aenter__(self) -> Self:
         if self._tasks is not None:
             raise RuntimeError("a stream can be entered once; call the method again for another")
-        self._tasks = self._start()
-        for task in self._tasks:
-            task.add_done_callback(lambda _: self._changed.set())
+        self._tasks = set()
+        self._start()
         return self
 
     async def __aexit__(
@@ -68,7 +80,7 @@ class ResultStream(ABC, Generic[R]):
     ) -> None:
         self._ended = self._left = True
         self._changed.set()
-        tasks = self._tasks or []
+        tasks = list(self._tasks or ())
         for task in tasks:
             task.cancel()
         await all_done(tasks)
@@ -95,9 +107,6 @@ class ResultStream(ABC, Generic[R]):
         """Return the failure and forget it: once raised, it refers to the frames that refer to this stream."""
         if self._left:
             return None
-        for task in self._tasks or ():
-            self._fail(_failure_of(task))
-        self._tasks = []
         failure, self._failure = self._failure, None
         return failure
 

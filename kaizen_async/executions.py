@@ -2,12 +2,12 @@
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
 from msgspec import UNSET, UnsetType
 
-from kaizen_async._bulk import OutcomeStream, Report, collect_ids, look_up_all
+from kaizen_async._bulk import LookUp, OnBackOff, OutcomeStream, Report, collect_ids, look_up_all
 from kaizen_async._ids import Ids, IdSource, require_id, require_ids
 from kaizen_async._ledger import Checkpoint, Ledger
 from kaizen_async._lookup.engine import Engine
@@ -279,13 +279,14 @@ class Executions(Generic[T]):
         )
         return scheduler, group, Ledger(source, checkpoint, now=clock.wall()), deadline_at
 
-    def _bounded(self, lookups: Lookups[T], ends_at: float) -> Callable[[str], Awaitable[Outcome[T]]]:
+    def _bounded(self, lookups: Lookups[T], ends_at: float) -> LookUp[T]:
         """Return a look-up that ends with the client's deadline for it, or with the whole call."""
         now = lookups.engine.clock.time
         allowed = math.inf if self._deadline is None else self._deadline
 
-        async def look_up(execution_id: str) -> Outcome[T]:
-            outcome = await lookups.look_up(execution_id, min(now() + allowed, ends_at))
+        async def look_up(execution_id: str, on_back_off: OnBackOff) -> Outcome[T]:
+            ends = min(now() + allowed, ends_at)
+            outcome = await lookups.look_up(execution_id, ends, on_back_off=on_back_off)
             if not outcome.attempts:
                 await asyncio.sleep(0)
             return outcome

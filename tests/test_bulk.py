@@ -8,6 +8,7 @@ import json
 import math
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -304,6 +305,31 @@ def test_a_slow_consumer_slows_the_requests(asynchronous: bool, consumed: int) -
                 await asyncio.sleep(1000)
                 assert len(transport.sent) == consumed + 5 + READ_AHEAD
                 assert next(taken) <= consumed + 5 + READ_AHEAD + 1
+            assert_idle(client, transport)
+
+    play()
+
+
+@pytest.mark.parametrize("method", ["get_many", "stream"])
+def test_back_off_leaves_its_place_to_another_id(method: str) -> None:
+    """Of 300 ids, 100 wait 9 seconds for their next attempt. The others need not wait with them."""
+
+    @virtual_time
+    async def play() -> None:
+        def reply(execution_id: str, number: int) -> Reply:
+            return status(429, retry_after="9") if number == 1 and int(execution_id) % 3 == 1 else record(execution_id)
+
+        transport = ScriptedTransport(reply)
+        async with transport.client(concurrency=10) as client:
+            ids = [str(number) for number in range(300)]
+            call = client.instructor_executions.get_many if method == "get_many" else partial(streamed, client)
+            outcomes = await call(ids)
+            assert sorted(outcome.id for outcome in outcomes) == sorted(ids)
+            assert all(outcome.ok for outcome in outcomes)
+            assert transport.most_open <= 10
+            assert len(transport.sent) == 400
+            # 400 requests of 0.1 s on ten connections are 4 s; each group of ten would take 9 s if it waited.
+            assert asyncio.get_running_loop().time() < 2 * (9 + 4)
             assert_idle(client, transport)
 
     play()

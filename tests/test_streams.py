@@ -22,8 +22,8 @@ class Numbers(ResultStream[int]):
         self.error = error
         self.ended = False
 
-    def _start(self) -> list[asyncio.Task[None]]:
-        return [asyncio.create_task(self._count())]
+    def _start(self) -> None:
+        self._run(self._count())
 
     async def _count(self) -> None:
         try:

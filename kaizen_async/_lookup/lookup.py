@@ -63,6 +63,8 @@ log = logging.getLogger("kaizen_async")
 
 ROUNDING: Final = 0.001
 """Seconds by which a deadline may exceed the client's and still be the same."""
+EXCUSED_PER_RETRY: Final = 2
+"""Rejections that a lookup may get beside each retry: they say that the server is busy, and nothing about this id."""
 LONGEST_DOUBT: Final = 1.0
 DOUBT_STEP: Final = 0.02
 """Seconds for which a refused lookup waits for others at most, and between two looks."""
@@ -73,9 +75,11 @@ class Call:
 
     Attributes:
         on_turn: Called when its first request is about to be sent.
+        on_back_off: Called when it begins to wait for its next attempt, and when that wait has ended.
         number: Of the request whose turn it has, if any.
         attempts: Requests sent.
         spent: Those that count against the retry policy: a failure in a pause for all does not.
+        excused: Those that do not, since the server rejected them while it accepted others.
         is_patient: Whether it may take longer than the client's deadline.
         request_id: What the server calls the last request.
     """
@@ -83,10 +87,12 @@ class Call:
     __slots__ = (
         "attempts",
         "deadline_at",
+        "excused",
         "execution_id",
         "is_patient",
         "last_error",
         "number",
+        "on_back_off",
         "on_turn",
         "request_id",
         "sent_at",
@@ -95,15 +101,23 @@ class Call:
     )
 
     def __init__(
-        self, execution_id: str, deadline_at: float, on_turn: Callable[[], None] | None, *, is_patient: bool
+        self,
+        execution_id: str,
+        deadline_at: float,
+        on_turn: Callable[[], None] | None,
+        on_back_off: Callable[[bool], None] | None,
+        *,
+        is_patient: bool,
     ) -> None:
         self.execution_id = execution_id
         self.deadline_at = deadline_at
         self.on_turn = on_turn
+        self.on_back_off = on_back_off
         self.is_patient = is_patient
         self.number: int | None = None
         self.attempts = 0
         self.spent = 0
+        self.excused = 0
         self.last_error: KaizenError | None = None
         self.request_id: str | None = None
         self.sent_at: float | None = None
@@ -150,7 +164,11 @@ class Lookups(Generic[T]):
         return record if self._now() - received_at <= max_age or has_ended(record) else None
 
     def look_up(
-        self, execution_id: str, deadline_at: float = math.inf, on_turn: Callable[[], None] | None = None
+        self,
+        execution_id: str,
+        deadline_at: float = math.inf,
+        on_turn: Callable[[], None] | None = None,
+        on_back_off: Callable[[bool], None] | None = None,
     ) -> Coroutine[Any, Any, Outcome[T]]:
         """Look one id up, or share the look-up of the same id that is already under way.
 
@@ -161,26 +179,39 @@ class Lookups(Generic[T]):
             execution_id: A valid id.
             deadline_at: The clock's time at which the lookup ends.
             on_turn: Called when the first request is about to be sent; not if the look-up of another is shared.
+            on_back_off: Called with True when it begins to wait for its next attempt, and with False when that wait
+                has ended. It holds no slot in between.
         """
         if self._on_event is None:
-            return self._look_up(execution_id, deadline_at, on_turn)
-        return self._look_up_and_tell(execution_id, deadline_at, on_turn, self._on_event)
+            return self._look_up(execution_id, deadline_at, on_turn, on_back_off)
+        return self._look_up_and_tell(execution_id, deadline_at, on_turn, on_back_off, self._on_event)
 
     async def _look_up_and_tell(
-        self, execution_id: str, deadline_at: float, on_turn: Callable[[], None] | None, hook: Hook
+        self,
+        execution_id: str,
+        deadline_at: float,
+        on_turn: Callable[[], None] | None,
+        on_back_off: Callable[[bool], None] | None,
+        hook: Hook,
     ) -> Outcome[T]:
         outcome = None
         started = self._now()
         try:
             hook(LookUpStarted(execution_id, self.url))
-            outcome = await self._look_up(execution_id, deadline_at, on_turn)
+            outcome = await self._look_up(execution_id, deadline_at, on_turn, on_back_off)
             return outcome
         finally:
             hook(LookUpEnded(execution_id, self.url, outcome, self._now() - started))
 
-    async def _look_up(self, execution_id: str, deadline_at: float, on_turn: Callable[[], None] | None) -> Outcome[T]:
+    async def _look_up(
+        self,
+        execution_id: str,
+        deadline_at: float,
+        on_turn: Callable[[], None] | None,
+        on_back_off: Callable[[bool], None] | None,
+    ) -> Outcome[T]:
         try:
-            return await self._share_or_lead(execution_id, deadline_at, on_turn)
+            return await self._share_or_lead(execution_id, deadline_at, on_turn, on_back_off)
         except asyncio.CancelledError:
             self._counters.cancelled += 1
             raise
@@ -189,7 +220,11 @@ class Lookups(Generic[T]):
             raise
 
     async def _share_or_lead(
-        self, execution_id: str, deadline_at: float, on_turn: Callable[[], None] | None
+        self,
+        execution_id: str,
+        deadline_at: float,
+        on_turn: Callable[[], None] | None,
+        on_back_off: Callable[[bool], None] | None,
     ) -> Outcome[T]:
         while (followers := self._followers.get(execution_id)) is not None:
             if self._on_event is not None:
@@ -203,7 +238,8 @@ class Lookups(Generic[T]):
         outcome = None
         try:
             is_patient = deadline_at - self._now() > self._deadline + ROUNDING
-            outcome = await self._lead(Call(execution_id, deadline_at, on_turn, is_patient=is_patient))
+            call = Call(execution_id, deadline_at, on_turn, on_back_off, is_patient=is_patient)
+            outcome = await self._lead(call)
             return outcome
         finally:
             del self._followers[execution_id]
@@ -387,10 +423,13 @@ class Lookups(Generic[T]):
             self._health.accepted(call.number)
         else:
             self._health.failed(call.number, result, call.execution_id)
-            if not self._health.is_blamed(result):
+            is_rejection = verdict(result) is Verdict.THROTTLED
+            self._counters.throttled += is_rejection
+            most_excused = EXCUSED_PER_RETRY * (self.policy.max_attempts - 1)
+            if is_rejection and self._health.pause is None and call.excused < most_excused:
+                call.excused += 1
+            elif not self._health.is_blamed(result):
                 call.spent += 1
-            if verdict(result) is Verdict.THROTTLED:
-                self._counters.throttled += 1
         self._end_turn(call)
 
     async def _await_confirmation(self, number: int) -> None:
@@ -465,6 +504,16 @@ class Lookups(Generic[T]):
             error.request_id = call.request_id
         return self.engine.transport.withhold(error)
 
+    async def _back_off(self, call: Call, delay: float) -> None:
+        if call.on_back_off is None or delay <= 0:
+            await self.engine.pause(delay)
+            return
+        call.on_back_off(True)  # noqa: FBT003 - a callback with one argument
+        try:
+            await self.engine.pause(delay)
+        finally:
+            call.on_back_off(False)  # noqa: FBT003 - the same
+
     async def _retry(self, call: Call, first: KaizenError) -> T | KaizenError:
         def before_sleep(error: KaizenError, delay: float) -> None:
             self._counters.retries += 1
@@ -482,7 +531,7 @@ class Lookups(Generic[T]):
                 policy=self.policy,
                 spent=lambda: call.spent,
                 time_left=lambda: call.deadline_at - self._now(),
-                sleep=self.engine.pause,
+                sleep=lambda delay: self._back_off(call, delay),
                 before_sleep=before_sleep,
             )
         except ClientClosedError as error:

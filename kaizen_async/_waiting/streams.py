@@ -62,10 +62,10 @@ class PolledStream(AccountedStream[R]):
         for execution_id in valid:
             self._begin(execution_id)
 
-    def _start(self) -> list[asyncio.Task[None]]:
+    def _start(self) -> None:
         self._report = Report(self._scheduler, self._call, self._verb)
         self._scheduler.open(self._call)
-        return [asyncio.create_task(self._take_ids())]
+        self._run(self._take_ids())
 
     def _is_over(self) -> bool:
         return super()._is_over() and not self._ledger.pending
@@ -145,7 +145,7 @@ class PolledStream(AccountedStream[R]):
     def _on_thaw(self) -> int:
         """Poll everything once more: the process was frozen beyond the deadline."""
         if self._tasks is not None:
-            self._tasks.append(asyncio.create_task(self._poll_all()))
+            self._run(self._poll_all())
         return len(self._ledger.pending)
 
     async def _poll_all(self) -> None:
@@ -243,8 +243,9 @@ class WaitStream(PolledStream[Outcome[T]], Generic[T]):
         outcome: Outcome[T] = super()._take()
         return outcome
 
-    def _start(self) -> list[asyncio.Task[None]]:
-        return [*super()._start(), asyncio.create_task(self._resume())]
+    def _start(self) -> None:
+        super()._start()
+        self._run(self._resume())
 
     async def _resume(self) -> None:
         """Take the ids of a checkpoint up. Polls that fell due meanwhile are spread as their next ones would be."""
