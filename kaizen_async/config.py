@@ -35,7 +35,8 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
     """
 
     max_attempts: int = 5
-    """Requests sent for one look-up at most, the first included; 1 switches retrying off."""
+    """Attempts of one lookup at most, the first included; 1 switches retrying off. A request that fails in a pause for
+    all lookups does not count, nor do a few that the server rejects while it accepts others."""
     initial_backoff: float = 0.25
     """Upper end of the first wait, in seconds."""
     max_backoff: float = 8.0
