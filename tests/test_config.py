@@ -193,6 +193,9 @@ def test_policies_are_values() -> None:
         ({"ended_records": -1}, ValueError, "ended_records must be at least 0, not -1"),
         ({"retry": 5}, TypeError, "retry must be a RetryPolicy, not int"),
         ({"poll": 5}, TypeError, "poll must be a PollPolicy, not int"),
+        ({"connections": 5}, TypeError, "connections must be a ConnectionPolicy, not int"),
+        ({"connection_max_age": 0}, ValueError, "connection_max_age must be a finite number of seconds above 0"),
+        ({"keep_raw": "no"}, TypeError, "keep_raw must be True or False, not 'no'"),
         ({"api_key": "key\n"}, ValueError, "api_key is empty or holds white space"),
         ({"base_url": "http://api.example"}, ValueError, "allow_insecure_http=True"),
     ],
@@ -203,6 +206,15 @@ def test_a_client_cannot_be_made_with_a_setting_that_cannot_work(
     """What is wrong shows where the client is made, not at the first request."""
     with pytest.raises(error, match=message):
         KaizenClient(**settings)
+
+
+async def test_connections_are_opened_by_the_number() -> None:
+    """`warm_up` refuses anything but a number of connections, and opens none."""
+    async with KaizenClient("key") as client:
+        with pytest.raises(ValueError, match="connections must be at least 1, not 0"):
+            await client.warm_up(0)
+        with pytest.raises(TypeError, match="connections must be an int, not float"):
+            await client.warm_up(2.0)  # type: ignore[arg-type]
 
 
 def test_a_client_needs_no_deadline() -> None:
