@@ -54,6 +54,11 @@ async def status_of(kaizen: KaizenClient, execution_id: str, **options: Any) -> 
         return error.status
 
 
+async def status_of_retried(kaizen: KaizenClient, execution_id: str) -> str:
+    """Return the status of an execution, found after as many attempts as it takes."""
+    return (await kaizen.instructor_executions.get(execution_id, retry=RetryPolicy(max_attempts=9))).status.value
+
+
 # History.
 
 
@@ -694,6 +699,38 @@ def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], complai
     """With what is expected."""
     with pytest.raises((TypeError, ValueError), match=complaint):
         KaizenEmulator(**settings)
+
+
+@pytest.mark.parametrize("faults", ["reset, latency", "reset, reset, latency, hang", "hang, disconnect, latency"])
+@pytest.mark.parametrize("has_session", [False, True])
+async def test_latency_passes_on_connections_too(clock: VirtualClock, faults: str, has_session: bool) -> None:
+    """Also for a request that is sent again on a fresh connection, and for a session that was passed in."""
+    made = {"latency": Fault.latency(3), "hang": Fault.hang(), "reset": Fault.reset(), "disconnect": Fault.disconnect()}
+    with KaizenEmulator(clock=clock) as emulator:
+        emulator.add("a")
+        async with aiohttp.ClientSession() as session:
+            client = client_of(emulator, clock, session=session if has_session else None, deadline=None)
+            async with client as kaizen, asyncio.timeout(20):
+                emulator.faults.next(Fault("over a connection", lambda exchange: exchange.sleep(0)))
+                assert await status_of_retried(kaizen, "a") == "Completed"
+                for name in faults.split(", "):
+                    emulator.faults.next(made[name])
+                assert await status_of_retried(kaizen, "a") == "Completed"
+    assert clock.time() >= 3
+
+
+async def test_a_request_that_never_came_keeps_its_hold_to_itself(clock: VirtualClock) -> None:
+    """The next request for the same id takes its own."""
+    async with KaizenEmulator(clock=clock) as emulator, client_of(emulator, clock) as kaizen:
+        emulator.add("a")
+        emulator.faults.always(Fault("late", lambda exchange: exchange.sleep(3)))
+        cancelled = asyncio.create_task(status_of(kaizen, "a"))
+        while not emulator._wired:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0)
+        cancelled.cancel()
+        await asyncio.wait([cancelled])
+        async with asyncio.timeout(4):
+            assert await status_of(kaizen, "a") == "Completed"
 
 
 async def test_a_client_in_virtual_time_may_ask_any_server(clock: VirtualClock) -> None:

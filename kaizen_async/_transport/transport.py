@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapp
 from functools import partial
 from random import Random, SystemRandom
 from ssl import SSLContext
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol
 
 import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
@@ -148,10 +148,20 @@ def may_leave_machine(session: aiohttp.ClientSession | None) -> bool:
     return has_proxy or not is_plain or not resolves_plainly
 
 
-Deliver: TypeAlias = Callable[
-    [URL, Mapping[str, str], bytes, Callable[[], Awaitable[Answer | None]]], Awaitable[Answer | None]
-]
-"""Delivers a request by URL, headers and body to a server in this process, or by its last argument over the wire."""
+class Deliver(Protocol):
+    """Delivers a request to a server in this process, or by `over_the_wire`; with `by_wire` always by that."""
+
+    def __call__(
+        self,
+        url: URL,
+        headers: Mapping[str, str],
+        body: bytes,
+        over_the_wire: Callable[[], Awaitable[Answer | None]],
+        *,
+        by_wire: bool,
+    ) -> Awaitable[Answer | None]:
+        """Return the response, or None if nothing was sent."""
+        ...
 
 
 class Transport:
@@ -191,7 +201,8 @@ class Transport:
         self._owns_session = session is None
         self._ssl_context = ssl_context
         self._proxy = proxy
-        self._deliver = deliver if session is None and proxy is None else None
+        self._deliver = deliver
+        self._needs_wire = session is not None or proxy is not None
         self._silence = min(attempt_timeout / 2, _LONGEST_PATIENCE)
         self._max_age = connection_max_age
         self._idle_seconds = connections.idle_seconds
@@ -240,16 +251,21 @@ class Transport:
             return self._send(url, body, is_held)
         return self._send_inside(self._deliver, url, body, is_held)
 
-    async def _send_inside(self, deliver: Deliver, url: URL, body: bytes, is_held: Callable[[], bool]) -> Answer | None:
+    async def _send_inside(
+        self, deliver: Deliver, url: URL, body: bytes, is_held: Callable[[], bool], *, fresh: bool = False
+    ) -> Answer | None:
         """Send one request to where the clock delivers it."""
-        answer: Answer | None = await deliver(url, self._headers, body, partial(self._send, url, body, is_held))
+        over_the_wire = partial(self._send, url, body, is_held, fresh=fresh)
+        answer = await deliver(url, self._headers, body, over_the_wire, by_wire=self._needs_wire)
         if answer is not None and is_success(answer.status) and len(answer.body) > self._limits.body:
             raise self._too_large(answer.body)
         return answer
 
     async def send_fresh(self, url: URL, body: bytes, is_held: Callable[[], bool]) -> Answer | None:
         """Send one request on a new connection, on which no response can be left of another request."""
-        return await self._send(url, body, is_held, fresh=True)
+        if self._deliver is None:
+            return await self._send(url, body, is_held, fresh=True)
+        return await self._send_inside(self._deliver, url, body, is_held, fresh=True)
 
     async def _send(self, url: URL, body: bytes, is_held: Callable[[], bool], *, fresh: bool = False) -> Answer | None:
         session = await self._session_here()

@@ -215,22 +215,37 @@ class VirtualClock:
             self._emulators[reachable(host), port] = emulator
 
     async def deliver(
-        self, url: URL, headers: Mapping[str, str], body: bytes, over_the_wire: Callable[[], Awaitable[T]]
+        self,
+        url: URL,
+        headers: Mapping[str, str],
+        body: bytes,
+        over_the_wire: Callable[[], Awaitable[T]],
+        *,
+        by_wire: bool = False,
     ) -> Any:
-        """Deliver a request of a client to an emulator of this process, or else over the wire.
+        """Deliver a request of a client to an emulator of this process, or over the wire if it needs a connection.
 
         The client holds the clock meanwhile. An emulator lets go of it while virtual time has to pass.
 
+        Args:
+            url: Where the request goes.
+            headers: Its headers.
+            body: Its body.
+            over_the_wire: Sends it.
+            by_wire: Whether the client needs a connection, such as that of a session which was passed in.
+
         Returns:
-            What `over_the_wire` returns: an `Answer` of the transport, or None.
+            The response as the client's transport has it; or what `over_the_wire` returns.
         """
         emulator = self._emulators.get((reachable(url.host or ""), url.port or 0))
-        if emulator is not None and (answer := emulator.deliver_at_once(url.raw_path, headers, body)) is not None:
-            return answer
+        if emulator is not None and not by_wire:
+            answer = emulator.deliver_at_once(url.raw_path, headers, body)
+            if answer is not None:
+                return answer
         hold = Hold(self)
         try:
             if emulator is not None:
-                answer = await emulator.deliver(url.raw_path, headers, body, hold)
+                answer = await emulator.deliver(url.raw_path, headers, body, hold, by_wire=by_wire)
                 if answer is not None:
                     return answer
             with hold.for_the_wire():

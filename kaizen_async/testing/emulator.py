@@ -473,11 +473,15 @@ class KaizenEmulator:
             answer = self._answer_to(error, execution_id)
         return self._sent(seen, answer)
 
-    async def deliver(self, path: str, headers: Mapping[str, str], body: bytes, hold: Hold) -> received.Answer | None:
+    async def deliver(
+        self, path: str, headers: Mapping[str, str], body: bytes, hold: Hold, *, by_wire: bool
+    ) -> received.Answer | None:
         """Answer a request of a client in this process without a connection; None if it needs one."""
         execution_id = _decode_question(body).id
-        if self._server.scheme == "https" or self.faults.needs_connection(
-            execution_id, self.requests_for(execution_id) + 1
+        if (
+            by_wire
+            or self._server.scheme == "https"
+            or self.faults.needs_connection(execution_id, self.requests_for(execution_id) + 1)
         ):
             self._wired.setdefault(execution_id, deque()).append(hold)
             return None
@@ -538,9 +542,16 @@ class KaizenEmulator:
             execution_id = _id_asked_for(body)
         except _RefusedError as refused:
             return refused.answer
-        held = self._wired.get(execution_id)
-        hold = held.popleft() if held else None
-        return await self._answer_lookup(kind, execution_id, body, seen, hold, request)
+        return await self._answer_lookup(kind, execution_id, body, seen, self._hold_of(execution_id), request)
+
+    def _hold_of(self, execution_id: str) -> Hold | None:
+        """Return the hold of a client of this process whose request has come over a connection."""
+        holds = self._wired.get(execution_id) or deque()
+        while holds:
+            hold = holds.popleft()
+            if not hold.is_over:  # or else the request never got here
+                return hold
+        return None
 
     def _kind_asked_for(
         self, seen: Request, path: str | None, content_type: str, authorization: str | None
