@@ -100,13 +100,21 @@ class Crew:
         self._size -= 1
 
     def close(self) -> None:
-        """Start no further worker: there is no other id."""
+        """Start no further worker: there is no other id, or the call is over.
+
+        The owner is let go of. It holds the crew, and in a cycle all its outcomes would be freed by the collector only.
+        """
         self._places = 0
+        self._start = _start_nothing
 
     def on_back_off(self, begins: bool) -> None:  # noqa: FBT001 - a callback with one argument
         """Note that a lookup begins or ends to wait for its next attempt."""
         self._in_back_off += 1 if begins else -1
         self.fill()
+
+
+def _start_nothing() -> None:
+    pass
 
 
 async def look_up_all(
@@ -126,15 +134,17 @@ async def look_up_all(
         crew.leave()
 
     cancelled = True
+    group = asyncio.TaskGroup()
+    crew = Crew(min(workers, len(todo)), lambda: group.create_task(work(), context=report.context.copy()))
     try:
-        async with asyncio.TaskGroup() as group:
-            crew = Crew(min(workers, len(todo)), lambda: group.create_task(work(), context=report.context.copy()))
+        async with group:
             crew.fill()
         cancelled = False
     except BaseExceptionGroup as crash:
         # What a hook of the caller's session or record raised comes out as from `get`, not in a group.
         raise crash.exceptions[0] from None
     finally:
+        crew.close()
         report.end(cancelled=cancelled)
     return [refused(each) if isinstance(each, InvalidId) else outcomes[each] for each in ids]
 
@@ -194,6 +204,7 @@ class OutcomeStream(AccountedStream[Outcome[T]], Generic[T]):
         try:
             await super().__aexit__(exc_type, exc, traceback)
         finally:
+            self._crew.close()
             if self._report is not None:
                 self._report.end(cancelled=not is_over)
 

@@ -36,7 +36,7 @@ class PolledStream(AccountedStream[R]):
         self._room = asyncio.Event()
         self._over: deque[str] = deque()
         self._report: Report | None = None
-        self._call = Call(
+        self._call = call = Call(
             group,
             deadline_at,
             on_change=self._on_change,
@@ -46,7 +46,7 @@ class PolledStream(AccountedStream[R]):
             on_thaw=self._on_thaw,
             on_room=self._room.set,
         )
-        ledger.source.late = lambda: self._call.deadline_at <= scheduler.clock.time()
+        ledger.source.late = lambda: call.deadline_at <= scheduler.clock.time()  # not self, which would be a cycle
 
     def add(self, *ids: str) -> None:
         """Wait for more ids. Allowed until the loop over the stream has ended, so in its last turn too.
