@@ -63,17 +63,22 @@ _inherited: Final[list[Engine]] = []
 """Engines of a parent process. Touching them, even to free them, could disturb the parent's sockets."""
 
 MOST_POLICIES: Final = 100
-"""Policies whose look-ups share requests, or whose waits have learned. Beyond that, the oldest begin anew."""
+"""How many policies a client remembers: lookups share requests under one, and waits learn under one. Each further
+policy replaces the oldest, whose lookups and waits start again without shared requests or learned durations."""
 
 
 def forget_oldest(kept: dict[Any, Any]) -> None:
-    """Keep no more than what belongs to `MOST_POLICIES`; what is under way goes on."""
+    """Drop the oldest entry beyond `MOST_POLICIES`. Calls that use it keep their own reference and continue."""
     if len(kept) > MOST_POLICIES:
         del kept[next(iter(kept))]
 
 
 def note_change(counters: Counters, on_event: Hook | None, event: Event) -> None:
-    """Count, log and tell a change of the server's health. No method: a client in a cycle would be freed too late."""
+    """Count, log and report a change of the server's health.
+
+    This is a function, not a method: a method would tie the client into a reference cycle, and a client that was not
+    closed would be freed too late to warn.
+    """
     match event:
         case Gated():
             counters.pauses += 1
@@ -114,50 +119,49 @@ class KaizenClient:
         async with KaizenClient() as kaizen:
             execution = await kaizen.instructor_executions.get("exec_1")
 
-    It may be created before any event loop runs, and be used from one loop after another. Without `async with`, call
-    `aclose()` when done.
+    You may create it before an event loop runs, and use it in one loop after another. Without `async with`, call
+    `aclose()` when you are done.
 
     Args:
-        api_key: Sent as a bearer token. Unset: the environment's KAIZEN_API_KEY; without either no key is sent. It may
-            be a function, also an `async def`, for keys that change: it is asked before the first request, and again
-            after a 401, whose request is then repeated once. It may take `attempt_timeout`; if it fails, so does the
-            attempt.
-        base_url: Where the API is, a path prefix included. Unset: KAIZEN_BASE_URL, else the public API.
-        concurrency: HTTP requests under way at the same time, at most.
+        api_key: The client sends it as a bearer token. Unset: the client reads KAIZEN_API_KEY from the environment, and
+            sends no key if that is missing too. For keys that change, pass a function or an `async def` function. The
+            client calls it before the first request, and again after a 401; then it repeats the refused request once.
+            The function may take up to `attempt_timeout`. If it raises, the attempt fails.
+        base_url: URL of the API, with its path prefix if there is one. Unset: KAIZEN_BASE_URL, else the public API.
+        concurrency: The most HTTP requests in flight at the same time.
         attempt_timeout: Seconds for one HTTP request, from connecting to the last byte.
-        deadline: Seconds for one look-up from its start to its result; None for no limit.
-        retry: When and how often failed attempts are repeated.
-        poll: How waits look for the end of an execution.
-        max_response_bytes: Size of an unpacked answer above which it is refused.
-        connection_max_age: Seconds after which a connection is not used for another request, so that a client that is
-            always busy follows changes of DNS.
-        connections: How long idle connections are kept, and what a response's headers may take.
-        ended_records: Records of ended executions that waits keep to answer from, and records of any that are kept
-            for `get(…, max_age=…)`; 0 for none.
-        keep_raw: Whether records refer to the JSON that they came from, for `raw`, `extra` and `to_dict()`. False
+        deadline: Seconds for one lookup, from its start to its result. None: no limit.
+        retry: When and how often the client repeats a failed attempt.
+        poll: How often waits poll an execution.
+        max_response_bytes: Size of a decompressed response in bytes. The client refuses a larger one.
+        connection_max_age: Age of a connection in seconds. The client sends no further request on an older one, so a
+            busy client follows changes of DNS.
+        connections: How long the client keeps idle connections, and how large the headers of a response may be.
+        ended_records: How many records of ended executions the client remembers, so that a wait needs no request for
+            them; and how many of any execution, for `get(…, max_age=…)`. 0: none.
+        keep_raw: Whether a record keeps the JSON that it was decoded from, for `raw`, `extra` and `to_dict()`. False
             saves that memory, about as much as the records themselves take.
-        session: An aiohttp session to use. It stays yours: it is not closed, and its proxy, TLS, tracing and
-            connector settings apply. Its timeouts and redirects do not. Excludes `ssl_context` and `trust_env`.
-        ssl_context: Replaces the default TLS verification, for instance to trust a company's own authority.
-        proxy: URL of an HTTP proxy, `http://user:password@host:port` or `https://…`.
-        trust_env: Take the proxy from the environment, as it is when the client is created: HTTPS_PROXY or HTTP_PROXY,
-            else ALL_PROXY, unless NO_PROXY names the server. Without effect if `proxy` is given.
+        session: An aiohttp session of yours. The client uses it with its proxy, TLS, tracing and connector settings,
+            but not with its timeouts and redirects, and does not close it. Excludes `ssl_context`, `proxy` and
+        `trust_env`. ssl_context: Replaces the default TLS settings, for instance to trust a company's own certificate
+        authority. proxy: URL of an HTTP proxy, `http://user:password@host:port` or `https://…`.
+        trust_env: Whether the client takes the proxy from the environment: HTTPS_PROXY or HTTP_PROXY, else ALL_PROXY,
+            unless NO_PROXY names the server. The client reads the environment once, when you create it. `proxy` wins.
         allow_insecure_http: Allow a plain http base_url to another machine, or to this one through a proxy or a
             connector of the session's own.
-        headers: Sent with every request beside the client's own, for a gateway or a tenant. They may be secrets: errors
-            and logs do not show their values.
-        request_id_headers: Header fields of a response in which the server names its request, for
-            `outcome.request_id` and `error.request_id`. The first that is there counts.
-        limiter: A function that every request awaits before it is sent, for a rate that is shared with others:
-            `AsyncLimiter(100, 1).acquire` of aiolimiter, or one over Redis that the workers of all machines use. It is
-            awaited with a slot held and within the deadline of the look-up, and cancelled with it. What it returns is
-            ignored; if it raises, nothing is sent, and the look-up fails with a TransportError from that.
-        on_event: A function that is told what happens, or several of them: see `kaizen_async.events`.
-        clock: Replaces the time that deadlines, timeouts, waits and back-off count in:
-            `kaizen_async.testing.VirtualClock`.
+        headers: Further headers for every request, for a gateway or a tenant. They may be secrets: errors and logs do
+            not show their values.
+        request_id_headers: Response headers in which the server names the request, for `outcome.request_id` and
+            `error.request_id`. The first one that the response has counts.
+        limiter: An async function that the client awaits before every request, for a rate that you share with others:
+            `AsyncLimiter(100, 1).acquire` of aiolimiter, or one over Redis for the workers of all machines. The lookup
+            holds its slot meanwhile, and its deadline includes the time. The client ignores what the function returns.
+            If it raises, the client sends nothing, and the lookup fails with a TransportError that has this cause.
+        on_event: A function that the client calls with every event, or several functions: see `kaizen_async.events`.
+        clock: Replaces real time for deadlines, timeouts, waits and back-off: see `kaizen_async.testing.VirtualClock`.
 
     Raises:
-        TypeError, ValueError: A setting cannot work; the message says which and why.
+        TypeError, ValueError: A setting cannot work. The message says which one and why.
     """
 
     @untraced
@@ -243,13 +247,14 @@ class KaizenClient:
         self._received = Received(ended_records)
         self._cadences: dict[tuple[object, PollPolicy], Cadence] = {}
         self._endpoints: dict[tuple[str, type, str | None], Endpoint[Any]] = {}
-        # Weak, since they refer to the client: in a cycle it would be freed too late to warn that it was not closed.
+        # Weak, because they refer to the client: in a reference cycle it would be freed too late to warn that it is
+        # open.
         self._kinds: WeakValueDictionary[tuple[str, type, str | None], Executions[Any]] = WeakValueDictionary()
         self._set_on_kinds: dict[tuple[str, type, str | None], dict[str, Any]] = {}
         self._lookups: dict[tuple[object, RetryPolicy], Lookups[Any]] = {}
         self._scheduler: Scheduler | None = None
         for hook in hooks:
-            # Metrics of states, such as the executions that are waited for, are read when they are collected.
+            # An exporter reads metrics of states, such as the number of waiting executions, whenever it collects them.
             watch_client = getattr(hook, "watch_client", None)
             if watch_client is not None:
                 watch_client(self)
@@ -270,16 +275,20 @@ class KaizenClient:
         return self.lookups(kind.path, kind.record, unwrap=kind.unwrap)
 
     def lookups(self, path: str, record: type[T], *, unwrap: str | None = None) -> Executions[T]:
-        """Return the verbs for another kind of look-up, or for a record type of your own: the same for the same.
+        """Return the methods for another path of the API, or for a record type of your own.
 
-        Only for a path that reads and changes nothing: look-ups are repeated and shared.
+        Equal arguments return the same object. Use it only for paths that read and change nothing, because the client
+        repeats lookups and lets equal ones share a request.
 
         Args:
-            path: Path below the base URL; it is sent `{"id": …}` by POST.
+            path: Path below the base URL. The client sends `{"id": …}` there by POST.
             record: A msgspec Struct with a field `id`. One with few fields decodes faster. A field
                 `raw: msgspec.Raw = msgspec.Raw()` gets the record's whole JSON. To wait, it takes a field `end_time`
                 that is None until the execution has ended, or a property `is_finished`.
-            unwrap: The field of the answer that holds the record, if the answer is not the record itself.
+            unwrap: The field of the response that holds the record. None: the response is the record.
+
+        Raises:
+            TypeError, ValueError: The path leads away from `base_url`, or the record has no field `id`.
         """
         key = (path, record, unwrap)
         known: Executions[T] | None = self._kinds.get(key)
@@ -289,18 +298,18 @@ class KaizenClient:
                 endpoint = Endpoint(path, record, unwrap, keep_raw=self._settings.keep_raw)
                 endpoint.url_below(self._settings.base_url)
                 self._endpoints[key] = endpoint
-            known = self._kinds[key] = self._verbs(endpoint, record)
+            known = self._kinds[key] = self._methods_of(endpoint, record)
             # What a test sets on it, such as a mock in the place of a method, lasts as long as the client.
             known.__dict__ = self._set_on_kinds.setdefault(key, known.__dict__)
         return known
 
-    def _verbs(self, endpoint: Endpoint[T], record: type[T]) -> Executions[T]:
+    def _methods_of(self, endpoint: Endpoint[T], record: type[T]) -> Executions[T]:
         return Executions(
             partial(self._lookups_of, endpoint), partial(self._polls_of, endpoint, record), self._settings.deadline
         )
 
     def _lookups_of(self, endpoint: Endpoint[T], retry: RetryPolicy | None) -> Lookups[T]:
-        """Return the look-ups of a kind under a policy in the running loop: equal ones are one, so that they share."""
+        """Return the object that does the lookups of a kind under a policy in this loop. Equal lookups in it share."""
         engine = self._engine_here()
         policy = self._settings.retry if retry is None else retry
         lookups: Lookups[T] | None = self._lookups.get((endpoint, policy))
@@ -357,7 +366,7 @@ class KaizenClient:
         return scheduler, scheduler.group(lookups, policy, cadence)
 
     def stats(self) -> ClientStats:
-        """Return a snapshot of what the client has done and is doing. Cheap; no history is kept."""
+        """Return a snapshot of what the client has done and is doing. It is cheap, and no history is kept."""
         silent_since = None if self._scheduler is None else self._scheduler.silence.since
         by_path = {path: msgspec.structs.replace(counters) for path, counters in self._counters_by_path.items()}
         in_flight = 0 if self._engine is None else self._engine.in_flight
@@ -375,7 +384,7 @@ class KaizenClient:
         )
 
     def _state_of_health(self) -> dict[str, Any]:
-        """Return what stats tell of the kinds of lookups together: of each figure, the worst."""
+        """Return the health for `stats()`: of each figure, the worst among all kinds of lookups."""
         states = [health.state() for health in self._healths.values()]
         return {
             "health": max((state.condition for state in states), key=SEVERITY.index, default="healthy"),
@@ -384,18 +393,18 @@ class KaizenClient:
         }
 
     async def warm_up(self, connections: int) -> None:
-        """Open connections to the server before they are needed, so that a burst of lookups need not wait for them.
+        """Open connections to the server before they are needed, so that a burst of lookups does not wait for them.
 
-        Idle connections are closed after `ConnectionPolicy.idle_seconds`. A session that is passed in and does more
-        than send, for instance tracing, opens its connections only when it needs them; then nothing happens here.
+        The client closes idle connections after `ConnectionPolicy.idle_seconds`. With a session of yours that does
+        more than send, for instance tracing, this method does nothing: such a session opens connections on demand.
 
         Args:
-            connections: How many are to be open. More than `concurrency` would never be used and are not opened.
+            connections: How many connections to open. The client opens no more than `concurrency`.
 
         Raises:
-            TypeError, ValueError: That is no number of connections.
+            TypeError, ValueError: `connections` is not a positive whole number.
             TransportError: No connection could be opened. Not retried.
-            DeadlineExceededError: They were not open within the client's `deadline`.
+            DeadlineExceededError: The connections were not open within the client's `deadline`.
             ClientClosedError: The client is closed.
         """
         require_count("connections", connections)
@@ -404,15 +413,17 @@ class KaizenClient:
         )
 
     async def aclose(self, *, drain: float = 0.0) -> None:
-        """Close the client: refuse new calls, end waits at once, and requests under way after a while.
+        """Close the client: refuse new calls, end all waits, and end requests in flight after `drain` seconds.
 
-        Whoever is waiting for a result gets one or a ClientClosedError; nobody is cancelled. Safe to call again.
+        Every caller that waits for a result gets the result or a ClientClosedError. No task is cancelled. A second
+        call is safe.
 
         Args:
-            drain: Seconds that requests under way are given to finish; math.inf for as long as they take.
+            drain: Seconds that requests in flight have to finish. math.inf: as long as they take.
 
         Raises:
-            TypeError, ValueError: `drain` is no number of seconds. Nothing was closed.
+            TypeError, ValueError: `drain` is not a number of seconds. The client stays open.
+            RuntimeError: The client is in use in another event loop.
         """
         if drain != math.inf:
             require_duration("drain", drain, zero_allowed=True)
@@ -482,7 +493,7 @@ class KaizenClient:
         return self._scheduler
 
     def _bind(self) -> Engine:
-        """Return an engine for this event loop, once the one before it is out of use."""
+        """Return an engine for this event loop. The engine of an earlier loop must be out of use."""
         before = self._engine
         if before is not None:
             if before.process_id != os.getpid():

@@ -1,4 +1,4 @@
-"""The time that a client lives in, so that a test can make three hours pass in a moment."""
+"""The time that a client uses. A test can replace it, so that three hours pass in a moment."""
 
 import asyncio
 import math
@@ -9,28 +9,29 @@ from types import TracebackType
 from typing import Any, Final, Protocol
 
 ROUNDING: Final = 0.0005
-"""Seconds added to a delay. uvloop rounds delays to milliseconds, and a call that comes early comes in vain."""
+"""Seconds added to a delay. uvloop rounds delays to milliseconds, and a call that comes early does nothing useful."""
 BLOCKED: Final = 0.01
-"""Seconds by which a timer is late from which on the event loop counts as blocked. A busy loop is a few late."""
+"""A timer that is later than this many seconds shows that something blocks the event loop. In a busy loop timers are a
+few milliseconds late."""
 SHORTEST_INTERVAL: Final = 0.001
-"""Seconds between two looks at how late timers are, while the event loop is being blocked."""
+"""Seconds between two checks of how late timers are, while something blocks the event loop."""
 LONGEST_SHARE: Final = 0.25
-"""The same otherwise, as a share of what is left of the timeout."""
+"""Time between two checks otherwise, as a share of what is left of the timeout."""
 
 
 class Timer(Protocol):
-    """A call to come."""
+    """A call that is due later."""
 
     def cancel(self) -> None:
-        """Make it not come."""
+        """Cancel the call."""
         ...
 
 
 class Clock(Protocol):
-    """What a client asks of time. Its deadlines, timeouts, pauses and polls all count in it.
+    """What a client needs of a clock. Deadlines, timeouts, pauses and polls all use it.
 
     Attributes:
-        random: Spreads in time what would otherwise come all at once.
+        random: The source of jitter, which spreads in time what would otherwise happen all at once.
     """
 
     random: Random
@@ -48,11 +49,11 @@ class Clock(Protocol):
         ...
 
     def hold(self) -> None:
-        """Note that a request is under way, which a clock that is not real must wait for."""
+        """Note that a request is in flight. A virtual clock must not move on until it is over."""
         ...
 
     def release(self) -> None:
-        """Note that it is over."""
+        """Note that a request is over."""
         ...
 
 
@@ -60,11 +61,11 @@ class SystemClock:
     """Real time."""
 
     def __init__(self) -> None:
-        # Not a Random: workers forked from one process would all draw the same, and come back together.
+        # Not a Random: workers forked from one process would all draw the same numbers, and retry together.
         self.random: Random = SystemRandom()
 
     def time(self) -> float:
-        """Return the seconds of the running event loop, which tests may replace; without a loop, monotonic seconds."""
+        """Return the time of the running event loop, which tests may replace. Without a loop: monotonic seconds."""
         try:
             return asyncio.get_running_loop().time()
         except RuntimeError:
@@ -88,11 +89,11 @@ class SystemClock:
 
 
 class Timeout:
-    """An `asyncio.timeout` that ends at a time of a clock, or when `expire` is called.
+    """An `asyncio.timeout` that expires at a time of a clock, or when `expire` is called.
 
     Args:
         clock: The clock that `when` counts in.
-        when: The time at which it ends; math.inf for no time.
+        when: The time at which it expires. math.inf: never.
     """
 
     __slots__ = ("_clock", "_timeout", "_timer", "_when")
@@ -122,18 +123,18 @@ class Timeout:
 
 
 class RunningTimeout:
-    """Ends what is inside its block with a TimeoutError after so many seconds in which the event loop ran.
+    """Ends its block with a TimeoutError after so many seconds in which the event loop ran.
 
-    Nothing can arrive while something else blocks the loop, so that time is not counted. It is measured by how late
-    the timers here are called: a few in the usual case, and one after the other while the loop is being blocked.
+    No response can arrive while something else blocks the loop, so that time does not count. This class measures it by
+    how late its timers are: it sets a few of them usually, and one after the other while something blocks the loop.
 
-    It is what `asyncio.timeout` is, without its coroutines: every request passes through here.
+    It does what `asyncio.timeout` does, without coroutines, because every request passes through here.
 
     Args:
-        clock: The clock that all times count in.
+        clock: The clock of all times here.
         seconds: How long the loop may run.
-        when: The time at which it ends in any case; math.inf for no time.
-        sweep: What sets its timer if it takes long; without one, the timer is set at once.
+        when: The time at which it expires in any case. math.inf: never.
+        sweep: Sets the timer if the block takes long. None: the timer is set at once.
     """
 
     __slots__ = (
@@ -176,7 +177,7 @@ class RunningTimeout:
         task, self._task = self._task, None
         if self._timer is not None:
             self._timer.cancel()
-        # If somebody else has cancelled the task as well, that counts more.
+        # If somebody else has cancelled the task as well, the cancellation wins.
         is_ours = self._is_expired and task is not None and task.uncancel() <= self._cancelling
         if is_ours and isinstance(error, asyncio.CancelledError):
             raise TimeoutError from error
@@ -188,7 +189,7 @@ class RunningTimeout:
             self._task.cancel()
 
     def take_long(self, late: float) -> None:
-        """Set a timer after all, when a sweep comes; that many seconds late, because the loop was blocked."""
+        """Set a timer, because the block has lasted until a sweep, which came `late` seconds late."""
         if self._timer is None:
             self._left -= max(0.0, self._clock.time() - self._called_at - late)
             self._set_timer(self._left * LONGEST_SHARE)
@@ -202,19 +203,19 @@ class RunningTimeout:
         late = self._clock.time() - self._called_at - self._interval
         self._left -= self._interval
         if self._left <= 0 or self._clock.time() >= self._when:
-            # What arrived while the loop was blocked is read in the loop's next step.
+            # The loop reads what arrived while it was blocked in its next step. Only then may the timeout expire.
             self._timer = self._clock.call_at(self._clock.time(), self.expire)
         else:
             self._set_timer(SHORTEST_INTERVAL if late > BLOCKED else self._left * LONGEST_SHARE + SHORTEST_INTERVAL)
 
 
 class Sweep:
-    """One timer for all requests in flight, because nearly all of them are over before a timer of theirs would come.
+    """One timer for all requests in flight, because nearly all of them end before a timer of their own would be due.
 
-    It comes now and then, and has a timer set for each that is still in flight.
+    It runs now and then, and sets a timer for each request that is still in flight.
 
     Args:
-        clock: The clock that all times count in.
+        clock: The clock of all times here.
         now: Returns its time.
         seconds: How long the loop may run during one request.
         in_flight: The timeouts of the requests in flight.
@@ -229,7 +230,7 @@ class Sweep:
         self._when = 0.0
 
     def next_after(self, now: float) -> float:
-        """Return when the next sweep comes."""
+        """Return the time of the next sweep."""
         if self._timer is None:
             self._when = now + self._interval
             self._timer = self._clock.call_at(self._when, self._run)

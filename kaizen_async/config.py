@@ -1,4 +1,4 @@
-"""Policies and settings, checked where they are made, so that a wrong value never reaches a request."""
+"""Policies and settings. Each is checked where it is made, so a wrong value never reaches a request."""
 
 import functools
 import math
@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 F = TypeVar("F", bound=Callable[..., None])
 
 DEFAULT_BASE_URL: Final = "https://api.kaizenautomation.com/"
-"""The public API. KAIZEN_BASE_URL or `base_url=` name another."""
+"""The public API. KAIZEN_BASE_URL or `base_url=` replaces it."""
 
 RETRIED_STATUSES: Final = frozenset({408, 425, 429, 500, 502, 503, 504, 507, 509, *range(520, 528), 529, 530})
 """Statuses that say "not now" rather than "not this" (RFC 9110 section 15, RFC 8470 for 425, RFC 6585 for 429, RFC 4918
@@ -40,11 +40,11 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
     initial_backoff: float = 0.25
     """Upper end of the first wait, in seconds."""
     max_backoff: float = 8.0
-    """Upper end of every wait that the server did not ask for, in seconds."""
+    """Upper end of every wait that the client chooses itself, in seconds."""
     statuses: frozenset[int] = RETRIED_STATUSES
     """HTTP statuses that are retried."""
     budgeted: bool = True
-    """Whether retries draw on the client's retry budget, which keeps an outage from being answered by a storm."""
+    """Whether retries draw on the client's retry budget, which keeps retries from overloading a server that fails."""
 
     def __post_init__(self) -> None:
         _require_int("max_attempts", self.max_attempts, at_least=1)
@@ -57,34 +57,36 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
 
 
 class PollPolicy(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
-    """How soon the end of an execution that is waited for is noticed, and so how often it is looked up.
+    """How soon a wait notices that an execution has ended, and so how often it polls.
 
-    The aim is the mean time between an end and its being noticed. `lag_share=0.05`: on average an end is noticed within
-    5 % of the execution's duration, half a minute after ten minutes. `lag_seconds=5`: on average within 5 seconds.
-    `docs/waiting.md` explains how the intervals follow from the aim. Where the bounds bite, they win over the aim.
+    The lag is the time between the end of an execution and the poll that sees it. `lag_share=0.05` aims at a mean lag
+    of 5 % of the execution's duration: half a minute for ten minutes. `lag_seconds=5` aims at a mean lag of 5 seconds.
+    `docs/waiting.md` explains how the intervals follow from the aim. `min_interval`, `max_interval` and `max_rate` win
+    over the aim.
     """
 
     lag_share: float = 0.05
-    """Mean lag to aim at, as a share of the execution's duration. The polls it takes grow with log(duration)."""
+    """Mean lag to aim at, as a share of the execution's duration. The number of polls grows with log(duration)."""
     lag_seconds: float | None = None
-    """Mean lag to aim at, in seconds; replaces `lag_share`. The polls it takes grow with the duration."""
+    """Mean lag to aim at, in seconds. It replaces `lag_share`. The number of polls grows with the duration."""
     min_interval: float = 1.0
     """Shortest time between two polls of an execution, in seconds."""
     max_interval: float = 15.0
-    """Longest time between two polls of an execution, in seconds, and so the greatest lag. Long executions take far
-    fewer polls if it is longer."""
+    """Longest time between two polls of an execution, in seconds, and so the greatest lag. A longer time saves many
+    polls of long executions."""
     spread: float = 0.1
-    """Share by which an interval is made longer or shorter at random, so that polls do not march in step."""
+    """Share by which the client lengthens or shortens an interval at random, so that polls do not come all at once."""
     max_rate: float | None = None
-    """Requests per second of all waits under this policy, at most; they are spaced evenly. A poll that fails is not
-    retried: the next one takes its place. None: no limit of its own."""
+    """Most requests per second of all waits under this policy, spaced evenly. The client does not retry a poll that
+    fails: the next poll takes its place. None: no limit."""
     not_found_grace: float = 0.0
-    """Seconds for which an unbroken series of 404s is waited out, for executions that are known a little late."""
+    """Seconds for which a wait tolerates an unbroken series of 404s, for executions that the server knows a little
+    late."""
     refusal_patience: float = 30.0
-    """Seconds for which a response that says nothing about an execution (401, 403, another 4xx, a redirect, HTML, a 2xx
-    that is not the record) is asked again before it ends a wait. 0: it ends the wait at once."""
+    """Seconds for which a wait keeps polling after a response that says nothing about the execution (401, 403, another
+    4xx, a redirect, HTML, a 2xx that is not the record). 0: such a response ends the wait at once."""
     learn: bool = True
-    """Whether the durations of ended executions of a workflow make the intervals of its next ones."""
+    """Whether waits learn from ended executions of a workflow when to poll its next ones."""
 
     def __post_init__(self) -> None:
         _require_share("lag_share", self.lag_share, zero_allowed=False)
@@ -102,15 +104,15 @@ class PollPolicy(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
 
 
 class ConnectionPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """How long connections are kept, and what the head of a response may take."""
+    """How long the client keeps idle connections, and how large the headers of a response may be."""
 
     idle_seconds: float = 15.0
-    """How long an idle connection is kept, in seconds. Keep it shorter than the servers and balancers on the way do:
-    many drop an idle connection after 60 seconds, some without a word."""
+    """How long the client keeps an idle connection, in seconds. Set it below the idle timeout of servers and load
+    balancers on the way: many drop an idle connection after 60 seconds, some without closing it."""
     max_header_bytes: int = 32 * 1024
-    """Bytes of a response's headers, at most."""
+    """The most bytes in the headers of a response."""
     max_header_lines: int = 256
-    """Lines of a response's headers, at most."""
+    """The most lines in the headers of a response."""
 
     def __post_init__(self) -> None:
         require_duration("idle_seconds", self.idle_seconds)
@@ -119,7 +121,7 @@ class ConnectionPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client was set to, after defaults, environment and checks."""
+    """The settings of a client, after defaults, environment and checks."""
 
     base_url: URL
     concurrency: int
@@ -152,9 +154,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def untraced(init: F) -> F:
-    """Have a constructor that refuses an argument raise without its frames: error reports print their local variables.
+    """Wrap a constructor so that its refusals carry no frames of it.
 
-    Those hold the API key and, while a setting is looked up, the whole environment.
+    Error reports print the local variables of frames. Those of the constructor hold the API key and, while it reads a
+    setting, the whole environment.
     """
 
     @functools.wraps(init)
@@ -170,28 +173,28 @@ def untraced(init: F) -> F:
 
 
 def resolve_api_key(api_key: str | None, environment: Mapping[str, str] = os.environ) -> str | None:
-    """Return the key given, else KAIZEN_API_KEY, else None; refuse one that cannot travel in a header.
+    """Return the key given, else KAIZEN_API_KEY, else None. Refuse a key that cannot be sent in a header.
 
     Raises:
         TypeError: The key is not a string.
-        ValueError: The key is empty or holds white space, control characters or non-ASCII. The key itself is not shown.
+        ValueError: The key is empty or contains whitespace, control characters or non-ASCII. The text hides the key.
     """
     key = environment.get("KAIZEN_API_KEY") or None if api_key is None else api_key
     return None if key is None else require_key(key)
 
 
 def require_key(key: object) -> str:
-    """Return a key; refuse what cannot travel in a header.
+    """Return the key. Refuse one that cannot be sent in a header.
 
     Raises:
         TypeError: The key is not a string.
-        ValueError: The key is empty or holds white space, control characters or non-ASCII. The key itself is not shown.
+        ValueError: The key is empty or contains whitespace, control characters or non-ASCII. The text hides the key.
     """
     if not isinstance(key, str):
         raise TypeError(f"api_key must be a str, not {type(key).__name__}")
     if not _KEY_PATTERN.fullmatch(key):
         raise ValueError(
-            "api_key is empty or holds white space, a line break or a character outside ASCII; "
+            "api_key is empty or contains whitespace, a line break or a character outside ASCII; "
             "check how it was read (a key from a file often ends in a line break: use .strip())"
         )
     return key
@@ -207,8 +210,8 @@ def resolve_base_url(
     """Return the URL given, else KAIZEN_BASE_URL, else the public API, with a closing slash.
 
     Raises:
-        ValueError: Not an absolute http(s) URL; with user, query or fragment; or plain http to another machine, or by
-            a route that may leave this one, without `allow_insecure_http`.
+        ValueError: The URL is not absolute http(s); or it has a user, query or fragment; or it is plain http to another
+            machine, or by a route that may leave this one, without `allow_insecure_http`.
     """
     text = base_url if base_url is not None else environment.get("KAIZEN_BASE_URL") or DEFAULT_BASE_URL
     if not isinstance(text, str):
@@ -216,8 +219,8 @@ def resolve_base_url(
     url = _parse_url(text)
     if url.user is not None or url.password is not None or url.query_string or url.fragment:
         raise ValueError(
-            "base_url must hold no user, password, query or fragment; "
-            "pass the key as api_key, it travels as a bearer token"
+            "base_url must contain no user, password, query or fragment; "
+            "pass the key as api_key, which sends it as a bearer token"
         )
     stays_here = url.host in _LOOPBACK_HOSTS and not may_leave_machine
     if url.scheme == "http" and not stays_here and not allow_insecure_http:
@@ -234,7 +237,7 @@ def _parse_url(text: str) -> URL:
     try:
         url = URL(text)
         if ":" not in (url.host or ""):
-            (url.host or "").encode("idna")  # as whoever looks the name up will
+            (url.host or "").encode("idna")  # as the resolver will
     except ValueError:
         url = URL()
     if url.scheme not in {"http", "https"} or not url.host:

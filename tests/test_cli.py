@@ -251,7 +251,7 @@ class TestMisuse:
         monkeypatch.setenv("KAIZEN_API_KEY", "se cret")
         result = run("get", "exec_1")
         assert result.exit_code == 2
-        assert "KAIZEN_API_KEY holds white space" in result.stderr
+        assert "KAIZEN_API_KEY contains whitespace" in result.stderr
         assert "cret" not in result.stderr
 
     def test_there_is_no_option_for_the_key(self, run: Run) -> None:

@@ -196,7 +196,7 @@ def test_policies_are_values() -> None:
         ({"connections": 5}, TypeError, "connections must be a ConnectionPolicy, not int"),
         ({"connection_max_age": 0}, ValueError, "connection_max_age must be a finite number of seconds above 0"),
         ({"keep_raw": "no"}, TypeError, "keep_raw must be True or False, not 'no'"),
-        ({"api_key": "key\n"}, ValueError, "api_key is empty or holds white space"),
+        ({"api_key": "key\n"}, ValueError, "api_key is empty or contains whitespace"),
         ({"base_url": "http://api.example"}, ValueError, "allow_insecure_http=True"),
     ],
 )

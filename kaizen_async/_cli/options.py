@@ -130,7 +130,7 @@ class ClientOptions:
             resolve_api_key(None)
         except ValueError:
             raise click.UsageError(
-                "KAIZEN_API_KEY holds white space, a line break or a character outside ASCII; look at how it was set"
+                "KAIZEN_API_KEY contains whitespace, a line break or a character outside ASCII; look at how it was set"
             ) from None
         base_url = self.resolved_base_url
         try:
