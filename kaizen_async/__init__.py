@@ -4,7 +4,7 @@ from kaizen_async._bulk import OutcomeStream
 from kaizen_async._records.base import Record
 from kaizen_async._waiting.streams import ChangeStream, WaitStream
 from kaizen_async.client import KaizenClient
-from kaizen_async.config import ConnectionPolicy, PollPolicy, RetryPolicy, __version__
+from kaizen_async.config import ConnectionPolicy, HedgePolicy, PollPolicy, RetryPolicy, __version__
 from kaizen_async.errors import (
     AttemptTimeoutError,
     AuthenticationError,
@@ -52,6 +52,7 @@ __all__ = [
     "ExecutionStatus",
     "Executions",
     "Found",
+    "HedgePolicy",
     "InstructorExecution",
     "InvalidIdError",
     "KaizenClient",

@@ -19,6 +19,7 @@ import msgspec
 from kaizen_async._kinds import EXECUTIONS, INSTRUCTOR_EXECUTIONS, Kind
 from kaizen_async._lookup.engine import Engine, Limiter, require_limiter
 from kaizen_async._lookup.health import SEVERITY, Health
+from kaizen_async._lookup.hedge import Hedging
 from kaizen_async._lookup.lookup import Lookups
 from kaizen_async._lookup.received import Received
 from kaizen_async._transport.key import KeyFunction, RotatingKey
@@ -40,6 +41,7 @@ from kaizen_async._waiting.scheduler import Scheduler
 from kaizen_async.clock import Clock, SystemClock
 from kaizen_async.config import (
     ConnectionPolicy,
+    HedgePolicy,
     PollPolicy,
     RetryPolicy,
     Settings,
@@ -133,6 +135,7 @@ class KaizenClient:
         deadline: Seconds for one lookup, from its start to its result. None: no limit.
         retry: When and how often the client repeats a failed attempt.
         poll: How often waits poll an execution.
+        hedge: When the client sends a slow request a second time, on another connection. None: never.
         max_response_bytes: Size of a decompressed response in bytes. The client refuses a larger one.
         connection_max_age: Age of a connection in seconds. The client sends no further request on an older one, so a
             busy client follows changes of DNS.
@@ -143,8 +146,9 @@ class KaizenClient:
             saves that memory, about as much as the records themselves take.
         session: An aiohttp session of yours. The client uses it with its proxy, TLS, tracing and connector settings,
             but not with its timeouts and redirects, and does not close it. Excludes `ssl_context`, `proxy` and
-        `trust_env`. ssl_context: Replaces the default TLS settings, for instance to trust a company's own certificate
-        authority. proxy: URL of an HTTP proxy, `http://user:password@host:port` or `https://…`.
+            `trust_env`.
+        ssl_context: Replaces the default TLS settings, for instance to trust a company's own certificate authority.
+        proxy: URL of an HTTP proxy, `http://user:password@host:port` or `https://…`.
         trust_env: Whether the client takes the proxy from the environment: HTTPS_PROXY or HTTP_PROXY, else ALL_PROXY,
             unless NO_PROXY names the server. The client reads the environment once, when you create it. `proxy` wins.
         allow_insecure_http: Allow a plain http base_url to another machine, or to this one through a proxy or a
@@ -175,6 +179,7 @@ class KaizenClient:
         deadline: float | None = 60.0,
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
         poll: PollPolicy = PollPolicy(),  # noqa: B008 - frozen
+        hedge: HedgePolicy | None = None,
         max_response_bytes: int = 512 * 1024,
         connection_max_age: float = 300.0,
         connections: ConnectionPolicy = ConnectionPolicy(),  # noqa: B008 - frozen
@@ -224,6 +229,7 @@ class KaizenClient:
             keep_raw=keep_raw,
             connections=connections,
             connection_max_age=connection_max_age,
+            hedge=hedge,
         )
         self._session = session
         self._ssl_context = ssl_context
@@ -243,6 +249,7 @@ class KaizenClient:
         self._counters = Counters()
         self._counters_by_path: dict[str, Counters] = {}
         self._healths: dict[str, Health] = {}
+        self._hedgings: dict[str, Hedging] = {}
         self._ended = EndedRecords(ended_records)
         self._received = Received(ended_records)
         self._cadences: dict[tuple[object, PollPolicy], Cadence] = {}
@@ -251,7 +258,7 @@ class KaizenClient:
         # open.
         self._kinds: WeakValueDictionary[tuple[str, type, str | None], Executions[Any]] = WeakValueDictionary()
         self._set_on_kinds: dict[tuple[str, type, str | None], dict[str, Any]] = {}
-        self._lookups: dict[tuple[object, RetryPolicy], Lookups[Any]] = {}
+        self._lookups: dict[tuple[object, RetryPolicy, bool], Lookups[Any]] = {}
         self._scheduler: Scheduler | None = None
         for hook in hooks:
             # An exporter reads metrics of states, such as the number of waiting executions, whenever it collects them.
@@ -312,14 +319,15 @@ class KaizenClient:
         """Return the object that does the lookups of a kind under a policy in this loop. Equal lookups in it share."""
         engine = self._engine_here()
         policy = self._settings.retry if retry is None else retry
-        lookups: Lookups[T] | None = self._lookups.get((endpoint, policy))
+        lookups: Lookups[T] | None = self._lookups.get((endpoint, policy, may_hedge))
         if lookups is None:
-            lookups = self._lookups[endpoint, policy] = Lookups(
+            lookups = self._lookups[endpoint, policy, may_hedge] = Lookups(
                 engine,
                 endpoint,
                 endpoint.url_below(self._settings.base_url),
                 policy,
                 health=self._health_of(endpoint),
+                hedging=self._hedging_of(endpoint) if may_hedge else None,
                 received=self._received,
                 deadline=self._longest_lookup,
                 counters=self._counters_of(endpoint),
@@ -343,6 +351,14 @@ class KaizenClient:
             )
         return health
 
+    def _hedging_of(self, endpoint: Endpoint[Any]) -> Hedging | None:
+        """Return what decides about second requests for a path, if the client sends any."""
+        policy = self._settings.hedge
+        if policy is None:
+            return None
+        health = self._health_of(endpoint)
+        return self._hedgings.setdefault(health.url, Hedging(policy, health))
+
     def _counters_of(self, endpoint: Endpoint[Any]) -> Counters:
         return self._counters_by_path.setdefault(f"/{endpoint.url.path}", Counters())
 
@@ -356,8 +372,9 @@ class KaizenClient:
         require_end(record)
         policy = self._settings.poll if poll is None else poll
         if policy.max_rate is not None:
-            # The rate would not count retries. The next poll takes their place.
-            lookups = self._lookups_of(endpoint, msgspec.structs.replace(lookups.policy, max_attempts=1))
+            # The rate would count neither retries nor second requests. The next poll takes the place of a retry.
+            once = msgspec.structs.replace(lookups.policy, max_attempts=1)
+            lookups = self._lookups_of(endpoint, once, may_hedge=False)
         cadence = self._cadences.get((endpoint, policy))
         if cadence is None:
             cadence = self._cadences[endpoint, policy] = Cadence(policy, self._random)
@@ -370,10 +387,11 @@ class KaizenClient:
         silent_since = None if self._scheduler is None else self._scheduler.silence.since
         by_path = {path: msgspec.structs.replace(counters) for path, counters in self._counters_by_path.items()}
         in_flight = 0 if self._engine is None else self._engine.in_flight
+        hedges_in_flight = 0 if self._engine is None else self._engine.hedges_in_flight
         totals = total([self._counters, *by_path.values()])
         return ClientStats(
             **totals,
-            queued=max(0, totals["in_progress"] - in_flight),
+            queued=max(0, totals["in_progress"] - in_flight + hedges_in_flight),
             by_path=by_path,
             waiting=0 if self._scheduler is None else self._scheduler.waiting,
             poll_delay=0.0 if self._scheduler is None else self._scheduler.delay,

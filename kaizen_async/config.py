@@ -120,6 +120,34 @@ class ConnectionPolicy(msgspec.Struct, frozen=True, kw_only=True):
         _require_int("max_header_lines", self.max_header_lines, at_least=16)
 
 
+class HedgePolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """When a slow request is sent a second time on another connection: `KaizenClient(hedge=HedgePolicy())`.
+
+    The first good response wins, and the connection of the other request is aborted. A lookup only reads, so sending
+    it twice is safe. This removes the rare slow response, at the price of `max_share` more requests.
+
+    The client hedges while the server is healthy. It sends no second request during a pause or a learned pace, while
+    the retry budget is low, or under a `PollPolicy.max_rate`.
+    """
+
+    quantile: float = 0.95
+    """A request is slow once it takes longer than this share of the recent ones. If one response in ten is slow, the
+    quantile must be below 0.9 to find them."""
+    max_share: float = 0.05
+    """Share of lookups that are hedged, at most. Each lookup earns this part of a second request, and at most 5 are
+    saved up, so a server that slows down does not get a burst."""
+    min_delay: float = 0.001
+    """Seconds that a request must have taken before it is hedged, whatever the quantile says."""
+    min_observations: int = 50
+    """Requests that must have succeeded before the first one is hedged, because the quantile is not known earlier."""
+
+    def __post_init__(self) -> None:
+        _require_share("quantile", self.quantile, zero_allowed=False)
+        _require_share("max_share", self.max_share, zero_allowed=False)
+        require_duration("min_delay", self.min_delay, zero_allowed=True)
+        _require_int("min_observations", self.min_observations, at_least=1)
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The settings of a client, after defaults, environment and checks."""
 
@@ -134,8 +162,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     keep_raw: bool
     connections: ConnectionPolicy
     connection_max_age: float
+    hedge: HedgePolicy | None
 
     def __post_init__(self) -> None:
+        if self.hedge is not None and not isinstance(self.hedge, HedgePolicy):
+            raise TypeError(f"hedge must be None or a HedgePolicy, not {type(self.hedge).__name__}; try HedgePolicy()")
         if not isinstance(self.connections, ConnectionPolicy):
             raise TypeError(f"connections must be a ConnectionPolicy, not {type(self.connections).__name__}")
         require_duration("connection_max_age", self.connection_max_age)

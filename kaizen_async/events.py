@@ -12,8 +12,9 @@ What it raises is logged once, as an error of the logger `kaizen_async`, and dis
 may come in later versions: let the ones that you do not know pass.
 
 A look-up tells, in this order: `LookUpStarted`; then for each request `AttemptStarted` and `AttemptEnded`, and between
-two requests `RetryScheduled`; `LookUpEnded`. A look-up that shares the request of another tells only its start and its
-end. A poll of a wait is a look-up.
+two requests `RetryScheduled`; `LookUpEnded`. If a slow request is sent a second time, `HedgeStarted` and
+`HedgeEnded` come between its `AttemptStarted` and the next `RetryScheduled` or `LookUpEnded`. A lookup that shares the
+request of another reports only its start and its end. A poll of a wait is a lookup.
 
 All times are seconds. No event holds a key or a header; records and errors are those that the caller gets.
 """
@@ -39,6 +40,8 @@ __all__ = [
     "BudgetRefused",
     "Event",
     "Gated",
+    "HedgeEnded",
+    "HedgeStarted",
     "LookUpEnded",
     "LookUpShared",
     "LookUpStarted",
@@ -127,6 +130,41 @@ class AttemptEnded(msgspec.Struct, frozen=True):
     """The HTTP status of the response, also of one that broke off; None if none came."""
     error: KaizenError | None
     """Why there is no record; None if there is one. A cancelled attempt has no error."""
+    peer: tuple[str, int] | None = None
+    """Address and port of the server, or of the proxy, if they are known."""
+
+
+class HedgeStarted(msgspec.Struct, frozen=True):
+    """The request of an attempt is slow, so a second one is about to be sent on another connection."""
+
+    id: str
+    url: str
+    attempt: int
+    """The attempt to which both requests belong."""
+    after: float
+    """Seconds that the first request has taken."""
+    headers: dict[str, str] = msgspec.field(default_factory=dict[str, str])
+    """Headers to send with the second request beside the client's own: the function may add some."""
+
+
+class HedgeEnded(msgspec.Struct, frozen=True):
+    """The second request of an attempt is over.
+
+    If its response was the first good one, the first request is aborted. `AttemptEnded` then reports that request
+    without a status and without an error.
+    """
+
+    id: str
+    url: str
+    attempt: int
+    elapsed: float
+    """Seconds from the start of the second request to the last byte of its response, or to its end without one."""
+    status: int | None
+    """The HTTP status of the response; None if none came."""
+    error: KaizenError | None
+    """Why the second request did not help; None if it won, or was aborted because the first request won."""
+    won: bool
+    """Whether its response was the first good one."""
     peer: tuple[str, int] | None = None
     """Address and port of the server, or of the proxy, if they are known."""
 
@@ -295,6 +333,8 @@ Event: TypeAlias = (
     | AttemptStarted
     | AttemptHeld
     | AttemptEnded
+    | HedgeStarted
+    | HedgeEnded
     | RetryScheduled
     | BudgetRefused
     | Gated

@@ -5,6 +5,8 @@ Spans
                                                    in it. If it shares the request of another, it links to that lookup.
     POST /instructor/executions/get      CLIENT    one attempt, below its lookup, as the conventions for HTTP say. Its
                                                    context travels to the server in the header `traceparent`.
+                                                   A hedge is a second such span with `kaizen.hedge`. Of the two, the
+                                                   request that was aborted has `kaizen.hedge.lost` and is no error.
     get_many, stream                     INTERNAL  one call, above its lookups.
     wait, wait_many, watch               INTERNAL  one call, above its polls, which are lookups. The ends of executions,
                                                    and the errors of ids, are events in it.
@@ -19,6 +21,7 @@ Metrics
     kaizen.look_up.time             s            the same time by `kaizen.look_up.phase`: queue (for a slot, pace, pause
                                                  and limiter), network, backoff, shared (the request of another)
     kaizen.look_up.retries          {retry}      by the `error.type` that made them necessary
+    kaizen.look_up.hedges           {request}    second requests by `kaizen.hedge.outcome`: won, lost, failed
     kaizen.look_up.queued           {look_up}    lookups in progress without a request in flight
     kaizen.retry_budget.refusals    {refusal}    retries that the client's budget did not allow
     kaizen.gate.pauses              {pause}      by the status that asked for them
@@ -74,6 +77,8 @@ from kaizen_async.events import (
     BudgetRefused,
     Event,
     Gated,
+    HedgeEnded,
+    HedgeStarted,
     LookUpEnded,
     LookUpShared,
     LookUpStarted,
@@ -131,6 +136,7 @@ class _Place:
         self.active = 0
         self.seconds: dict[Phase, float] = {"queue": 0.0, "network": 0.0, "backoff": 0.0, "shared": 0.0}
         self.retries: defaultdict[str, int] = defaultdict(int)
+        self.hedges: defaultdict[str, int] = defaultdict(int)
         self.refusals = 0
         self.pauses: defaultdict[int, int] = defaultdict(int)
         self.paused = 0.0
@@ -155,7 +161,20 @@ class _Place:
 class _Open:
     """A lookup, a wait or a batch in progress."""
 
-    __slots__ = ("_noted", "attempt", "attempts", "backoff", "is_wait", "network", "place", "shares", "span", "token")
+    __slots__ = (
+        "_noted",
+        "attempt",
+        "attempts",
+        "backoff",
+        "hedge",
+        "is_hedge_won",
+        "is_wait",
+        "network",
+        "place",
+        "shares",
+        "span",
+        "token",
+    )
 
     def __init__(self, span: Span, place: _Place, *, is_wait: bool) -> None:
         self.span = span
@@ -165,6 +184,8 @@ class _Open:
         self.token = context.attach(context.set_value(_OPEN, self, current))
         self.attempts = 0
         self.attempt: Span | None = None
+        self.hedge: Span | None = None
+        self.is_hedge_won = False
         self.shares = False
         self.network = 0.0
         self.backoff = 0.0
@@ -220,6 +241,8 @@ class Telemetry:
             AttemptStarted: self._on_attempt_started,
             AttemptHeld: self._on_attempt_held,
             AttemptEnded: self._on_attempt_ended,
+            HedgeStarted: self._on_hedge_started,
+            HedgeEnded: self._on_hedge_ended,
             RetryScheduled: self._on_retry_scheduled,
             BudgetRefused: self._on_budget_refused,
             Gated: self._on_gated,
@@ -282,6 +305,12 @@ class Telemetry:
         counter("kaizen.look_up.time", "s", "Time of lookups by phase.", _phases)
         counter(
             "kaizen.look_up.retries", "{retry}", "Attempts after a failed one.", _by("retries", "error.type", "metric")
+        )
+        counter(
+            "kaizen.look_up.hedges",
+            "{request}",
+            "Second requests for slow ones.",
+            _by("hedges", "kaizen.hedge.outcome", "metric"),
         )
         counter(
             "kaizen.retry_budget.refusals",
@@ -412,18 +441,25 @@ class Telemetry:
         look_up.attempts = event.attempt
         look_up.shares = False
         look_up.place.active += 1
+        look_up.is_hedge_won = False
+        attributes: dict[str, str | int | float | bool] = {"kaizen.attempt.queued": event.queued}
+        if event.attempt > 1:
+            attributes["http.request.resend_count"] = event.attempt - 1
+        look_up.attempt = self._begin_request(look_up, attributes, event.headers)
+
+    def _begin_request(self, look_up: _Open, attributes: Attributes, headers: dict[str, str]) -> Span | None:
+        """Return the span of a request, if it is to have one, and add the trace to the headers of the request."""
         if not self._describes_requests:
-            return
+            return None
         if look_up.span.is_recording():
-            attributes = {**look_up.place.attempt, "kaizen.attempt.queued": event.queued}
-            if event.attempt > 1:
-                attributes["http.request.resend_count"] = event.attempt - 1
-            look_up.attempt = self._tracer.start_span(
-                f"POST {look_up.place.path}", kind=SpanKind.CLIENT, attributes=attributes
+            span = self._tracer.start_span(
+                f"POST {look_up.place.path}", kind=SpanKind.CLIENT, attributes={**look_up.place.attempt, **attributes}
             )
-            propagate.inject(event.headers, set_span_in_context(look_up.attempt))
-        elif get_current_span().get_span_context().is_valid:
-            propagate.inject(event.headers)
+            propagate.inject(headers, set_span_in_context(span))
+            return span
+        if get_current_span().get_span_context().is_valid:
+            propagate.inject(headers)
+        return None
 
     def _on_attempt_held(self, _: AttemptHeld) -> None:
         look_up = _current()
@@ -437,15 +473,39 @@ class Telemetry:
         look_up = _current()
         look_up.network += event.elapsed
         look_up.place.active -= 1
+        span, look_up.attempt = look_up.attempt, None
+        self._end_request(look_up, event, span, is_lost=look_up.is_hedge_won and event.status is None)
+
+    def _on_hedge_started(self, event: HedgeStarted) -> None:
+        look_up = _current()
+        look_up.place.active += 1
+        look_up.note("kaizen.hedge", {"kaizen.hedge.after": event.after})
+        attributes = {"kaizen.hedge": True, "http.request.resend_count": event.attempt}
+        look_up.hedge = self._begin_request(look_up, attributes, event.headers)
+
+    def _on_hedge_ended(self, event: HedgeEnded) -> None:
+        look_up = _current()
+        look_up.is_hedge_won = event.won
+        look_up.place.active -= 1
+        is_lost = not event.won and event.error is None
+        look_up.place.hedges["won" if event.won else "lost" if is_lost else "failed"] += 1
+        span, look_up.hedge = look_up.hedge, None
+        self._end_request(look_up, event, span, is_lost=is_lost)
+
+    def _end_request(
+        self, look_up: _Open, event: AttemptEnded | HedgeEnded, span: Span | None, *, is_lost: bool
+    ) -> None:
+        """Record the duration of a request, and end its span. Losing against the other of two is no error."""
         if not self._describes_requests:
             return
-        error_type = _cause_of(event)
+        error_type = None if is_lost else _cause_of(event)
         self._request_duration.record(event.elapsed, look_up.place.requested(error_type, event.status))
-        span, look_up.attempt = look_up.attempt, None
         if span is not None:
             result = _result(error_type, event.status)
             if event.peer is not None:
                 result |= {"network.peer.address": event.peer[0], "network.peer.port": event.peer[1]}
+            if is_lost:
+                result["kaizen.hedge.lost"] = True
             span.set_attributes(result)
             _end(span, error_type, _description_of(event.error))
 
@@ -581,7 +641,7 @@ def _type_of(error: KaizenError | None) -> str | None:
     return str(error.status) if isinstance(error, StatusError) else type(error).__name__
 
 
-def _cause_of(event: AttemptEnded) -> str | None:
+def _cause_of(event: AttemptEnded | HedgeEnded) -> str | None:
     """Return the `error.type` of an attempt: the class of what really happened, such as ConnectionRefusedError."""
     error = event.error
     if error is None:

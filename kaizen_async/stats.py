@@ -19,6 +19,8 @@ class Counters(msgspec.Struct, gc=False):
     cancelled: int = 0
     attempts: int = 0
     retries: int = 0
+    hedges: int = 0
+    hedges_won: int = 0
     throttled: int = 0
     pauses: int = 0
     pause_seconds: float = 0.0
@@ -71,9 +73,13 @@ class ClientStats(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     queued: int
     """Those of them that have no request in flight: they wait for a slot, for a pause to end, or in back-off."""
     attempts: int
-    """HTTP requests sent."""
+    """HTTP requests sent, hedges included."""
     retries: int
     """HTTP requests that followed a failed one."""
+    hedges: int
+    """HTTP requests sent because the first request of an attempt was slow: see `HedgePolicy`."""
+    hedges_won: int
+    """Hedges whose response was the first good one. The slow request was then aborted, and counts as `unanswered`."""
     throttled: int
     """Responses that asked for fewer requests: 429 and its like, and 503 with Retry-After."""
     pauses: int

@@ -25,6 +25,7 @@ from kaizen_async import (
     Executions,
     ExecutionStatus,
     Found,
+    HedgePolicy,
     InstructorExecution,
     KaizenClient,
     KaizenError,
@@ -42,7 +43,7 @@ from kaizen_async import (
     Workflow,
     WorkflowExecution,
 )
-from kaizen_async.events import Event, Gated, RetryScheduled
+from kaizen_async.events import Event, Gated, HedgeEnded, HedgeStarted, RetryScheduled
 from kaizen_async.otel import Telemetry
 from kaizen_async.testing import Fault, KaizenEmulator, Life
 
@@ -254,3 +255,25 @@ def main(kaizen: KaizenClient) -> None:
     """Run from synchronous code."""
     assert_type(asyncio.run(kaizen.instructor_executions.get("exec_1")), InstructorExecution)
     assert_type(kaizen_async.__version__, str)
+
+
+async def hedged() -> None:
+    """Cut the tail of latencies."""
+    policy = HedgePolicy(quantile=0.9, max_share=0.1, min_delay=0.02, min_observations=200)
+    assert_type(policy.quantile, float)
+    assert_type(policy.min_observations, int)
+
+    def on_event(event: Event) -> None:
+        match event:
+            case HedgeStarted(after=after):
+                assert_type(after, float)
+            case HedgeEnded(won=won, error=error):
+                assert_type(won, bool)
+                assert_type(error, KaizenError | None)
+            case _:
+                pass
+
+    async with KaizenClient(hedge=policy, on_event=on_event) as kaizen:
+        stats = kaizen.stats()
+        assert_type(stats.hedges, int)
+        assert_type(stats.hedges_won, int)

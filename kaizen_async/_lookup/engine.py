@@ -72,6 +72,7 @@ class Engine:
         self.on_event = on_event
         self._attempt_timeout = attempt_timeout
         self._limiter = limiter
+        self.hedges_in_flight = 0
         self._free_slots = concurrency
         self._queues: dict[Health, OrderedDict[asyncio.Future[int | KaizenError], bool]] = {}
         self._timer: Timer | None = None
@@ -90,7 +91,9 @@ class Engine:
         """Requests under way."""
         return len(self._sending)
 
-    async def take_turn(self, health: Health, deadline_at: float, *, is_patient: bool = False) -> int | KaizenError:
+    async def take_turn(
+        self, health: Health, deadline_at: float, *, is_patient: bool = False, is_urgent: bool = False
+    ) -> int | KaizenError:
         """Wait until a request may be sent: for a slot, the health of the server, and the limiter.
 
         Args:
@@ -98,6 +101,7 @@ class Engine:
             deadline_at: The clock's time at which to give up.
             is_patient: Whether the lookup may take longer than the client's deadline, so that an outage that is older
                 than that does not end it.
+            is_urgent: Whether it gets the next free slot, before all that wait.
 
         Returns:
             The number of the request, which `end_turn` and one method of `health` must be called with or after; or why
@@ -110,14 +114,19 @@ class Engine:
         elif (refusal := health.too_long(deadline_at - self.clock.time())) is not None:
             return refusal
         else:
-            turn = await self._queue(health, deadline_at, is_patient=is_patient)
+            turn = await self._queue(health, deadline_at, is_patient=is_patient, is_urgent=is_urgent)
         if self._limiter is None or isinstance(turn, KaizenError):
             return turn
         return await self._pass_limiter(self._limiter, health, turn, deadline_at, is_patient=is_patient)
 
-    async def _queue(self, health: Health, deadline_at: float, *, is_patient: bool) -> int | KaizenError:
+    async def _queue(
+        self, health: Health, deadline_at: float, *, is_patient: bool, is_urgent: bool
+    ) -> int | KaizenError:
         turn: asyncio.Future[int | KaizenError] = self.loop.create_future()
-        self._queues.setdefault(health, OrderedDict())[turn] = is_patient
+        queue = self._queues.setdefault(health, OrderedDict())
+        queue[turn] = is_patient
+        if is_urgent:
+            queue.move_to_end(turn, last=False)
         self._serve()
         try:
             result = await self.wait(turn, deadline_at)

@@ -169,6 +169,7 @@ class Health:
         engaged: Whether a lookup must ask for `delay` before it sends.
         sent: Requests sent; the latest has this number.
         lookups: Lookups begun.
+        url: Where the lookups of this kind go.
         pause: The present pause, if any.
         pace: How fast to send otherwise.
     """
@@ -185,7 +186,7 @@ class Health:
     ) -> None:
         self._clock = clock
         self._random = random
-        self._url = url
+        self.url = url
         self._concurrency = concurrency
         self._deadline = deadline
         self._report = report
@@ -325,6 +326,12 @@ class Health:
             log.warning("fewer lookups fail: the retry budget allows every retry again")
         return True
 
+    @property
+    def has_retries_to_spare(self) -> bool:
+        """Whether at least half of the first retry budget is left."""
+        earned = RETRIES_PER_LOOKUP * (self.lookups - self._lookups_counted)
+        return self._budget + earned >= RETRIES_AT_ONCE / 2
+
     def refusal(self) -> KaizenError:
         """Return the error for a lookup that is not sent because of the pause: the known cause, and since when."""
         pause = self.pause
@@ -447,7 +454,7 @@ class Health:
         if pause.cause is Verdict.THROTTLED and isinstance(pause.error, StatusError):
             self._report(Gated(pause.error.status, pause.error.retry_after, wait))
         else:
-            self._report(OutageBegan(self._url, pause.error, pause.cause is Verdict.REFUSED, now - pause.since, wait))
+            self._report(OutageBegan(self.url, pause.error, pause.cause is Verdict.REFUSED, now - pause.since, wait))
 
     def _plan_probe(self, pause: Pause, error: KaizenError, now: float) -> None:
         asked = error.retry_after if isinstance(error, StatusError) and verdict(error) is Verdict.THROTTLED else None
@@ -496,7 +503,7 @@ class Health:
         if pause.cause is Verdict.THROTTLED:
             self._report(Ungated(now - pause.begun))
         else:
-            self._report(OutageEnded(self._url, now - pause.since, pause.failed))
+            self._report(OutageEnded(self.url, now - pause.since, pause.failed))
 
     def _settle(self) -> None:
         self.engaged = not self.pace.is_open or self._doubt is not None

@@ -20,6 +20,7 @@ from yarl import URL
 
 from kaizen_async._lookup.engine import Engine
 from kaizen_async._lookup.health import Health
+from kaizen_async._lookup.hedge import Hedging, Race
 from kaizen_async._lookup.received import Received
 from kaizen_async._lookup.retry import OVER_BUDGET, Retrier
 from kaizen_async._lookup.verdicts import Verdict, verdict
@@ -48,6 +49,8 @@ from kaizen_async.events import (
     AttemptHeld,
     AttemptStarted,
     BudgetRefused,
+    HedgeEnded,
+    HedgeStarted,
     Hook,
     LookUpEnded,
     LookUpShared,
@@ -135,6 +138,7 @@ class Lookups(Generic[T]):
         policy: RetryPolicy,
         *,
         health: Health,
+        hedging: Hedging | None = None,
         received: Received,
         deadline: float,
         counters: Counters,
@@ -146,6 +150,7 @@ class Lookups(Generic[T]):
         self._url = url
         self.policy = policy
         self._health = health
+        self._hedging = hedging
         self._received = received
         self._deadline = deadline
         self._counters = counters
@@ -272,6 +277,8 @@ class Lookups(Generic[T]):
         self._counters.lookups += 1
         self._counters.in_progress += 1
         self._health.lookups += 1
+        if self._hedging is not None:
+            self._hedging.earn()
         try:
             result = await self._attempt(call)
             if call.attempts and self._retrier.is_worth_retrying(result):
@@ -340,7 +347,117 @@ class Lookups(Generic[T]):
         refusal = await self.engine.renew_key(key, key_number, call.deadline_at)
         return refusal or await self._send(call, call.number, self._now())
 
-    async def _send(self, call: Call, number: int, queued_at: float, *, fresh: bool = False) -> T | KaizenError:
+    def _send(
+        self, call: Call, number: int, queued_at: float, *, fresh: bool = False
+    ) -> Coroutine[Any, Any, T | KaizenError]:
+        """Send one request, or two if the first is slow and the client hedges; read the response."""
+        if self._hedging is None:
+            return self._send_once(call, number, queued_at, fresh=fresh)
+        return self._send_hedged(self._hedging, call, number, queued_at, fresh=fresh)
+
+    async def _send_hedged(
+        self, hedging: Hedging, call: Call, number: int, queued_at: float, *, fresh: bool
+    ) -> T | KaizenError:
+        first = self._send_once(call, number, queued_at, fresh=fresh)
+        if hedging.delay is None:
+            result = await first
+        else:
+            race: Race[T | KaizenError] = Race(
+                self.engine.clock,
+                hedging,
+                hedging.delay,
+                lambda: call.sent_at,
+                partial(self._hedge, call),
+            )
+            finished = await race.run(first, partial(self._is_good, call))
+            if race.winner is None:
+                assert finished is not None  # noqa: S101 - without a winner, the first has run to its end
+                result = finished
+            else:
+                result = race.winner
+                if finished is not None:
+                    self._report(call, finished)
+                elif call.number is not None:
+                    self._health.abandoned(call.number)
+                    self._end_turn(call)
+        if call.sent_at is not None and self._is_good(call, result):
+            hedging.observe(self._now() - call.sent_at)
+        return result
+
+    def _is_good(self, call: Call, result: T | KaizenError) -> bool:
+        """Return whether a response says all that there is to say about the id."""
+        if isinstance(result, NotFoundError):
+            return verdict(result) is Verdict.NOT_FOUND and not self._is_doubtful(call, result)
+        return not isinstance(result, KaizenError)
+
+    async def _hedge(self, call: Call, race: Race[T | KaizenError]) -> None:
+        """Send the request of an attempt a second time, in a turn of its own, unless the server is not well."""
+        turn = await self.engine.take_turn(self._health, call.deadline_at, is_urgent=True)
+        if isinstance(turn, KaizenError):
+            return
+        result: T | KaizenError | None = None
+        try:
+            if not self._health.engaged:
+                result = await self._send_second(call, turn, race)
+        finally:
+            if result is None:
+                self._health.abandoned(turn)
+            elif isinstance(result, KaizenError):
+                self._health.failed(turn, result, call.execution_id)
+                self._counters.throttled += verdict(result) is Verdict.THROTTLED
+            else:
+                self._health.accepted(turn)
+            self.engine.end_turn()
+
+    async def _send_second(self, call: Call, number: int, race: Race[T | KaizenError]) -> T | KaizenError | None:
+        """Send the second request of an attempt; return None if it was not sent, or there is no connection for it."""
+        race.is_second_sent = True
+        self._counters.attempts += 1
+        self._counters.hedges += 1
+        self.engine.hedges_in_flight += 1
+        began = self._now()
+        answer: Answer | KaizenError | NoConnectionError | None = None
+        result: T | KaizenError | None = None
+        trace: RequestTrace | None = None
+        _note(
+            call.execution_id, "%s: attempt %d is slow, so a second request is sent", call.attempts, **_fields_of(call)
+        )
+        try:
+            if self._on_event is not None:
+                headers: dict[str, str] = {}
+                after = 0.0 if call.sent_at is None else began - call.sent_at
+                self._on_event(HedgeStarted(call.execution_id, self.url, call.attempts, after, headers))
+                trace = begin_trace(headers)
+            body = request_body(call.execution_id)
+            answer = await self.engine.send(self._url, body, call.deadline_at, partial(self._health.is_held, number))
+            if isinstance(answer, Answer):
+                result = self._read(call, answer)
+            elif isinstance(answer, KaizenError):
+                result = answer
+            else:
+                race.is_second_sent = answer is not None and answer.was_sent
+            if result is not None and self._is_good(call, result):
+                race.win(result)
+            return result
+        finally:
+            self.engine.hedges_in_flight -= 1
+            won = race.winner is not None
+            elapsed = self._now() - began
+            status = answer.status if isinstance(answer, Answer) else None if trace is None else trace.status
+            if race.is_second_sent:
+                self._counters.note_attempt(elapsed, status)
+                self._counters.hedges_won += won
+            else:
+                self._counters.attempts -= 1
+                self._counters.hedges -= 1
+            if self._on_event is not None:
+                error = result if isinstance(result, KaizenError) and not won else None
+                peer = None if trace is None else trace.peer
+                self._on_event(
+                    HedgeEnded(call.execution_id, self.url, call.attempts, elapsed, status, error, won, peer)
+                )
+
+    async def _send_once(self, call: Call, number: int, queued_at: float, *, fresh: bool = False) -> T | KaizenError:
         """Send one request, and read the response.
 
         If a pause begins while a connection is made, take another turn. If there cannot be a connection, wait for one.
