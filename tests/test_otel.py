@@ -29,6 +29,7 @@ from virtual_time import virtual_time
 
 from kaizen_async import (
     DeadlineExceededError,
+    HedgePolicy,
     KaizenClient,
     KaizenError,
     NotFoundError,
@@ -703,3 +704,38 @@ async def test_what_a_server_makes_up_is_no_label(backend: Backend) -> None:
             await client.instructor_executions.wait("a", poll=EVERY_TEN)
     assert backend.values("kaizen.execution.ends") == {having(KIND, kaizen__execution__status="_OTHER"): 1}
     assert not [span for span in backend.spans() if "xxx" in span.to_json()]
+
+
+@virtual_time
+async def test_a_hedge_is_a_second_span_and_losing_is_no_error(backend: Backend) -> None:
+    """The span of the request that was aborted says so, and the metrics count who won."""
+    replies = {
+        "won": ((NEVER, record("won")), record("won")),
+        "lost": ((0.15, record("lost")), (NEVER, record("lost"))),
+        "failed": ((1.0, record("failed")), (0.1, status(500))),
+    }
+
+    def play(execution_id: str, number: int) -> Reply:
+        return replies[execution_id][number - 1] if execution_id in replies else record(execution_id)
+
+    policy = HedgePolicy(min_observations=1, max_share=0.5)
+    async with ScriptedTransport(play).client(hedge=policy, on_event=backend.telemetry()) as client:
+        for execution_id in ("a", "b", "won", "c", "d", "lost", "e", "f", "failed"):
+            await client.instructor_executions.get(execution_id)
+    hedges = [span for span in attempts_of(backend) if (span.attributes or {}).get("kaizen.hedge")]
+    assert [span.status.status_code for span in hedges] == [StatusCode.UNSET, StatusCode.UNSET, StatusCode.ERROR]
+    assert [(span.attributes or {}).get("kaizen.hedge.lost", False) for span in hedges] == [False, True, False]
+    lookups = {(span.attributes or {})["kaizen.execution.id"]: span for span in backend.spans(f"look_up {PATH}")}
+    assert parent_of(hedges[0]) == id_of(lookups["won"])
+    assert events_of(lookups["won"]) == ["kaizen.hedge"]
+    [first] = [
+        span for span in attempts_of(backend) if parent_of(span) == id_of(lookups["won"]) and span is not hedges[0]
+    ]
+    assert (first.attributes or {})["kaizen.hedge.lost"] is True
+    assert (first.status.status_code, (first.attributes or {}).get("error.type")) == (StatusCode.UNSET, None)
+    outcomes = {
+        dict(key)["kaizen.hedge.outcome"]: count for key, count in backend.values("kaizen.look_up.hedges").items()
+    }
+    assert outcomes == {"won": 1, "lost": 1, "failed": 1}
+    assert sum(backend.values("http.client.request.duration").values()) == 12
+    assert list(backend.values("http.client.active_requests").values()) == [0]
