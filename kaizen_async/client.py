@@ -315,7 +315,7 @@ class KaizenClient:
             partial(self._lookups_of, endpoint), partial(self._polls_of, endpoint, record), self._settings.deadline
         )
 
-    def _lookups_of(self, endpoint: Endpoint[T], retry: RetryPolicy | None) -> Lookups[T]:
+    def _lookups_of(self, endpoint: Endpoint[T], retry: RetryPolicy | None, *, may_hedge: bool = True) -> Lookups[T]:
         """Return the object that does the lookups of a kind under a policy in this loop. Equal lookups in it share."""
         engine = self._engine_here()
         policy = self._settings.retry if retry is None else retry
