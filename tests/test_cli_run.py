@@ -10,16 +10,15 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-
-pytest.importorskip("redis", reason="without redis: pip install -e '.[workers]'")
-pytest.importorskip("taskiq_redis", reason="without taskiq-redis: pip install -e '.[workers]'")
-
-from running_examples import RedisServer, free_port
+from running_examples import RedisServer, free_port, require
 
 from kaizen_async._cli import run as run_module
 from kaizen_async._cli.run import _described, run
 from kaizen_async.testing import KaizenEmulator, Life
-from kaizen_async.workers.run import RunStatus
+
+require("taskiq", "taskiq_redis", "redis")
+
+from kaizen_async.workers.run import RunStatus  # noqa: E402 - skipped above without Redis
 
 NAMES = count()
 BROKER = """

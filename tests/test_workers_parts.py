@@ -4,7 +4,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,15 @@ pytest.importorskip("redis", reason="without redis: pip install -e '.[workers]'"
 pytest.importorskip("taskiq_redis", reason="without taskiq-redis: pip install -e '.[workers]'")
 
 from redis import exceptions
+from scripted_store import Replies
 from taskiq import InMemoryBroker
+from virtual_time import virtual_time
 
-from kaizen_async import ClientClosedError, NotFoundError, Outcome
+from kaizen_async import NotFoundError, Outcome
 from kaizen_async._cli.run import _imported as imported_broker
 from kaizen_async.events import AttemptEnded, Gated, RecordEnded
 from kaizen_async.workers import (
-    Limits,
+    OtherInputError,
     RedisUnusableError,
     Run,
     RunError,
@@ -35,16 +37,11 @@ from kaizen_async.workers import limit as limit_module
 from kaizen_async.workers import store as store_module
 from kaizen_async.workers.broker import create_broker, takes_unknown_tasks
 from kaizen_async.workers.learned import SharedDurations
-from kaizen_async.workers.lookups import LookupSession
-from kaizen_async.workers.options import Options
-from kaizen_async.workers.recorder import Held, Recorder
 from kaizen_async.workers.run import RunStatus
-from kaizen_async.workers.shards import Input, Shard, line_of, pack, unpack
+from kaizen_async.workers.shards import Input, line_of, pack, unpack
 from kaizen_async.workers.source import in_chunks
 from kaizen_async.workers.store import connect, sentinels_of
-from kaizen_async.workers.tasks import end
-from kaizen_async.workers.waits import WaitSession
-from kaizen_async.workers.worker import Worker, send_invitation
+from kaizen_async.workers.worker import send_invitation
 
 
 class Record(msgspec.Struct):
@@ -130,6 +127,19 @@ async def test_a_source_that_is_left_early_is_closed() -> None:
     assert closed.is_set()
 
 
+@pytest.mark.parametrize(("ids", "sizes"), [(4, [2, 2]), (5, [2, 2, 1])])
+async def test_a_source_may_end_where_a_part_ends(ids: int, sizes: list[int]) -> None:
+    """Then nothing is left for a last part."""
+
+    async def source() -> AsyncIterator[str]:
+        for number in range(ids):
+            yield str(number)
+
+    chunks = [chunk async for chunk in in_chunks(source(), 2)]
+    assert [len(chunk) for chunk in chunks] == sizes
+    assert [each for chunk in chunks for each in chunk] == [str(number) for number in range(ids)]
+
+
 def test_how_long_a_run_takes_is_known_only_while_it_works() -> None:
     """And when its end and its pace are known."""
     numbers = dict.fromkeys(("failed", "invalid", "set_aside", "read", "unread_bytes"), 0)
@@ -184,6 +194,7 @@ async def test_a_call_that_is_cancelled_ends(error: Exception | None) -> None:
     await store.aclose()
 
 
+@virtual_time
 async def test_a_call_is_repeated_until_redis_has_done_it(caplog: pytest.LogCaptureFixture) -> None:
     """What the trouble is, is told once, and also that it is over."""
     caplog.set_level(logging.WARNING)
@@ -305,171 +316,7 @@ async def test_an_invitation_that_cannot_be_sent_is_told_of(
     assert not await takes_unknown_tasks(create_broker("redis://127.0.0.1:1"))
 
 
-class Replies:
-    """A store of which one script replies as a test says."""
-
-    tag = "{x}"
-    runs = "{x}:runs"
-
-    def __init__(self, reply: Callable[..., Any]) -> None:
-        self.called: list[tuple[Any, ...]] = []
-        self._reply = reply
-
-    def run(self, name: str) -> str:
-        """Return the key of a run."""
-        return f"{{x}}:run:{name}"
-
-    async def script(self, *words: Any) -> Any:
-        """Reply."""
-        self.called.append(words)
-        reply = self._reply(*words)
-        return await reply if asyncio.iscoroutine(reply) else reply
-
-
-def worker_of(store: Any) -> Worker:
-    """Return a worker that is not started, with a store that replies as a test says."""
-    worker = Worker(
-        InMemoryBroker(),
-        url="redis://localhost",
-        namespace="x",
-        per_second=None,
-        client=Client,
-        limits=Any,  # type: ignore[arg-type]
-    )
-    worker._store = store
-    return worker
-
-
-class Client:
-    """Takes the settings of a client, and does nothing."""
-
-    def __init__(self, **settings: Any) -> None:
-        self.settings = settings
-
-
-@pytest.mark.parametrize(
-    ("run", "stored", "text"),
-    [("a{b}", b"{}", "no valid run"), ("r", b'{"kind":"other"}', "cannot be worked on"), ("gone", None, "")],
-)
-async def test_an_invitation_is_input(
-    run: str, stored: bytes | None, text: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    """One that leads nowhere is left, and the log says why."""
-
-    class Holding(Replies):
-        async def command(self, *_words: Any) -> Any:
-            return stored
-
-    caplog.set_level(logging.WARNING)
-    worker = worker_of(Holding(lambda *_: None))
-    await worker.work(run)
-    assert text in caplog.text
-    assert bool(text) == bool(caplog.records)
-
-
-async def test_durations_of_a_kind_are_shared_once() -> None:
-    """By all runs of a worker."""
-    worker = worker_of(Replies(lambda *_: []))
-    worker._kaizen.instructor_executions = None  # type: ignore[misc,assignment]
-    worker._share_durations(Options(wait=True))
-    worker._share_durations(Options(wait=True))
-    assert len(worker._sharing) == 1
-    await end(*worker._sharing)
-
-
-async def test_a_heartbeat_that_fails_is_logged_and_repeated(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """It must not end with the first error."""
-    monkeypatch.setattr("kaizen_async.workers.worker.BEAT_SECONDS", 0)
-    beats = count()
-
-    def reply(*_words: Any) -> Any:
-        if next(beats) < 2:
-            raise RunError("refused")
-        raise asyncio.CancelledError
-
-    store: Any = Replies(reply)
-    store.workers = "{x}:workers"
-    worker = worker_of(store)
-    with pytest.raises(asyncio.CancelledError):
-        await worker._beat()
-    assert caplog.text.count("the heartbeat failed") == 2
-
-
-def held(size: int = 10) -> Held:
-    """Return a shard that a worker holds."""
-    return Held(1, 1, 0, "", Shard([f"exec_{number}" for number in range(size)], 1), b"")
-
-
-async def test_outcomes_are_recorded_when_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By their size or their number, without waiting; and those that come meanwhile in the next batch."""
-    monkeypatch.setattr("kaizen_async.workers.recorder.BATCH_BYTES", 10)
-    monkeypatch.setattr("kaizen_async.workers.recorder.BATCH_SECONDS", 0.01)
-    monkeypatch.setattr("kaizen_async.workers.recorder.MOST_UNRECORDED", 2)
-    store: Any = Replies(lambda *_: [1])
-    shard = held()
-    recorder = Recorder(store, "r", lambda _: None)
-    recorder.put_line(shard, 0, b"x" * 20, failed=False)
-    for place in range(1, 4):
-        recorder.put_line(shard, place, b"x", failed=True)
-    recorder.put_line(shard, 3, b"once more", failed=True)
-    room = recorder.room()
-    assert room is not None
-    await room
-    monkeypatch.setattr("kaizen_async.workers.recorder.BATCH_OUTCOMES", 1)
-    recorder.put_line(shard, 4, b"x", failed=False)
-    await recorder.flush()
-    shard.lost = True
-    recorder.put_line(shard, 5, b"x", failed=False)
-    assert recorder.room() is None
-    await recorder.aclose()
-    assert sum(words[7] for words in store.called) == 5
-    assert len(store.called) >= 2
-
-
-async def test_a_batch_that_filled_up_meanwhile_follows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only one is on its way, and the next one need not wait for its time."""
-    monkeypatch.setattr("kaizen_async.workers.recorder.BATCH_OUTCOMES", 2)
-    monkeypatch.setattr("kaizen_async.workers.recorder.BATCH_SECONDS", 1000)
-    responding = asyncio.Event()
-
-    async def reply() -> list[int]:
-        await responding.wait()
-        return [1]
-
-    store: Any = Replies(lambda *_: reply())
-    recorder = Recorder(store, "r", lambda _: None)
-    shard = held(4)
-    for place in (0, 1):
-        recorder.put_line(shard, place, b"x", failed=False)
-    async with asyncio.timeout(5):
-        while not store.called:  # noqa: ASYNC110 - of another task
-            await asyncio.sleep(0.001)
-        for place in (2, 3):
-            recorder.put_line(shard, place, b"x", failed=False)
-        responding.set()
-        while len(store.called) < 2 or shard.unrecorded:  # noqa: ASYNC110 - of another task
-            await asyncio.sleep(0.001)
-        await recorder.flush()
-    await recorder.aclose()
-
-
-async def test_what_cannot_be_recorded_is_raised() -> None:
-    """And nothing waits for ever."""
-
-    def refuse(*_words: Any) -> Any:
-        raise RunError("refused a command")
-
-    store: Any = Replies(refuse)
-    recorder = Recorder(store, "r", lambda _: None)
-    recorder.put_line(held(), 0, b"x", failed=False)
-    with pytest.raises(RunError, match="refused"):
-        await recorder.flush()
-    recorder.put_line(held(), 1, b"x", failed=False)
-    await recorder.aclose()
-
-
+@virtual_time
 async def test_permits_are_put_back_when_their_request_ends_or_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is used, or returned when the worker ends; a Redis that is away does not hold that up."""
     monkeypatch.setattr(limit_module, "AHEAD", 60.0)
@@ -485,7 +332,7 @@ async def test_permits_are_put_back_when_their_request_ends_or_is_held(monkeypat
     limit.pause(0)
     limit.pause(0.1)
     await held_back
-    store._reply = lambda *_: asyncio.sleep(60)
+    store.reply = lambda *_: asyncio.sleep(60)
     await limit.aclose()
     assert store.called[-1][0] == "permits"
     assert store.called[-1][4] > 0
@@ -517,93 +364,6 @@ async def test_what_other_workers_saw_is_learned(caplog: pytest.LogCaptureFixtur
     assert "cannot be read" in caplog.text
 
 
-def session_of(kind: type[LookupSession] | type[WaitSession], executions: Any, reply: Callable[..., Any]) -> Any:
-    """Return a session whose lookups and store are those of a test."""
-
-    class Kaizen:
-        instructor_executions = executions
-
-    return kind(Replies(reply), "me", "r", Options(), Kaizen(), Limits())  # type: ignore[arg-type]
-
-
-class Closed:
-    """Executions of a client that is closed."""
-
-    @asynccontextmanager
-    async def stream(self, _ids: object) -> AsyncIterator[Any]:
-        """Refuse."""
-        raise ClientClosedError("closed")
-        yield
-
-
-async def test_a_session_whose_client_is_closed_ends() -> None:
-    """And hands out nothing of a shard that another worker has by now."""
-    session = session_of(LookupSession, Closed(), lambda *_: [b"running"])
-    lost, mine = held(2), held(2)
-    lost.lost = True
-    session._ready.extend([(lost, 0), (mine, 1)])
-    assert list(session._hand_out()) == ["exec_1"]
-    await session._look_up()
-    assert session._is_over
-    assert await session._claim(1) == []
-
-
-async def test_waits_that_cannot_be_resumed_begin_again(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """What Redis holds of them is input. Waits are saved from time to time, but not while outcomes are unrecorded."""
-    monkeypatch.setattr("kaizen_async.workers.waits.SAVE_SECONDS", 0)
-
-    class Stream:
-        def checkpoint(self) -> dict[str, Any]:
-            return {"learned": 1, "waits": 2}
-
-    class Executions:
-        def wait_many(self, ids: list[str], **settings: Any) -> Any:
-            if settings.get("checkpoint") is not None:
-                raise ValueError("of another version")
-            return ids
-
-    session = session_of(WaitSession, Executions(), lambda name, *_: [1] if name == "record" else 1)
-    shard = held(2)
-    with caplog.at_level(logging.WARNING):
-        assert session._stream(shard, b"junk") == session._stream(shard, pack(b"{}")) == ["exec_0", "exec_1"]
-    assert caplog.text.count("are not usable") == 2
-    session._recorder.put_line(shard, 0, b"x", failed=False)
-    saving = asyncio.create_task(session._save(shard, Stream()))
-    while not any(words[0] == "release" for words in session._store.called):  # noqa: ASYNC110 - of another task
-        await asyncio.sleep(0.001)
-    shard.lost = True
-    await asyncio.sleep(0.01)
-    saving.cancel()
-    await asyncio.gather(saving, return_exceptions=True)
-    (saved,) = {words[6] for words in session._store.called if words[0] == "release"}
-    assert msgspec.json.decode(unpack(saved)) == {"waits": 2}
-
-
-async def test_outcomes_of_waits_are_taken_until_the_shard_is_lost() -> None:
-    """With room for each; what was not asked for is left out."""
-    shard = held(3)
-    judged: list[int] = []
-
-    @asynccontextmanager
-    async def stream() -> AsyncIterator[Any]:
-        async def outcomes() -> AsyncIterator[Any]:
-            yield Outcome("foreign", execution=None, error=None, attempts=1, elapsed=0.1)
-            shard.lost = True
-            yield Outcome("exec_1", execution=None, error=None, attempts=1, elapsed=0.1)
-            raise AssertionError
-
-        yield outcomes()
-
-    session = session_of(WaitSession, None, lambda *_: 1)
-    session._judge = lambda _held, place, _outcome: judged.append(place)
-    rooms = iter([None, asyncio.sleep(0)])
-    session._recorder.room = lambda: next(rooms)
-    await session._take(shard, stream())
-    assert judged == [1]
-
-
 @pytest.mark.parametrize(
     ("path", "text"),
     [
@@ -631,9 +391,7 @@ def test_a_broker_that_cannot_be_used_is_refused(
 async def test_a_run_of_which_redis_lost_a_part_says_so() -> None:
     """The same ids again complete it. A run that is gone is unknown."""
     run = Run("r")
-    store: Any = Replies(lambda *_: [0, b"running", b"0", b"", b"0"])
-    store.address = "redis://h"
-    run._store = store
+    run._store: Any = Replies(lambda *_: [0, b"running", b"0", b"", b"0"])
     sent = added(["a", "b"])
     sent.skip()
     stored = run._read(b"running", b"2", sent.digest.encode(), b"0")
@@ -645,15 +403,51 @@ async def test_a_run_of_which_redis_lost_a_part_says_so() -> None:
         run._read(None, None, b"", b"")
 
 
-async def test_a_try_of_a_shard_ends_as_it_went() -> None:
-    """Nothing is given back of one that another worker has; one whose client was closed goes back at once."""
-    session = session_of(LookupSession, Closed(), lambda *_: 1)
-    shard = held(2)
-    shard.lost = True
-    await session._end_try(shard)
-    assert session._store.called == []
-    shard.lost = False
-    error = ClientClosedError("closed")
-    shard.errors[0] = Outcome("exec_0", execution=None, error=error, attempts=0, elapsed=0.1)
-    await session._end_try(shard)
-    assert [words[4] for words in session._store.called] == ["back"]
+def run_on(reply: Callable[..., Any]) -> tuple[Any, list[str]]:
+    """Return a run with a scripted store, and what it reports of trouble."""
+    run: Any = Run("r")
+    troubles: list[str] = []
+    run._store = Replies(reply, troubles.append)
+    return run, troubles
+
+
+async def test_a_part_that_another_producer_cut_in_two_is_completed() -> None:
+    """What that one has not sent is sent as a part of its own."""
+    digest, whole = added(["a", "b"]).digest.encode(), added(["a", "b", "c"]).digest.encode()
+    replies = {
+        "command": iter([[b"running", b"0", b"", b"0"]]),
+        "append": iter([[0, b"running", b"2", digest, b"0"], [1, b"running", b"3", whole, b"0"]]),
+        "produced": iter([[1, b"running", b"3", whole, b"1"]]),
+    }
+    run, _ = run_on(lambda name, *_: next(replies[name]))
+    await run._send(["a", "b", "c"], 3)
+    parts = [words for words in run._store.called if words[0] == "append"]
+    assert [words[3:5] for words in parts] == [(0, 3), (2, 1)]
+
+
+async def test_ids_that_another_producer_left_out_are_refused() -> None:
+    """It ended its input where this one goes on."""
+    digest = added(["a", "b"]).digest.encode()
+    replies = {"command": [b"running", b"0", b"", b"0"], "append": [0, b"running", b"2", digest, b"1"]}
+    run, _ = run_on(lambda name, *_: replies[name])
+    with pytest.raises(OtherInputError, match="started with other ids: 2 of digest"):
+        await run._send(["a", "b", "c"], 3)
+
+
+async def test_failed_ids_are_retried_in_parts() -> None:
+    """A script that takes long would hold everybody up."""
+    replies = iter([[100, 5, b"running"], [5, 0, b"running"]])
+    run, _ = run_on(lambda *_: next(replies))
+    assert await run.retry_failed() == 105
+
+
+async def test_that_no_worker_runs_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And also that one runs again."""
+    monkeypatch.setattr("kaizen_async.workers.run.KNOWS_SECONDS", -1)
+    monkeypatch.setattr("kaizen_async.workers.run.INVITE_SECONDS", 0)
+    live = iter([1, 0, 0, 1])
+    run, troubles = run_on(lambda *_: [next(live)])
+    run.broker = InMemoryBroker()
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await run._invite()
+    assert troubles == ["no worker is running", ""]

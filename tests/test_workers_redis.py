@@ -1,6 +1,7 @@
 """The Redis server of runs: where it may be, and what is said of one that cannot be used."""
 
 import asyncio
+import gc
 import socket
 import subprocess
 import time
@@ -38,6 +39,13 @@ from kaizen_async.workers.worker import send_invitation  # noqa: E402
 pytestmark = pytest.mark.timeout(60)
 
 IDS = [f"exec_{number}" for number in range(30)]
+
+
+@pytest.fixture(autouse=True)
+def _no_connection_left() -> Iterator[None]:
+    """Collect what a test left, so that pytest reports an open connection at the test that opened it."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from taskiq import AckableMessage, AsyncBroker
 from taskiq_redis import RedisStreamBroker, RedisStreamClusterBroker, RedisStreamSentinelBroker
 
 from kaizen_async.errors import printable
-from kaizen_async.workers.store import DEFAULT_URL, require_name, sentinels_of
+from kaizen_async.workers.store import DEFAULT_URL, close_sentinels, require_name, sentinels_of
 
 log = logging.getLogger("kaizen_async.workers")
 
@@ -59,6 +59,11 @@ class _ClusterBroker(_Steadfast, RedisStreamClusterBroker):
 
 class _SentinelBroker(_Steadfast, RedisStreamSentinelBroker):
     """For a primary that sentinels name."""
+
+    async def shutdown(self) -> None:
+        """Close the connections."""
+        await super().shutdown()
+        await close_sentinels(self.sentinel)
 
 
 def create_broker(url: str = DEFAULT_URL, *, namespace: str = "kaizen") -> AsyncBroker:

@@ -5,6 +5,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -24,6 +25,8 @@ BLOCK_MS: Final = 300
 """Milliseconds that Redis lets a reader wait for outcomes."""
 AT_ONCE: Final = 4
 """Batches of outcomes that a reader gets in one reply."""
+LEAVE_SECONDS: Final = 2.0
+"""Time for the last acknowledgement. Without Redis, what was not acknowledged comes again."""
 OTHER_READER: Final = "another reader follows the run; waiting until it is gone"
 
 
@@ -84,11 +87,9 @@ class Follower:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await end(*self._tasks)
-        try:
-            async with asyncio.timeout(2):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_SECONDS):
                 await self._acknowledge(lease_ms=0)
-        except TimeoutError:
-            pass  # Redis is away: what was not acknowledged comes again
 
     def __aiter__(self) -> Self:
         return self
@@ -175,8 +176,8 @@ class Follower:
             if not self._has_lease:
                 self._last = self._acked
         had_lease, self._has_lease = self._has_lease, bool(mine)
-        if self._store.on_trouble is not None and (had_lease is False) == self._has_lease:
-            self._store.on_trouble("" if self._has_lease else OTHER_READER)
+        if (had_lease is False) == self._has_lease:
+            self._store.report_trouble("" if self._has_lease else OTHER_READER)
 
 
 def _entries(reply: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:

@@ -8,6 +8,7 @@ import asyncio
 import math
 import random
 from collections import deque
+from contextlib import suppress
 from typing import Any, Final
 
 from kaizen_async.config import require_duration
@@ -21,6 +22,8 @@ CATCH_UP: Final = 0.05
 """Seconds of permits that nobody used and that may still be used later, all at once."""
 UNUSED: Final = 0.05
 """Seconds after its time at which a permit that is not used goes back."""
+APART: Final = 0.01
+"""Seconds between two leases of a worker: many permits in one call, not one call for each."""
 LOOK_AGAIN: Final = 0.08
 """Seconds after which a worker without a limit looks for a pause again."""
 LONGEST_PAUSE: Final = 21_600.0
@@ -56,6 +59,7 @@ class SharedLimit:
         self._free_until = -math.inf
         self._told_until = -math.inf
         self._calm_until = -math.inf
+        self._leased_at = -math.inf
         self._waiting = 0
         self._taken = 0
         self._returned = 0
@@ -113,13 +117,11 @@ class SharedLimit:
     async def _refill(self) -> None:
         """Lease permits, or wait as long as Redis says that there are none."""
         loop = asyncio.get_running_loop()
+        await asyncio.sleep(self._leased_at + APART - loop.time())
         wanted = max(self._waiting - len(self._permits), self._taken, 1)
         returned, self._returned, self._taken = self._returned, 0, 0
-        limits = (AHEAD, CATCH_UP, LONGEST_PAUSE)
-        pause, permits, wait, interval = await self._store.script(
-            "permits", self._key, self._rate, wanted, returned, *limits
-        )
-        now = loop.time()
+        pause, permits, wait, interval = await self._permits_of(wanted, returned)
+        now = self._leased_at = loop.time()
         if pause:
             self._hold(min(pause / 1e6, LONGEST_PAUSE))
         if not self._rate:
@@ -139,9 +141,11 @@ class SharedLimit:
             self._returned += 1
         if self._returned and not self._waiting:
             returned, self._returned = self._returned, 0
-            self._spawn(
-                self._store.script("permits", self._key, self._rate, 0, returned, AHEAD, CATCH_UP, LONGEST_PAUSE)
-            )
+            self._spawn(self._permits_of(0, returned))
+
+    async def _permits_of(self, wanted: int, returned: int) -> Any:
+        limits = (AHEAD, CATCH_UP, LONGEST_PAUSE)
+        return await self._store.script("permits", self._key, self._rate, wanted, returned, *limits)
 
     def _hold(self, seconds: float) -> None:
         until = asyncio.get_running_loop().time() + seconds
@@ -178,10 +182,7 @@ class SharedLimit:
         unused = self._returned + len(self._permits)
         self._permits.clear()
         if unused and self._rate:
-            try:
+            # The schedule goes on in real time: permits that are not returned are lost for a moment only.
+            with suppress(TimeoutError):
                 async with asyncio.timeout(1):
-                    await self._store.script(
-                        "permits", self._key, self._rate, 0, unused, AHEAD, CATCH_UP, LONGEST_PAUSE
-                    )
-            except TimeoutError:
-                pass  # the schedule goes on in real time: what was not returned is lost for a moment only
+                    await self._permits_of(0, unused)

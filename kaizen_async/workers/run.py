@@ -360,21 +360,22 @@ class Run:
     async def _invite(self) -> None:
         """Bring workers to the run for as long as somebody produces or follows; workers do it among themselves, too."""
         began = time.monotonic()
-        told = False
+        is_alone = False
         while self.broker is not None:
             live = await invite(self._store, self.broker)
-            if not live and time.monotonic() - began > KNOWS_SECONDS:
+            if live:
+                if is_alone:
+                    self._store.report_trouble("")
+                is_alone = False
+            elif time.monotonic() - began > KNOWS_SECONDS:
                 if await takes_unknown_tasks(self.broker):
                     raise NoWorkersError(
                         "the broker's workers take the invitations but do not know the task; "
                         "call kaizen_async.workers.register(broker) in a module that they import"
                     )
-                if not told and self._store.on_trouble is not None:
-                    self._store.on_trouble("no worker is running")
-                told = True
-            elif told and live and self._store.on_trouble is not None:
-                told = False
-                self._store.on_trouble("")
+                if not is_alone:
+                    self._store.report_trouble("no worker is running")
+                is_alone = True
             await asyncio.sleep(INVITE_SECONDS)
 
 

@@ -32,7 +32,9 @@ RETRY_DELAYS: Final = (1, 2, 5, 10)
 LOOK_AGAIN: Final = 0.5
 """Seconds after which a worker without a shard asks for one again."""
 LEAVE_SECONDS: Final = 3.0
-"""Time for giving shards back when a worker ends; without Redis others notice by its silence."""
+"""Time for giving shards back when a worker ends. If Redis is away, others notice the silence of this worker."""
+END_SECONDS: Final = 6.0
+"""Time for recording what is known when a worker ends. It includes the time that requests in flight get."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -85,16 +87,18 @@ class Session(ABC):
         self._held: dict[int, Held] = {}
         self._claiming = asyncio.Lock()
         self._changed = asyncio.Event()
-        self._stopping = False
+        self._stopping = asyncio.Event()
 
     async def serve(self) -> None:
         """Work until the run is over or `stop` is called; then nothing is held any more."""
         beats = asyncio.create_task(self._beat())
         work = asyncio.create_task(self._work())
+        stopping = asyncio.create_task(self._stopping.wait())
         try:
-            await asyncio.wait({beats, work}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({beats, work, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({beats, work}, return_when=asyncio.FIRST_COMPLETED, timeout=END_SECONDS)
         finally:
-            await end(beats, work)
+            await end(beats, work, stopping)
             await self._recorder.aclose()
             await self._leave()
         for task in (beats, work):
@@ -103,7 +107,7 @@ class Session(ABC):
 
     def stop(self) -> None:
         """Claim nothing more, and end once what is in flight has ended."""
-        self._stopping = True
+        self._stopping.set()
         self._changed.set()
 
     @abstractmethod
@@ -112,7 +116,7 @@ class Session(ABC):
 
     @property
     def _is_over(self) -> bool:
-        return self._stopping or self.state != "running"
+        return self._stopping.is_set() or self.state != "running"
 
     async def _beat(self) -> None:
         """Report that this worker lives and what it holds, and learn whether the run is over."""
@@ -207,7 +211,7 @@ class Session(ABC):
     async def _release(self, held: Held, what: str, *, delay: float = 0.0, checkpoint: bytes = b"") -> None:
         """Give a shard back (`back`, `failed`), or save where its waits are (`keep`)."""
         if what != "keep":
-            self._held.pop(held.number, None)
+            self._forget(held)
         await self._store.script(
             "release", self._key, held.number, held.epoch, what, round(delay * 1000), checkpoint, held.why
         )
@@ -215,8 +219,13 @@ class Session(ABC):
     def _on_recorded(self, shards: list[Held]) -> None:
         for held in shards:
             if held.lost or not (held.left or held.unrecorded):
-                self._held.pop(held.number, None)
+                self._forget(held)
         self._changed.set()
+
+    def _forget(self, held: Held) -> None:
+        """Report a shard as held no more, unless this worker has claimed it again since."""
+        if self._held.get(held.number) is held:
+            del self._held[held.number]
 
     async def _leave(self) -> None:
         """Give back all that is still held."""

@@ -96,7 +96,7 @@ def connect(url: str) -> Any:
                 **settings,
                 **found.settings,
             )
-            return sentinels.master_for(found.service)
+            return sentinels.master_for(found.service, redis_class=_ServiceClient)
         if kind == "cluster" and mark:
             # Without redis-py's pauses between attempts: `Store.call` has its own.
             return RedisCluster.from_url(plain, retry=Retry(NoBackoff(), 3), **settings)
@@ -109,6 +109,22 @@ def connect(url: str) -> Any:
         "the URL of Redis must begin with redis://, rediss://, unix://, redis+cluster://, rediss+cluster://, "
         "redis+sentinel:// or rediss+sentinel://"
     )
+
+
+class _ServiceClient(Redis):
+    """A client of the primary that sentinels name."""
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:  # noqa: FBT001 - redis-py's signature
+        """Close the connections to the primary and to the sentinels."""
+        await super().aclose(close_connection_pool)
+        pool: Any = self.connection_pool
+        await close_sentinels(pool.sentinel_manager)
+
+
+async def close_sentinels(manager: Any) -> None:
+    """Close the connections to sentinels, which redis-py leaves open."""
+    for sentinel in manager.sentinels:
+        await sentinel.aclose()
 
 
 class Sentinels(msgspec.Struct, frozen=True):
@@ -177,7 +193,7 @@ class Store:
         self._client = connect(url)
         self._trouble = ""
         self._trouble_since = 0.0
-        self.on_trouble = on_trouble
+        self.report_trouble: Callable[[str], object] = on_trouble or _ignore
 
     def run(self, name: str) -> str:
         """Return the key of a run."""
@@ -285,13 +301,17 @@ class Store:
                 log.warning("%s; trying again until it responds", trouble)
             else:
                 log.warning("Redis responds again after %.1f s", time.monotonic() - self._trouble_since)
-        if trouble != self._trouble and self.on_trouble is not None:
-            self.on_trouble(trouble)
+        if trouble != self._trouble:
+            self.report_trouble(trouble)
         self._trouble = trouble
 
     async def aclose(self) -> None:
         """Close the connections."""
         await self._client.aclose()
+
+
+def _ignore(_trouble: str) -> None:
+    """Report trouble to nobody."""
 
 
 async def _heeding_cancel(attempt: Callable[[], Awaitable[Any]]) -> Any:

@@ -24,6 +24,7 @@ class WaitSession(Session):
     def __init__(self, *args: object) -> None:
         super().__init__(*args)  # type: ignore[arg-type]
         self._tasks: set[asyncio.Task[None]] = set()
+        self._streams: dict[Held, Any] = {}
 
     async def _work(self) -> None:
         try:
@@ -38,6 +39,8 @@ class WaitSession(Session):
         finally:
             await end(*self._tasks)
         await self._recorder.flush()
+        if self.state == "running":
+            await self._hand_over()
 
     async def _until_changed(self, seconds: float) -> None:
         with suppress(TimeoutError):
@@ -47,23 +50,20 @@ class WaitSession(Session):
     def _raise_failures(self) -> None:
         for task in [task for task in self._tasks if task.done()]:
             self._tasks.discard(task)
-            if not task.cancelled():
-                task.result()
+            task.result()
 
     async def _wait_for(self, claim: Claim) -> None:
-        """Wait for the executions of one shard; save where the waits are now and then, and when it is given back."""
+        """Wait for the executions of one shard, and save the state of its waits from time to time."""
         held, checkpoint = claim.held, claim.checkpoint
         while held.left - held.errors.keys() and not held.lost:
-            stream = self._stream(held, checkpoint)
+            stream = self._streams[held] = self._stream(held, checkpoint)
             checkpoint = b""
             saver = asyncio.create_task(self._save(held, stream))
             try:
                 await self._take(held, stream)
-            except asyncio.CancelledError:
-                await self._hand_over(held, stream)
-                raise
             finally:
                 await end(saver)
+        self._streams.pop(held, None)
         await self._end_try(held)
 
     def _stream(self, held: Held, checkpoint: bytes) -> Any:
@@ -89,11 +89,11 @@ class WaitSession(Session):
                 if held.lost:
                     return
 
-    async def _hand_over(self, held: Held, stream: Any) -> None:
-        """Give a shard back with the ages of its waits, so that the next worker does not poll more than this one."""
-        await self._recorder.flush()
-        if held.left and not held.lost and self.state == "running":
-            await self._release(held, "back", checkpoint=_packed(stream.checkpoint()))
+    async def _hand_over(self) -> None:
+        """Give shards back with the ages of their waits, so that the next worker polls no more often than this one."""
+        for held, stream in self._streams.items():
+            if self._held.get(held.number) is held:
+                await self._release(held, "back", checkpoint=_packed(stream.checkpoint()))
 
     async def _save(self, held: Held, stream: Any) -> None:
         """Save the state of the waits, for the case that this worker dies."""

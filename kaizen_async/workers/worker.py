@@ -105,7 +105,9 @@ class Worker:
         self._sharing: list[asyncio.Task[None]] = []
         self._limits = limits
         self._sessions: dict[str, Session] = {}
-        self._ended = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._handlers_before: dict[int, Callable[[int, Any], Any]] = {}
         self._beating: asyncio.Task[None] | None = None
         self._stopping = False
 
@@ -128,19 +130,29 @@ class Worker:
         self._follow_signals()
 
     def _follow_signals(self) -> None:
-        """Stop sessions when the process is asked to end: taskiq waits for its tasks, and these have no end."""
+        """Stop sessions when the process is asked to end, because taskiq waits for its tasks, and these have no end.
+
+        A signal that nobody handles is left alone: it ends the process.
+        """
         loop = asyncio.get_running_loop()
+
+        def handle(number: int, frame: Any) -> None:
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(self.stop_sessions)
+            self._handlers_before[number](number, frame)
+
+        self._handler = handle
         for signum in (signal.SIGTERM, signal.SIGINT):
             before = signal.getsignal(signum)
+            if callable(before):
+                self._handlers_before[signum] = before
+                with suppress(ValueError):  # not in the main thread: the program calls the broker's shutdown
+                    signal.signal(signum, handle)
 
-            def handle(number: int, frame: Any, before: Any = before) -> None:
-                with suppress(RuntimeError):
-                    loop.call_soon_threadsafe(self.stop_sessions)
-                if callable(before):
-                    before(number, frame)
-
-            with suppress(ValueError):  # not in the main thread: then whoever runs the broker calls its shutdown
-                signal.signal(signum, handle)
+    def _leave_signals(self) -> None:
+        for signum, before in self._handlers_before.items():
+            if signal.getsignal(signum) is self._handler:
+                signal.signal(signum, before)
 
     def stop_sessions(self) -> None:
         """Claim nothing more, and give back what is not done."""
@@ -151,20 +163,18 @@ class Worker:
             self._closing = asyncio.ensure_future(self._close_client())
 
     async def _close_client(self) -> None:
+        """Close the client once the sessions have ended, or after a while: then other workers send its requests."""
         with suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_SECONDS):
-                while self._sessions:
-                    self._ended.clear()
-                    await self._ended.wait()
+                await self._idle.wait()
         await self._kaizen.aclose()
 
     async def stop(self) -> None:
         """End: give back what is not done, and close everything."""
         self.stop_sessions()
         await self._closing
-        while self._sessions:
-            self._ended.clear()
-            await self._ended.wait()
+        await self._idle.wait()
+        self._leave_signals()
         await end(self._beating, *self._sharing)
         await self._limit.aclose()
         await self._store.aclose()
@@ -190,12 +200,14 @@ class Worker:
             self._share_durations(options)
         kind = WaitSession if options.wait else LookupSession
         session = self._sessions[run] = kind(self._store, self.id, run, options, self._kaizen, self._limits)
+        self._idle.clear()
         log.info("works on run %s", run)
         try:
             await session.serve()
         finally:
             del self._sessions[run]
-            self._ended.set()
+            if not self._sessions:
+                self._idle.set()
         log.info("run %s is %s", run, "left" if session.state == "running" else session.state)
 
     async def _beat(self) -> None:

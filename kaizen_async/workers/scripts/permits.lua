@@ -4,13 +4,16 @@
 -- Returns the microseconds of a pause; permits; microseconds until the first of them; microseconds between them.
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
+redis.call('DEL', KEYS[1] .. ':none')
 local paused = tonumber(redis.call('GET', KEYS[1] .. ':pause') or '0') or 0
 local pause = math.min(math.max(paused - now, 0), ARGV[6] * 1000000)
+if now + pause < paused then -- no worker asked for that: it ends after the longest pause
+    redis.call('SET', KEYS[1] .. ':pause', string.format('%.0f', now + pause), 'PX', math.ceil(pause / 1000))
+end
 local rate, wanted, returned = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 if rate == 0 then
     return {pause, wanted, 0, 0}
 end
-redis.call('DEL', KEYS[1] .. ':none')
 local interval, ahead = 1000000 / rate, ARGV[4] * 1000000
 local free = tonumber(redis.call('GET', KEYS[1]) or '0') or 0
 -- No honest schedule is further ahead: what is in Redis is input, too.

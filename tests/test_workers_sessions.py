@@ -1,0 +1,469 @@
+"""Workers and their sessions, with a store whose replies are scripted: no Redis server is needed."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from itertools import count
+from typing import Any
+
+import msgspec
+import pytest
+
+pytest.importorskip("redis", reason="without redis: pip install -e '.[workers]'")
+pytest.importorskip("taskiq_redis", reason="without taskiq-redis: pip install -e '.[workers]'")
+
+from scripted_store import Replies, held
+from taskiq import InMemoryBroker
+
+from kaizen_async import ClientClosedError, Outcome
+from kaizen_async.workers import Limits, RunCancelledError, RunError, UnknownRunError
+from kaizen_async.workers.follower import OTHER_READER, Follower
+from kaizen_async.workers.lookups import LookupSession
+from kaizen_async.workers.options import Options
+from kaizen_async.workers.recorder import Recorder
+from kaizen_async.workers.shards import pack, unpack
+from kaizen_async.workers.tasks import end
+from kaizen_async.workers.waits import WaitSession
+from kaizen_async.workers.worker import Worker
+
+
+def worker_of(store: Any) -> Worker:
+    """Return a worker that is not started, with a store that replies as a test says."""
+    worker = Worker(
+        InMemoryBroker(),
+        url="redis://localhost",
+        namespace="x",
+        per_second=None,
+        client=Client,
+        limits=Any,  # type: ignore[arg-type]
+    )
+    worker._store = store
+    return worker
+
+
+class Client:
+    """Takes the settings of a client, and looks nothing up."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
+        self.is_closed = False
+
+    async def aclose(self) -> None:
+        """Close it."""
+        self.is_closed = True
+
+
+@pytest.mark.parametrize(
+    ("run", "stored", "text"),
+    [("a{b}", b"{}", "no valid run"), ("r", b'{"kind":"other"}', "cannot be worked on"), ("gone", None, "")],
+)
+async def test_an_invitation_is_input(
+    run: str, stored: bytes | None, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that leads nowhere is left, and the log says why."""
+    caplog.set_level(logging.WARNING)
+    worker = worker_of(Replies(lambda *_: stored))
+    await worker.work(run)
+    assert text in caplog.text
+    assert bool(text) == bool(caplog.records)
+
+
+async def test_durations_of_a_kind_are_shared_once() -> None:
+    """By all runs of a worker."""
+    worker = worker_of(Replies(lambda *_: []))
+    worker._kaizen.instructor_executions = None  # type: ignore[misc,assignment]
+    worker._share_durations(Options(wait=True))
+    worker._share_durations(Options(wait=True))
+    assert len(worker._sharing) == 1
+    await end(*worker._sharing)
+
+
+async def test_a_heartbeat_that_fails_is_logged_and_repeated(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It must not end with the first error."""
+    monkeypatch.setattr("kaizen_async.workers.worker.BEAT_SECONDS", 0)
+    beats = count()
+
+    def reply(*_words: Any) -> Any:
+        if next(beats) < 2:
+            raise RunError("refused")
+        raise asyncio.CancelledError
+
+    worker = worker_of(Replies(reply))
+    with pytest.raises(asyncio.CancelledError):
+        await worker._beat()
+    assert caplog.text.count("the heartbeat failed") == 2
+
+
+async def test_outcomes_are_recorded_when_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By their size or their number, without waiting; and those that come meanwhile in the next batch."""
+    monkeypatch.setattr("kaizen_async.workers.recorder.BATCH_BYTES", 10)
+    monkeypatch.setattr("kaizen_async.workers.recorder.BATCH_SECONDS", 0.01)
+    monkeypatch.setattr("kaizen_async.workers.recorder.MOST_UNRECORDED", 2)
+    store: Any = Replies(lambda *_: [1])
+    shard = held()
+    recorder = Recorder(store, "r", lambda _: None)
+    recorder.put_line(shard, 0, b"x" * 20, failed=False)
+    for place in range(1, 4):
+        recorder.put_line(shard, place, b"x", failed=True)
+    recorder.put_line(shard, 3, b"once more", failed=True)
+    room = recorder.room()
+    assert room is not None
+    await room
+    monkeypatch.setattr("kaizen_async.workers.recorder.BATCH_OUTCOMES", 1)
+    recorder.put_line(shard, 4, b"x", failed=False)
+    await recorder.flush()
+    shard.lost = True
+    recorder.put_line(shard, 5, b"x", failed=False)
+    assert recorder.room() is None
+    await recorder.aclose()
+    assert sum(words[7] for words in store.called) == 5
+    assert len(store.called) >= 2
+
+
+async def test_a_batch_that_filled_up_meanwhile_follows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only one is on its way, and the next one need not wait for its time."""
+    monkeypatch.setattr("kaizen_async.workers.recorder.BATCH_OUTCOMES", 2)
+    monkeypatch.setattr("kaizen_async.workers.recorder.BATCH_SECONDS", 1000)
+    responding = asyncio.Event()
+
+    async def reply() -> list[int]:
+        await responding.wait()
+        return [1]
+
+    store: Any = Replies(lambda *_: reply())
+    recorder = Recorder(store, "r", lambda _: None)
+    shard = held(4)
+    for place in (0, 1):
+        recorder.put_line(shard, place, b"x", failed=False)
+    async with asyncio.timeout(5):
+        while not store.called:  # noqa: ASYNC110 - of another task
+            await asyncio.sleep(0.001)
+        for place in (2, 3):
+            recorder.put_line(shard, place, b"x", failed=False)
+        responding.set()
+        while len(store.called) < 2 or shard.unrecorded:  # noqa: ASYNC110 - of another task
+            await asyncio.sleep(0.001)
+        await recorder.flush()
+    await recorder.aclose()
+
+
+async def test_what_cannot_be_recorded_is_raised() -> None:
+    """And nothing waits for ever."""
+
+    def refuse(*_words: Any) -> Any:
+        raise RunError("refused a command")
+
+    store: Any = Replies(refuse)
+    recorder = Recorder(store, "r", lambda _: None)
+    recorder.put_line(held(), 0, b"x", failed=False)
+    with pytest.raises(RunError, match="refused"):
+        await recorder.flush()
+    recorder.put_line(held(), 1, b"x", failed=False)
+    await recorder.aclose()
+
+
+def session_of(kind: type[LookupSession] | type[WaitSession], executions: Any, reply: Callable[..., Any]) -> Any:
+    """Return a session whose lookups and store are those of a test."""
+
+    class Kaizen:
+        instructor_executions = executions
+
+    return kind(Replies(reply), "me", "r", Options(), Kaizen(), Limits())  # type: ignore[arg-type]
+
+
+class Closed:
+    """Executions of a client that is closed."""
+
+    @asynccontextmanager
+    async def stream(self, _ids: object) -> AsyncIterator[Any]:
+        """Refuse."""
+        raise ClientClosedError("closed")
+        yield
+
+
+async def test_a_session_whose_client_is_closed_ends() -> None:
+    """And hands out nothing of a shard that another worker has by now."""
+    session = session_of(LookupSession, Closed(), lambda *_: [b"running"])
+    lost, mine = held(2), held(2)
+    lost.lost = True
+    session._ready.extend([(lost, 0), (mine, 1)])
+    assert list(session._hand_out()) == ["exec_1"]
+    await session._look_up()
+    assert session._is_over
+    assert await session._claim(1) == []
+    await session._claim_ahead()
+    assert session._store.called == []
+
+
+async def test_waits_that_cannot_be_resumed_begin_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What Redis holds of them is input. Waits are saved from time to time, but not while outcomes are unrecorded."""
+    monkeypatch.setattr("kaizen_async.workers.waits.SAVE_SECONDS", 0)
+
+    class Stream:
+        def checkpoint(self) -> dict[str, Any]:
+            return {"learned": 1, "waits": 2}
+
+    class Executions:
+        def wait_many(self, ids: list[str], **settings: Any) -> Any:
+            if settings.get("checkpoint") is not None:
+                raise ValueError("of another version")
+            return ids
+
+    session = session_of(WaitSession, Executions(), lambda name, *_: [1] if name == "record" else 1)
+    shard = held(2)
+    with caplog.at_level(logging.WARNING):
+        assert session._stream(shard, b"junk") == session._stream(shard, pack(b"{}")) == ["exec_0", "exec_1"]
+    assert caplog.text.count("are not usable") == 2
+    session._recorder.put_line(shard, 0, b"x", failed=False)
+    saving = asyncio.create_task(session._save(shard, Stream()))
+    while not any(words[0] == "release" for words in session._store.called):  # noqa: ASYNC110 - of another task
+        await asyncio.sleep(0.001)
+    shard.lost = True
+    await asyncio.sleep(0.01)
+    saving.cancel()
+    await asyncio.gather(saving, return_exceptions=True)
+    (saved,) = {words[6] for words in session._store.called if words[0] == "release"}
+    assert msgspec.json.decode(unpack(saved)) == {"waits": 2}
+
+
+async def test_outcomes_of_waits_are_taken_until_the_shard_is_lost() -> None:
+    """With room for each; what was not asked for is left out."""
+    shard = held(3)
+    judged: list[int] = []
+
+    @asynccontextmanager
+    async def stream() -> AsyncIterator[Any]:
+        async def outcomes() -> AsyncIterator[Any]:
+            yield Outcome("foreign", execution=None, error=None, attempts=1, elapsed=0.1)
+            shard.lost = True
+            yield Outcome("exec_1", execution=None, error=None, attempts=1, elapsed=0.1)
+            raise AssertionError
+
+        yield outcomes()
+
+    session = session_of(WaitSession, None, lambda *_: 1)
+    session._judge = lambda _held, place, _outcome: judged.append(place)
+    rooms = iter([None, asyncio.sleep(0)])
+    session._recorder.room = lambda: next(rooms)
+    await session._take(shard, stream())
+    assert judged == [1]
+
+
+async def test_a_try_of_a_shard_ends_as_it_went() -> None:
+    """Nothing is given back of one that another worker has; one whose client was closed goes back at once."""
+    session = session_of(LookupSession, Closed(), lambda *_: 1)
+    shard = held(2)
+    shard.lost = True
+    await session._end_try(shard)
+    assert session._store.called == []
+    shard.lost = False
+    error = ClientClosedError("closed")
+    shard.errors[0] = Outcome("exec_0", execution=None, error=error, attempts=0, elapsed=0.1)
+    await session._end_try(shard)
+    assert [words[4] for words in session._store.called] == ["back"]
+
+
+async def test_a_worker_that_is_asked_to_end_drains_its_sessions() -> None:
+    """By a signal that somebody handles, and that handler is called too; a signal without a handler is left alone."""
+    seen: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _frame: seen.append(number))
+    try:
+        worker = worker_of(Replies(lambda *_: [0]))
+        session = worker._sessions["r"] = session_of(LookupSession, None, lambda *_: 1)
+        worker._idle.clear()
+        await worker.start()
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        signal.raise_signal(signal.SIGINT)
+        await asyncio.sleep(0)
+        assert session._is_over
+        worker.stop_sessions()
+        stopping = asyncio.create_task(worker.stop())
+        await asyncio.sleep(0)
+        await worker.work("other")
+        assert list(worker._sessions) == ["r"]
+        del worker._sessions["r"]
+        worker._idle.set()
+        await stopping
+        assert seen == [signal.SIGINT]
+        assert signal.getsignal(signal.SIGINT) is not worker._handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+async def test_signals_of_a_worker_reach_those_before_and_after_it() -> None:
+    """A handler that somebody sets after it stays; one that outlives its event loop does nothing of its own."""
+    seen: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _frame: seen.append(number))
+    try:
+        worker = worker_of(Replies(lambda *_: [0]))
+        await worker.start()
+
+        def later(number: int, frame: Any) -> None:
+            worker._handler(number, frame)
+
+        signal.signal(signal.SIGINT, later)
+        await worker.stop()
+        assert signal.getsignal(signal.SIGINT) is later
+        signal.raise_signal(signal.SIGINT)
+        assert seen == [signal.SIGINT]
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+async def test_requests_in_flight_get_their_time_when_a_worker_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the client is closed, so that the session ends."""
+    monkeypatch.setattr("kaizen_async.workers.worker.DRAIN_SECONDS", 0)
+    worker = worker_of(Replies(lambda *_: [0]))
+    worker._idle.clear()
+    worker.stop_sessions()
+    await worker._closing
+    assert worker._kaizen.is_closed
+
+
+async def test_a_session_ends_although_redis_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once it was asked to, and has had its time; its silence then tells the others."""
+    monkeypatch.setattr("kaizen_async.workers.session.END_SECONDS", 0)
+    monkeypatch.setattr("kaizen_async.workers.session.LEAVE_SECONDS", 0)
+    away = asyncio.Event()
+    session = session_of(LookupSession, None, lambda *_: away.wait())
+    serving = asyncio.create_task(session.serve())
+    await asyncio.sleep(0)
+    session.stop()
+    await asyncio.wait_for(serving, 20)
+    assert {words[0] for words in session._store.called} <= {"beat", "claim", "leave"}
+
+
+async def test_what_redis_refuses_ends_a_session() -> None:
+    """Whether a claim or a heartbeat meets it."""
+
+    def refusing(script: str) -> Callable[..., Any]:
+        def reply(name: str, *_: Any) -> Any:
+            if name == script:
+                raise RunError("refused a command")
+            return [b"running"] if name == "claim" else b"running"
+
+        return reply
+
+    for script in ("claim", "beat"):
+        for kind in (LookupSession, WaitSession):
+            with pytest.raises(RunError, match="refused"):
+                await session_of(kind, None, refusing(script)).serve()
+
+
+class Instant:
+    """Executions that are all found at once."""
+
+    @asynccontextmanager
+    async def stream(self, ids: Any) -> AsyncIterator[Any]:
+        """Yield an outcome for each id, the first of two that are asked for together last."""
+
+        async def outcomes() -> AsyncIterator[Any]:
+            first, *rest = list(ids)
+            for execution_id in [*rest, first]:
+                yield Outcome(execution_id, execution=None, error=None, attempts=1, elapsed=0.1)
+
+        yield outcomes()
+
+
+async def test_an_id_that_stands_twice_in_a_shard_has_two_outcomes() -> None:
+    """Each under its own number; and none is taken before there is room for it."""
+    session = session_of(LookupSession, Instant(), lambda *_: [1])
+    shard = held(3)
+    shard.shard.ids[2] = "exec_0"
+    judged: list[int] = []
+    session._judge = lambda _held, place, _outcome: judged.append(place)
+    rooms = iter([None, asyncio.sleep(0), None])
+    session._recorder.room = lambda: next(rooms)
+    session._open[1] = 3
+    session._ready.extend((shard, place) for place in range(3))
+    await session._look_up()
+    assert judged == [1, 0, 2]
+    assert session._in_flight == {}
+
+
+async def test_a_session_waits_while_too_much_is_unread() -> None:
+    """It claims nothing then, and is not over."""
+    session = session_of(LookupSession, None, lambda *_: [b"unread"])
+    assert await session._claim(1) == []
+    assert not session._is_over
+
+
+async def test_a_shard_that_was_claimed_again_is_not_forgotten() -> None:
+    """What is reported of its earlier claim concerns that one only."""
+    session = session_of(WaitSession, None, lambda *_: 1)
+    earlier, later = held(), held()
+    session._held[1] = later
+    earlier.lost = True
+    session._streams[earlier] = None
+    session._on_recorded([earlier])
+    await session._hand_over()
+    assert session._held == {1: later}
+    assert session._store.called == []
+
+
+class Acked:
+    """Redis as a reader sees it: what a script `ack` and the commands reply, one after another."""
+
+    def __init__(self, *acks: tuple[int, bytes], entries: int = 0) -> None:
+        self.acks = iter(acks)
+        self.entries = entries
+
+    def __call__(self, name: str, *words: Any) -> Any:
+        """Reply."""
+        if name == "ack":
+            return [*next(self.acks), b"0-0"]
+        if words[0] == "XREAD":
+            return asyncio.sleep(0)
+        return self.entries if words[0] == "XLEN" else [Options().encoded(), b"0-0"]
+
+
+def follower_of(redis: Callable[..., Any], *beside: Any) -> tuple[Any, list[str]]:
+    """Return a reader, and what it reports of trouble."""
+    troubles: list[str] = []
+    store: Any = Replies(redis, troubles.append)
+    return Follower(store, "r", keep_ms=1000, unknown="there is no run r", beside=beside), troubles
+
+
+async def test_a_second_reader_reports_that_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And that it waits no more."""
+    monkeypatch.setattr("kaizen_async.workers.follower.BLOCK_MS", 0)
+    follower, troubles = follower_of(
+        Acked((0, b"finished"), (0, b"finished"), *[(1, b"finished")] * 9), asyncio.Event().wait
+    )
+    async with follower as outcomes:
+        assert [outcome async for outcome in outcomes] == []
+    assert troubles == [OTHER_READER, ""]
+
+
+async def test_a_reader_goes_on_while_outcomes_are_there() -> None:
+    """Although the run has finished: those recorded last may come after that."""
+    redis = Acked(*[(1, b"finished")] * 9, entries=1)
+    follower, _ = follower_of(redis, asyncio.Event().wait)
+    async with follower as outcomes:
+        await outcomes._acknowledge()
+        assert not await outcomes._is_over()
+        redis.entries = 0
+        assert await outcomes._is_over()
+
+
+@pytest.mark.parametrize(("state", "error"), [(b"unknown", UnknownRunError), (b"cancelled", RunCancelledError)])
+async def test_a_reader_of_a_run_that_is_gone_ends(state: bytes, error: type[Exception]) -> None:
+    """With the reason."""
+    follower, _ = follower_of(Acked((1, b"running"), *[(1, state)] * 9), asyncio.Event().wait)
+    with pytest.raises(error):
+        async with follower as outcomes:
+            await anext(outcomes)
+
+
+async def test_a_reader_leaves_although_redis_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has not acknowledged comes again."""
+    monkeypatch.setattr("kaizen_async.workers.follower.LEAVE_SECONDS", 0)
+    follower, _ = follower_of(lambda name, *_: asyncio.sleep(20) if name == "ack" else [Options().encoded(), b"0-0"])
+    async with follower:
+        pass
