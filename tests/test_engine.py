@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from scripted_transport import NEVER, Reply, ScriptedTransport, record, status, throttle
+from scripted_transport import NEVER, Reply, ScriptedTransport, health_of, record, status, throttle
 from virtual_time import virtual_time
 from yarl import URL
 
@@ -432,3 +432,59 @@ async def test_what_is_held_after_connecting_ends_in_time(end: str) -> None:
     error = await task
     assert type(error) is (RateLimitError if end == "the deadline" else ClientClosedError)
     assert_idle(client, transport)
+
+
+@virtual_time
+async def test_a_lookup_cancelled_just_as_an_outage_ends_it_leaves_nothing_behind() -> None:
+    """Its turn is neither given nor refused, and the others end unsent."""
+    transport = ScriptedTransport(lambda *_: status(502))
+    async with transport.client(deadline=10) as client:
+        batch = asyncio.create_task(client.instructor_executions.get_many([f"e{n}" for n in range(100)]))
+        health = health_of(client)
+        await asyncio.sleep(5)
+        assert health.pause is not None
+        late = asyncio.create_task(client.instructor_executions.get("late", deadline=10))
+        asyncio.get_running_loop().call_at(health.pause.since + 10 - 1e-10, late.cancel)
+        with pytest.raises(asyncio.CancelledError):
+            await late
+        assert {type(outcome.error) for outcome in await batch} == {StatusError}
+        assert now() < 11
+        assert_idle(client, transport)
+
+
+@virtual_time
+async def test_a_lookup_with_a_longer_deadline_outlives_the_end_of_the_others() -> None:
+    """The client's deadline ends those that have no other; it goes on to probe, and gets its record."""
+    transport = ScriptedTransport(lambda execution_id, _: status(502) if now() < 100 else record(execution_id))
+    async with transport.client(deadline=10) as client:
+        patient = asyncio.create_task(client.instructor_executions.get("patient", deadline=300))
+        outcomes = await client.instructor_executions.get_many([f"e{n}" for n in range(100)])
+        assert {type(outcome.error) for outcome in outcomes} == {StatusError}
+        assert now() < 11
+        assert (await patient).id == "patient"
+        assert 100 < now() < 104
+        assert_idle(client, transport)
+
+
+@virtual_time
+async def test_connections_are_opened_in_time_or_not_at_all() -> None:
+    """Within the client's deadline if it has one, and not once it is closed."""
+
+    class Slow(ScriptedTransport):
+        async def warm_up(self, _: URL, count: int) -> None:
+            await asyncio.sleep(3)
+            opened.append(count)
+
+    opened: list[int] = []
+    async with Slow().client(concurrency=5, deadline=None) as client:
+        await client.warm_up(9)
+    assert opened == [5]
+    client = Slow().client(deadline=2)
+    with pytest.raises(DeadlineExceededError, match="while connections were opened"):
+        await client.warm_up(1)
+    engine = client._engine
+    assert engine is not None
+    await client.aclose()
+    with pytest.raises(ClientClosedError):
+        await engine.warm_up(URL("http://localhost"), 1, None)
+    assert opened == [5]

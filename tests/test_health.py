@@ -22,7 +22,39 @@ from simulated_servers import (
     token_bucket,
 )
 
+from kaizen_async._lookup.health import Health
+
 SEEDS = range(10)
+
+
+def paused(error: Any) -> Health:
+    """Return the health of a server in a pause, at time 0 of a clock that stands still."""
+    health = Health(lambda: 0.0, Random(0))
+    for number in [health.send() for _ in range(40)]:
+        health.failed(number, error, number)
+    assert health.pause is not None
+    return health
+
+
+def test_a_probe_that_is_given_up_is_made_up_for_at_once_unless_another_is_in_flight() -> None:
+    """A cancelled caller neither prolongs a pause nor multiplies its probes."""
+    health = paused(failure())
+    first, second = health.send(), health.send()
+    assert health.delay() > 0
+    health.abandoned(first)
+    assert health.delay() > 0
+    health.abandoned(second)
+    assert health.delay() == 0
+
+
+def test_probes_of_a_loop_that_ended_keep_nobody_waiting() -> None:
+    """Their results will never come."""
+    health = paused(failure())
+    health.send()
+    health.forget_in_flight()
+    assert not health.in_flight
+    health.abandoned(health.send())
+    assert health.delay() == 0
 
 
 def limited() -> Any:

@@ -132,6 +132,22 @@ async def test_closing_the_client_ends_the_wait_for_the_limiter() -> None:
     assert_idle(client)
 
 
+@virtual_time
+async def test_a_limiter_that_lets_through_just_as_the_client_closes_sends_nothing() -> None:
+    """Whichever of the two comes first."""
+    turnstile = Turnstile()
+    transport = ScriptedTransport()
+    client = transport.client(limiter=turnstile.acquire)
+    lookup = asyncio.create_task(failing(client))
+    await asyncio.sleep(1)
+    turnstile.open()
+    await client.aclose()
+    assert isinstance(await lookup, ClientClosedError)
+    assert turnstile.cancelled == 0
+    assert not transport.sent
+    assert_idle(client)
+
+
 @pytest.mark.parametrize(
     "fault", [ConnectionError("no redis"), TimeoutError("too slow")], ids=lambda f: type(f).__name__
 )

@@ -476,3 +476,17 @@ async def test_a_retry_policy_of_a_call_is_checked(verb: str) -> None:
         with pytest.raises(TypeError, match="retry must be a RetryPolicy, not int"):
             await getattr(client.instructor_executions, verb)("a" if verb == "get" else ["a"], retry=5)
         assert transport.ids == []
+
+
+@virtual_time
+async def test_a_404_without_the_id_is_asked_for_again_if_responses_were_out_of_step() -> None:
+    """It may belong to another request. A new connection settles it, and nothing is counted against the lookup."""
+
+    class OutOfStep(ScriptedTransport):
+        is_out_of_step = True
+
+    transport = OutOfStep(lambda execution_id, number: status(404) if number == 1 else record(execution_id))
+    async with transport.client(retry=RetryPolicy(max_attempts=1)) as client:
+        (outcome,) = await client.instructor_executions.get_many(["e_1"])
+        assert outcome.error is None
+        assert outcome.attempts == 2

@@ -18,7 +18,7 @@ from kaizen_async import (
     StatusError,
     TransportError,
 )
-from kaizen_async._lookup.verdicts import Verdict, is_disturbance, verdict
+from kaizen_async._lookup.verdicts import Verdict, verdict
 from kaizen_async._transport.statuses import is_throttling, parse_retry_after, status_error
 from kaizen_async.config import RETRIED_STATUSES
 from kaizen_async.errors import BODY_LIMIT
@@ -250,26 +250,25 @@ HTML = b"<html>"
 
 
 @pytest.mark.parametrize(
-    ("error", "expected", "disturbs"),
+    ("error", "expected"),
     [
-        (answered(404, b'{"error": "unknown id"}'), Verdict.NOT_FOUND, False),
-        (answered(404, b' \n{"mess'), Verdict.NOT_FOUND, False),
-        (answered(404, HTML), Verdict.UNRELATED, True),
-        (answered(404), Verdict.UNRELATED, True),
-        *((answered(status, HTML), Verdict.REFUSED, True) for status in (401, 402, 403, 407, 511)),
-        *((answered(status), Verdict.UNRELATED, True) for status in (301, 302, 307, 400, 405, 409, 421, 423, 501, 505)),
-        *((answered(status), Verdict.FAILING, False) for status in (408, 425, 500, 502, 503, 504, 507, 520, 530, 599)),
-        (TransportError("reset"), Verdict.FAILING, False),
-        (AttemptTimeoutError("slow"), Verdict.FAILING, False),
-        (TransportError("not HTTP", garbled=True), Verdict.GARBLED, True),
-        (DecodeError("not JSON", path=None, retryable=True), Verdict.GARBLED, True),
-        (DecodeError("another record", path="$"), Verdict.UNRELATED, True),
-        (TransportError("certificate", retryable=False), Verdict.UNUSABLE, False),
-        (DeadlineExceededError("late"), Verdict.NO_EVIDENCE, False),
-        (ClientClosedError("closed"), Verdict.NO_EVIDENCE, False),
+        (answered(404, b'{"error": "unknown id"}'), Verdict.NOT_FOUND),
+        (answered(404, b' \n{"mess'), Verdict.NOT_FOUND),
+        (answered(404, HTML), Verdict.UNRELATED),
+        (answered(404), Verdict.UNRELATED),
+        *((answered(status, HTML), Verdict.REFUSED) for status in (401, 402, 403, 407, 511)),
+        *((answered(status), Verdict.UNRELATED) for status in (301, 302, 307, 400, 405, 409, 421, 423, 501, 505)),
+        *((answered(status), Verdict.FAILING) for status in (408, 425, 500, 502, 503, 504, 507, 520, 530, 599)),
+        (TransportError("reset"), Verdict.FAILING),
+        (AttemptTimeoutError("slow"), Verdict.FAILING),
+        (TransportError("not HTTP", garbled=True), Verdict.GARBLED),
+        (DecodeError("not JSON", path=None, retryable=True), Verdict.GARBLED),
+        (DecodeError("another record", path="$"), Verdict.UNRELATED),
+        (TransportError("certificate", retryable=False), Verdict.UNUSABLE),
+        (DeadlineExceededError("late"), Verdict.NO_EVIDENCE),
+        (ClientClosedError("closed"), Verdict.NO_EVIDENCE),
     ],
 )
-def test_each_error_has_its_verdict(error: KaizenError, expected: Verdict, disturbs: bool) -> None:
-    """About the id, the pace, the server, the client, or nothing; a disturbance says nothing about the execution."""
+def test_each_error_has_its_verdict(error: KaizenError, expected: Verdict) -> None:
+    """About the id, the pace, the server, the client, or nothing."""
     assert verdict(error) is expected
-    assert is_disturbance(error) is disturbs

@@ -188,8 +188,11 @@ class Engine:
             ends_in = health.ends_in()
             if ends_in <= 0:
                 self._end_unsent(health, queue)
-            else:
-                wake_in = min(wake_in, delay or math.inf, ends_in)
+                ends_in = math.inf
+                if not queue:
+                    del self._queues[health]
+                    continue
+            wake_in = min(wake_in, delay or math.inf, ends_in)
         if wake_in < math.inf:
             self._timer = self.clock.call_at(self.clock.time() + wake_in, self._serve)
 

@@ -339,20 +339,13 @@ class Health:
         error = copy.copy(pause.error)
         error.__cause__ = pause.error.__cause__
         error.attempts = 0
-        error.gave_up = self.explanation()
-        return error
-
-    def explanation(self) -> str:
-        """Return what a pause is about, for error texts."""
-        pause = self.pause
-        if pause is None:
-            return ""
         doing = {
             Verdict.FAILING: "failing",
             Verdict.THROTTLED: "rejecting every request",
             Verdict.REFUSED: "refusing every request",
-        }
-        return f"the server has been {doing[pause.cause]} for {seconds(self._clock() - pause.since)}"
+        }[pause.cause]
+        error.gave_up = f"the server has been {doing} for {seconds(self._clock() - pause.since)}"
+        return error
 
     def too_long(self, time_left: float) -> RateLimitError | None:
         """Return the error for a lookup with less time left than the server has asked to wait."""

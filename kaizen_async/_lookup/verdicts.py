@@ -78,8 +78,3 @@ def is_json_object(body: bytes) -> bool:
     The API's own responses are; those of gateways are HTML, plain text or empty.
     """
     return body.lstrip(b" \t\r\n\xef\xbb\xbf").startswith(b"{")
-
-
-def is_disturbance(error: KaizenError) -> bool:
-    """Return whether a response says nothing about the execution, so that asking again for a while is worth it."""
-    return verdict(error) in {Verdict.REFUSED, Verdict.UNRELATED, Verdict.GARBLED}
