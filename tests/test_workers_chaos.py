@@ -18,11 +18,14 @@ from kaizen_async.testing import KaizenEmulator, Life
 
 require("taskiq", "taskiq_redis", "redis")
 
-from worker_plant import A_MINUTE_AHEAD, Plant, Producer  # noqa: E402 - skipped above without Redis
+from worker_plant import A_MINUTE_AHEAD, TASKIQ, Plant, Producer  # noqa: E402 - skipped above without Redis
+
+from kaizen_async.workers.session import DEAD_MS  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
-RUN = "run-1"
+RUNS = {"looks-up": (), "waits": ("--wait",)}
+"""Runs that the same workers work on at the same time, and their options."""
 
 
 @pytest.fixture
@@ -31,7 +34,7 @@ def emulator() -> Iterator[KaizenEmulator]:
 
     def life(execution_id: str) -> Life | None:
         number = int(execution_id.split("_")[1])
-        return None if number % 50 == 0 else Life.lasting(number % 8)
+        return None if number % 50 == 0 else Life.lasting(number % 4)
 
     with KaizenEmulator(default_life=life) as running:
         yield running
@@ -40,15 +43,15 @@ def emulator() -> Iterator[KaizenEmulator]:
 class Trouble:
     """Breaks things, one at a time, as a seed says."""
 
-    def __init__(self, plant: Plant, seed: int, ids: list[str], options: list[str], cut: float) -> None:
+    def __init__(self, plant: Plant, seed: int, ids: list[str], cut: float) -> None:
         self.random = random.Random(seed)
         self.plant = plant
         self.ids = ids
-        self.options = options
         self.cut_seconds = cut
-        self.producers: list[Producer] = [plant.producer(RUN, ids, *options)]
-        for program in (None, None, A_MINUTE_AHEAD):
-            plant.worker(*([program] if program else []))
+        self.producers: list[Producer] = []
+        for run in RUNS:
+            self.start_producer(run)
+        plant.start_workers(TASKIQ, TASKIQ, A_MINUTE_AHEAD)
 
     def kill_worker(self) -> None:
         """End a worker at once, and start another."""
@@ -62,21 +65,30 @@ class Trouble:
         self.plant.worker()
 
     def kill_producer(self) -> None:
-        """End the producer at once, and start it again."""
-        self.producers.pop().kill()
-        self.start_producer()
+        """End a producer at once, and start it again."""
+        producer = self.take_producer()
+        producer.kill()
+        self.start_producer(producer.run)
 
     def interrupt_producer(self) -> None:
         """Press Ctrl-C, and start it again."""
-        producer = self.producers.pop()
+        producer = self.take_producer()
         with suppress(ProcessLookupError):
             producer.signal_all(SIGINT)
         producer.process.wait(30)
-        self.start_producer()
+        self.start_producer(producer.run)
 
-    def start_producer(self) -> None:
-        """Start a producer, beside another if there is one."""
-        self.producers.append(self.plant.producer(RUN, self.ids, *self.options))
+    def take_producer(self) -> Producer:
+        """Return one of the producers, which is none from now on."""
+        return self.producers.pop(self.random.randrange(len(self.producers)))
+
+    def add_producer(self) -> None:
+        """Start a producer beside another one of the same run."""
+        self.start_producer(self.random.choice(list(RUNS)))
+
+    def start_producer(self, run: str) -> None:
+        """Start a producer of a run."""
+        self.producers.append(self.plant.producer(run, self.ids, *RUNS[run], "--size", "100"))
 
     def restart_redis(self) -> None:
         """Restart Redis, politely or not."""
@@ -109,7 +121,7 @@ class Trouble:
                 self.stop_worker,
                 self.kill_producer,
                 self.interrupt_producer,
-                self.start_producer,
+                self.add_producer,
                 self.restart_redis,
                 self.cut_network,
                 self.fill_redis,
@@ -118,33 +130,32 @@ class Trouble:
         )()
 
 
-@pytest.mark.parametrize("options", [[], ["--wait"]], ids=["look up", "wait"])
 @pytest.mark.parametrize(
-    ("seed", "count", "strikes", "cut"),
-    [(1, 2000, 3, 3.0), *((int(seed), 20_000, 12, 60.0) for seed in os.environ.get("CHAOS_SEEDS", "").split())],
+    ("seed", "count", "strikes", "cut", "silence"),
+    [
+        pytest.param(1, 400, 3, 1.0, 2000, id="short"),
+        *((int(seed), 20_000, 12, 60.0, DEAD_MS) for seed in os.environ.get("CHAOS_SEEDS", "").split()),
+    ],
 )
 def test_every_id_ends_with_one_outcome_whatever_breaks(
-    tmp_path: Path,
-    emulator: KaizenEmulator,
-    seed: int,
-    count: int,
-    strikes: int,
-    cut: float,
-    options: list[str],
+    tmp_path: Path, emulator: KaizenEmulator, seed: int, count: int, strikes: int, cut: float, silence: int
 ) -> None:
     """Under SIGKILL, restarts, cuts, a full Redis, repeated messages, several producers, and a clock a minute ahead."""
     ids = [f"exec_{number}" for number in range(1, count + 1)]
-    with Plant(tmp_path, emulator.base_url, KAIZEN_RATE=str(count // (4 * strikes))) as plant:
-        trouble = Trouble(plant, seed, ids, [*options, "--size", "100"], cut)
+    settings = {"KAIZEN_RATE": str(2 * count // strikes), "TEST_SILENCE": str(silence)}
+    with Plant(tmp_path, emulator.base_url, **settings) as plant:
+        trouble = Trouble(plant, seed, ids, cut)
         for strike in range(strikes):
-            until(lambda done=strike: plant.done(RUN) >= (done + 1) * count // (2 * strikes), "some outcomes")
+            part = (strike + 1) * count // (strikes + 1)
+            until(lambda part=part: sum(map(plant.done, RUNS)) >= part, "some outcomes")
             trouble.strike()
         for producer in trouble.producers:
             until(lambda one=producer: one.process.poll() is not None, "the end of the producer")
         assert {producer.process.returncode for producer in trouble.producers} == {1}  # since some do not exist
-        outcomes = {outcome["number"]: outcome for outcome in plant.outcomes()}
-        assert [outcomes[number]["id"] for number in range(1, count + 1)] == ids
-        assert plant.fact(RUN, "done") == plant.fact(RUN, "read") == count
-        failed = {outcome["id"] for outcome in outcomes.values() if "error" in outcome}
-        assert failed == {id for id in ids if int(id.split("_")[1]) % 50 == 0}
-        assert plant.fact(RUN, "failed") == len(failed)
+        for run in RUNS:
+            outcomes = {outcome["number"]: outcome for outcome in plant.outcomes(run)}
+            assert [outcomes[number]["id"] for number in range(1, count + 1)] == ids
+            assert plant.fact(run, "done") == plant.fact(run, "read") == count
+            failed = {outcome["id"] for outcome in outcomes.values() if "error" in outcome}
+            assert failed == {id for id in ids if int(id.split("_")[1]) % 50 == 0}
+            assert plant.fact(run, "failed") == len(failed)

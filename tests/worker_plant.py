@@ -14,8 +14,14 @@ from typing import Any, Self
 from redis import Redis, RedisError
 from running_examples import RedisServer, Running, free_port, python
 
-TASKIQ = "from taskiq.__main__ import main; main()"
-A_MINUTE_AHEAD = f"import time; now = time.time; time.time = lambda: now() + 60; {TASKIQ}"
+TASKIQ = """
+import os
+from kaizen_async.workers import session, worker
+from taskiq.__main__ import main
+session.DEAD_MS = worker.DEAD_MS = int(os.environ["TEST_SILENCE"])
+main()
+"""
+A_MINUTE_AHEAD = f"import time; now = time.time; time.time = lambda: now() + 60\n{TASKIQ}"
 WORKER_OPTIONS = ("--max-async-tasks", "100", "--wait-tasks-timeout", "10", "--shutdown-timeout", "10")
 
 
@@ -112,22 +118,26 @@ class Plant:
         url = f"redis://127.0.0.1:{self.network.port}"
         self._settings = {"REDIS_URL": url, "KAIZEN_BASE_URL": base_url, **settings}
 
-    def worker(self, program: str = TASKIQ) -> Running:
-        """Start a worker of one process."""
-        command = python("-c", program, "worker", "kaizen_async.workers.app:broker", "-w", "1", *WORKER_OPTIONS)
-        worker = self._start(*command)
-        worker.says("Listening started.")
-        self.workers.append(worker)
-        return worker
+    def worker(self) -> None:
+        """Start a worker of one process, beside those that run."""
+        self.start_workers(TASKIQ)
+
+    def start_workers(self, *programs: str) -> None:
+        """Start workers, at the same time."""
+        options = ("worker", "kaizen_async.workers.app:broker", "-w", "1", *WORKER_OPTIONS)
+        started = [self._start(*python("-c", program, *options)) for program in programs]
+        for worker in started:
+            worker.says("Listening started.")
+        self.workers += started
 
     def producer(self, run: str, ids: Iterable[str], *options: str) -> "Producer":
         """Start the command that sends ids and prints outcomes."""
         file = self._folder / f"{run}.txt"
         file.write_text("\n".join(ids))
         self._count += 1
-        output = self._folder / f"{self._count}.ndjson"
+        output = self._folder / f"{run}-{self._count}.ndjson"
         return self._stack.enter_context(
-            Producer(output, self._folder, self._settings, "run", "start", run, str(file), *options)
+            Producer(run, output, self._folder, self._settings, "run", "start", run, str(file), *options)
         )
 
     def restart_redis(self, signum: signal.Signals = signal.SIGTERM, pause: float = 0.5) -> None:
@@ -137,9 +147,9 @@ class Plant:
         time.sleep(pause)
         self.server = self._stack.enter_context(RedisServer(self._folder, "--appendonly", "yes", port=self.server.port))
 
-    def outcomes(self) -> list[dict[str, Any]]:
-        """Return what all producers have printed."""
-        lines = [line for path in self._folder.glob("*.ndjson") for line in path.read_bytes().split(b"\n")[:-1]]
+    def outcomes(self, run: str) -> list[dict[str, Any]]:
+        """Return what all producers of a run have printed."""
+        lines = [line for path in self._folder.glob(f"{run}-*.ndjson") for line in path.read_bytes().split(b"\n")[:-1]]
         return [json.loads(line) for line in lines]
 
     def fact(self, run: str, name: str) -> int:
@@ -167,9 +177,14 @@ class Plant:
 
 
 class Producer(Running):
-    """The command `kaizen-async`, with its output in a file and what it reports in another."""
+    """The command `kaizen-async`, with its output in a file and what it reports in another.
 
-    def __init__(self, output: Path, folder: Path, settings: dict[str, str], *arguments: str) -> None:
+    Attributes:
+        run: The run's name.
+    """
+
+    def __init__(self, run: str, output: Path, folder: Path, settings: dict[str, str], *arguments: str) -> None:
+        self.run = run
         program = "import sys; from kaizen_async.__main__ import main; sys.stdout = open(sys.argv.pop(1), 'w'); main()"
         super().__init__(
             *python("-c", program, str(output), *arguments),
