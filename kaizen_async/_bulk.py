@@ -105,16 +105,12 @@ class Crew:
         The owner is let go of. It holds the crew, and in a cycle all its outcomes would be freed by the collector only.
         """
         self._places = 0
-        self._start = _start_nothing
+        self._start = object
 
     def on_back_off(self, begins: bool) -> None:  # noqa: FBT001 - a callback with one argument
         """Note that a lookup begins or ends to wait for its next attempt."""
         self._in_back_off += 1 if begins else -1
         self.fill()
-
-
-def _start_nothing() -> None:
-    pass
 
 
 async def look_up_all(

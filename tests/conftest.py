@@ -21,6 +21,9 @@ settings.register_profile("kaizen_async", deadline=None)
 settings.load_profile("kaizen_async")
 """No deadline for a single example: on a busy machine it measures the machine."""
 
+asyncio.constants.DEBUG_STACK_DEPTH = 3
+"""Frames that asyncio keeps for each task, future and handle in debug mode. Ten would take most of the tests' time."""
+
 SAMPLES = Path(__file__).parent / "samples"
 
 

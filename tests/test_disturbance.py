@@ -26,7 +26,7 @@ from scripted_lives import (
     running,
 )
 from scripted_transport import NEVER, Reply, ScriptedTransport, status
-from virtual_time import virtual_time
+from virtual_time import run, virtual_time
 
 from kaizen_async import (
     AuthenticationError,
@@ -82,7 +82,6 @@ def test_a_disturbance_that_lasts_ends_all_waits(answer: Answer, error: type[Kai
     A response that cannot be read is repeated once within each poll.
     """
 
-    @virtual_time
     async def play() -> None:
         transport = at_once(lambda i, _: answer if now() >= 20 else running(i))
         async with transport.client(poll=EVERY_TEN, concurrency=50) as client:
@@ -103,7 +102,7 @@ def test_a_disturbance_that_lasts_ends_all_waits(answer: Answer, error: type[Kai
             assert len(transport.sent) <= before + 2
             await assert_idle(client, transport)
 
-    play()
+    run(play(), debug=False)
 
 
 @virtual_time
@@ -134,7 +133,6 @@ async def test_a_refused_call_accounts_for_ids_that_were_not_polled() -> None:
 def test_a_firewall_that_refuses_some_requests_ends_no_wait(share: float) -> None:
     """Each wait asks again for itself; the others go on."""
 
-    @virtual_time
     async def play() -> None:
         chance = Random(5)
 
@@ -147,7 +145,7 @@ def test_a_firewall_that_refuses_some_requests_ends_no_wait(share: float) -> Non
             assert all(outcome.ok for outcome in outcomes)
             assert now() < 200
 
-    play()
+    run(play(), debug=False)
 
 
 @pytest.mark.parametrize("code", [400, 403, 422])
@@ -195,6 +193,41 @@ async def test_without_patience_a_refusal_ends_the_wait_at_once() -> None:
         assert [outcome.ok for outcome in outcomes] == [False, True]
 
 
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_probe_keeps_to_the_rate_of_its_policy(seen: bool) -> None:
+    """It is as late as any other poll under a `max_rate`."""
+
+    @virtual_time
+    async def play() -> None:
+        begins = 25 if seen else 0
+        transport = at_once(lambda i, _: status(403) if begins <= now() < 60 else ending(65)(i, 0))
+        policy = msgspec.structs.replace(EVERY_SECOND, max_rate=0.2, refusal_patience=120)
+        async with transport.client(poll=policy) as client:
+            outcomes = await outcomes_of(client, ["a", "b", "c"])
+            assert all(outcome.ok for outcome in outcomes)
+            assert min(later - sooner for sooner, later in itertools.pairwise(transport.times)) >= 4.9
+            await assert_idle(client, transport)
+
+    play()
+
+
+@virtual_time
+async def test_a_probe_is_made_for_a_wait_that_goes_on() -> None:
+    """Waits that were left while they queued are passed over."""
+    transport = at_once(lambda i, _: status(403) if now() < 6 else ending(8)(i, 0))
+    async with transport.client(poll=EVERY_SECOND) as client:
+        waits = {i: asyncio.create_task(client.instructor_executions.wait(i)) for i in "abcd"}
+        await asyncio.sleep(2)
+        probed = transport.ids[-1]
+        for execution_id, wait in waits.items():
+            if execution_id != probed:
+                wait.cancel()
+        await asyncio.sleep(0)
+        assert (await client.instructor_executions.wait("e")).is_finished
+        assert (await waits[probed]).is_finished
+        await assert_idle(client, transport)
+
+
 @virtual_time
 async def test_an_outage_during_a_disturbance_says_nothing_about_it() -> None:
     """A probe that gets no response is repeated later; afterwards every wait goes on."""
@@ -205,11 +238,10 @@ async def test_an_outage_during_a_disturbance_says_nothing_about_it() -> None:
         assert all(outcome.ok for outcome in outcomes)
 
 
-@pytest.mark.parametrize("share", [0.001, 0.1])
-def test_a_stray_404_ends_no_wait(share: float) -> None:
+@pytest.mark.parametrize(("share", "count"), [(0.005, 20), (0.1, 10)])
+def test_a_stray_404_ends_no_wait(share: float, count: int) -> None:
     """Of a replica that lags: once an execution was seen, it exists."""
 
-    @virtual_time
     async def play() -> None:
         chance = Random(7)
 
@@ -218,10 +250,10 @@ def test_a_stray_404_ends_no_wait(share: float) -> None:
 
         transport = at_once(answer)
         async with transport.client() as client:
-            outcomes = await outcomes_of(client, [f"e{number}" for number in range(60)], deadline=None)
+            outcomes = await outcomes_of(client, [f"e{number}" for number in range(count)], deadline=None)
             assert all(outcome.ok for outcome in outcomes)
 
-    play()
+    run(play(), debug=False)
 
 
 @virtual_time

@@ -509,3 +509,36 @@ async def test_a_resumed_stream_accounts_for_its_ids_when_it_is_cut_off() -> Non
         errors = [type(outcome.error) async for outcome in outcomes]
     assert errors == [ClientClosedError] * 4
     assert DeadlineExceededError not in errors
+
+
+@pytest.mark.parametrize("method", ["get_many", "stream"])
+def test_a_source_that_swallows_a_cancellation_does_not_keep_the_call(method: str) -> None:
+    """It hands out another id instead of ending. The caller is cancelled all the same."""
+
+    async def stubborn() -> AsyncIterator[str]:
+        try:
+            await asyncio.sleep(1000)
+        except asyncio.CancelledError:
+            await asyncio.sleep(1)
+            yield "late"
+
+    @virtual_time
+    async def play() -> None:
+        transport = ScriptedTransport()
+        async with transport.client() as client:
+            executions = client.instructor_executions
+
+            async def call() -> object:
+                if method == "get_many":
+                    return await executions.get_many(stubborn())
+                async with executions.stream(stubborn()) as outcomes:
+                    return [outcome async for outcome in outcomes]
+
+            task = asyncio.create_task(call())
+            await asyncio.sleep(1)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert transport.sent == []
+
+    play()

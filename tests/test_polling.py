@@ -662,6 +662,36 @@ async def test_what_ended_teaches_the_cadence() -> None:
 
 
 @virtual_time
+async def test_durations_that_others_saw_are_learned_from() -> None:
+    """As if waits of this client had seen them."""
+
+    def later_ending(execution_id: str, _: int) -> Reply:
+        begun = float(execution_id)
+        if now() >= begun + 1000:
+            return ended(execution_id, begun + 1000, startTime=stamp(begun), durationMs=1e6)
+        return running(execution_id, startTime=stamp(begun))
+
+    transport = at_once(later_ending)
+    async with transport.client(poll=PollPolicy(max_interval=600)) as client:
+        await client.instructor_executions.wait("0")
+        await asyncio.sleep(2000 - now())
+        before = len(transport.sent)
+        client.instructor_executions.learn(("wf_1", 1000.0) for _ in range(50))
+        await client.instructor_executions.wait("2000")
+        assert len(transport.sent) - before < 0.8 * before
+
+
+@virtual_time
+async def test_an_end_without_a_duration_teaches_nothing() -> None:
+    """The workflow is known, and neither the duration nor the times are."""
+    transport = at_once(lambda i, _: ended(i, startTime=None, durationMs=None))
+    async with transport.client() as client:
+        await client.instructor_executions.wait("a")
+        (cadence,) = client._cadences.values()
+        assert cadence.state()["workflows"] == {}
+
+
+@virtual_time
 async def test_a_poll_shares_a_look_up_of_the_same_id() -> None:
     """And a look-up shares a poll."""
     transport = ScriptedTransport(never_ending, latency=1)

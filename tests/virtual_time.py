@@ -72,15 +72,15 @@ class LoopClock:
         """Do nothing."""
 
 
-def run(main: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine in virtual time and debug mode; fail if it leaves tasks behind."""
+def run(main: Coroutine[Any, Any, None], *, debug: bool = True) -> None:
+    """Run a coroutine in virtual time, in asyncio's debug mode unless there is a lot to do; fail if tasks are left."""
 
     async def checked() -> None:
         await main
         left = asyncio.all_tasks() - {asyncio.current_task()}
         assert not left, left
 
-    with asyncio.Runner(loop_factory=VirtualLoop, debug=True) as runner:
+    with asyncio.Runner(loop_factory=VirtualLoop, debug=debug) as runner:
         runner.run(checked())
 
 

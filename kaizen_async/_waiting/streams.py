@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+from abc import abstractmethod
 from collections import OrderedDict, deque
 from itertools import repeat
 from types import TracebackType
@@ -108,16 +109,16 @@ class PolledStream(AccountedStream[R]):
         if self._ledger.begin(execution_id, count):
             self._scheduler.subscribe(self._call, execution_id, age=age, delay=delay, seen=seen)
 
+    @abstractmethod
     def _refuse(self, invalid: InvalidId, count: int = 1) -> None:
         """Put the results of an invalid id in."""
-        raise NotImplementedError
 
     def _on_change(self, execution_id: str, before: Any, after: Any) -> None:
         """Do nothing, unless a subclass wants changes."""
 
+    @abstractmethod
     def _on_end(self, outcome: Outcome[Any]) -> None:
         """Pass the end of an id on."""
-        raise NotImplementedError
 
     def _report_failure(self, outcome: Outcome[Any]) -> None:
         if self._report is not None:

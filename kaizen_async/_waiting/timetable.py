@@ -39,10 +39,6 @@ class Timetable:
         self._size = 0
         self._stale = 0
 
-    def __len__(self) -> int:
-        """Return how many entries are in it."""
-        return self._size
-
     @property
     def held(self) -> int:
         """How many entries it holds, stale ones included."""
