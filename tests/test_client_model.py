@@ -201,8 +201,8 @@ class ClientModel(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """End the game."""
-        self.run(self.all_ended())
-        self.runner.close()
+        with self.runner:
+            self.run(self.all_ended())
 
 
 TestClientModel = pytest.mark.timeout(180)(ClientModel.TestCase)

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -555,10 +555,11 @@ def test_a_loop_that_closes_stops_nobody_else(left: str) -> None:
         await clock.sleep(10)
 
     waiting: list[asyncio.Task[None]] = []
-    there.run_until_complete(leave())
-    asyncio.run(asyncio.wait_for(go_on(), 5))
-    assert clock.time() == 10
-    assert there.is_closed()
+    with closing(there):
+        there.run_until_complete(leave())
+        asyncio.run(asyncio.wait_for(go_on(), 5))
+        assert clock.time() == 10
+        assert there.is_closed()
     for task in waiting:
         task._log_destroy_pending = False  # type: ignore[attr-defined]
         task.get_coro().close()  # type: ignore[union-attr]
@@ -567,16 +568,15 @@ def test_a_loop_that_closes_stops_nobody_else(left: str) -> None:
 def test_a_loop_that_refuses_calls_is_reported() -> None:
     """Only a closed loop counts as gone."""
     clock = VirtualClock()
-    there = asyncio.new_event_loop()
+    with closing(asyncio.new_event_loop()) as there:
 
-    async def hold() -> None:
-        clock.hold()
+        async def hold() -> None:
+            clock.hold()
 
-    there.run_until_complete(hold())
-    there.call_soon_threadsafe = Mock(side_effect=RuntimeError("refused"))  # type: ignore[method-assign]
-    with pytest.raises(RuntimeError, match="refused"):
-        clock.let_go(there)
-    there.close()
+        there.run_until_complete(hold())
+        there.call_soon_threadsafe = Mock(side_effect=RuntimeError("refused"))  # type: ignore[method-assign]
+        with pytest.raises(RuntimeError, match="refused"):
+            clock.let_go(there)
 
 
 async def test_a_hold_ends_once_whatever_else_lets_go_of_it(clock: VirtualClock) -> None:
@@ -600,22 +600,21 @@ async def test_a_hold_ends_once_whatever_else_lets_go_of_it(clock: VirtualClock)
 
 async def test_time_goes_on_beside_a_loop_that_does_not_run(clock: VirtualClock) -> None:
     """Whatever the loop that runs is doing when it looks for the other."""
-    there = asyncio.new_event_loop()
+    with closing(asyncio.new_event_loop()) as there:
 
-    def register() -> None:
-        clock.call_at(1e9, there.stop)
+        def register() -> None:
+            clock.call_at(1e9, there.stop)
 
-    there.call_soon(register)
-    clock.hold()
-    await asyncio.to_thread(there.run_until_complete, asyncio.sleep(0.02))
-    clock.release()
-    slept = 0
-    until = time.monotonic() + 0.1
-    while time.monotonic() < until:
-        await clock.sleep(1)
-        slept += 1
-    assert clock.time() == slept > 10
-    there.close()
+        there.call_soon(register)
+        clock.hold()
+        await asyncio.to_thread(there.run_until_complete, asyncio.sleep(0.02))
+        clock.release()
+        slept = 0
+        until = time.monotonic() + 0.1
+        while time.monotonic() < until:
+            await clock.sleep(1)
+            slept += 1
+        assert clock.time() == slept > 10
 
 
 async def test_an_advance_that_is_cancelled_disturbs_nobody(clock: VirtualClock) -> None:

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -43,15 +43,15 @@ class Network(threading.Thread):
 
     def run(self) -> None:
         """Serve."""
-        server = self._loop.run_until_complete(asyncio.start_server(self._pass_on, "127.0.0.1", self.port))
-        self._listening.set()
-        self._loop.run_forever()
-        server.close()
-        self._reset()
-        if left := asyncio.all_tasks(self._loop):
-            self._loop.run_until_complete(asyncio.wait(left, timeout=10))
-        self._loop.run_until_complete(asyncio.sleep(0.1))
-        self._loop.close()
+        with closing(self._loop):  # also if the port is taken
+            server = self._loop.run_until_complete(asyncio.start_server(self._pass_on, "127.0.0.1", self.port))
+            self._listening.set()
+            self._loop.run_forever()
+            server.close()
+            self._reset()
+            if left := asyncio.all_tasks(self._loop):
+                self._loop.run_until_complete(asyncio.wait(left, timeout=10))
+            self._loop.run_until_complete(asyncio.sleep(0.1))
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
