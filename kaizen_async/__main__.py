@@ -1,26 +1,6 @@
-"""The entry point of the command `kaizen-async` and of `python -m kaizen_async`."""
+"""The entry point of `python -m kaizen_async`: the command `kaizen-async`."""
 
-import sys
-from typing import Final
-
-EXTRA: Final = frozenset({"click", "rich"})
-
-
-def main() -> None:
-    """Run the command; without the extra `cli`, say how to get it."""
-    try:
-        from kaizen_async._cli.app import main as run  # noqa: PLC0415 - an extra
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in EXTRA:
-            raise
-        sys.exit(_hint())
-    run()
-
-
-def _hint() -> int:
-    sys.stderr.write("The command needs an extra: pip install 'kaizen-async[cli]'\n")
-    return 2
-
+from _kaizen_async_command import main
 
 if __name__ == "__main__":
     main()

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -19,13 +20,16 @@ SECONDS = 20.0
 """How long anything may take that a test waits for."""
 
 _LAUNCH = """
-import fcntl, sys, termios
-if "tty" in sys.argv[1]:
+import fcntl, os, sys, termios
+how = sys.argv[1]
+if "tty" in how:
     fcntl.ioctl(2, termios.TIOCSCTTY, 0)
-if "asyncio" in sys.argv[1]:
+if "asyncio" in how:
     sys.modules["uvloop"] = None
 sys.argv[:2] = ["kaizen-async"]
-from kaizen_async.__main__ import main
+from _kaizen_async_command import main
+if "announced" in how:
+    os.write(1, b"starts\\n")
 main()
 """
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -37,7 +41,7 @@ def environment(base_url: str, **more: str) -> dict[str, str]:
 
 
 def launch(*arguments: str, how: str = "") -> list[str]:
-    """Return the command line; `how` may name "tty" and "asyncio"."""
+    """Return the command line; `how` may name "tty", "asyncio" and "announced"."""
     return [sys.executable, "-c", _LAUNCH, how, *arguments]
 
 
@@ -49,11 +53,12 @@ class Piped:
         *arguments: str,
         base_url: str,
         loop: str = "",
+        how: str = "",
         stdin: Any = subprocess.PIPE,
         stdout: Any = subprocess.PIPE,
     ) -> None:
         self.process = subprocess.Popen(  # noqa: S603 - our own
-            launch(*arguments, how=loop),
+            launch(*arguments, how=loop + how),
             stdin=stdin,
             stdout=stdout,
             stderr=subprocess.PIPE,
@@ -97,27 +102,44 @@ class Piped:
 
 
 class OnTerminal:
-    """A command on a terminal of 100 columns and 30 lines.
+    """A command on a terminal.
 
     Args:
         arguments: Of the command.
         base_url: Of the emulator.
         stdin: A file to read in place of the terminal.
         stdout: A file to write to in place of the terminal.
+        streams: How a shell changes the standard streams, for example `2>&-`.
+        settings: Variables of the environment.
+        size: Lines and columns of the terminal.
+
+    Attributes:
+        raw: All bytes that the terminal has received.
+        screen: What the terminal has shown since the last call of `until`, without the escape sequences.
     """
 
-    def __init__(self, *arguments: str, base_url: str, stdin: Path | None = None, stdout: Path | None = None) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        base_url: str,
+        stdin: Path | None = None,
+        stdout: Path | None = None,
+        streams: str = "",
+        settings: Mapping[str, str] | None = None,
+        size: tuple[int, int] = (30, 100),
+    ) -> None:
+        self.raw = b""
         self.screen = ""
         self._master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
         given = slave if stdin is None else os.open(stdin, os.O_RDONLY)
         taken = slave if stdout is None else os.open(stdout, os.O_WRONLY | os.O_CREAT)
         self.process = subprocess.Popen(  # noqa: S603 - our own
-            launch(*arguments, how="tty"),
+            ["/bin/sh", "-c", f'exec "$@" {streams}', "sh", *launch(*arguments, how="" if streams else "tty")],
             stdin=given,
             stdout=taken,
             stderr=slave,
-            env=environment(base_url),
+            env={**environment(base_url), **(settings or {})},
             start_new_session=True,
         )
         for descriptor in {slave, given, taken}:
@@ -149,6 +171,7 @@ class OnTerminal:
             shown = os.read(self._master, 65_536)
         except OSError:  # how Linux says that nobody has the other end open
             return False
+        self.raw += shown
         self.screen += _ESCAPES.sub("", shown.decode(errors="replace"))
         return bool(shown)
 

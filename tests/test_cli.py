@@ -499,21 +499,29 @@ class TestCheckpoint:
     def test_a_file_that_cannot_be_written_later_does_not_end_the_wait(
         self, run: Run, emulator: KaizenEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """It is told, and tried again."""
+        """It is reported, and tried again."""
         folder = tmp_path / "folder"
         folder.mkdir()
         monkeypatch.setattr(checkpoints, "SAVE_EVERY", 0.01)
+        monkeypatch.setattr(checkpoints, "SHARE_OF_TIME", 1000)
+        reported: list[str] = []
+
+        def report(text: str) -> None:
+            reported.append(text)
+            server.add("exec_1", Life.ended())
+
+        monkeypatch.setattr(checkpoints, "say", report)
 
         def life(_: str) -> Life:
             for file in folder.iterdir():
                 file.unlink()
             folder.rmdir()
-            return Life.lasting(0.3)
+            return Life.running()
 
         with KaizenEmulator(default_life=life) as server:
             result = run("wait", "exec_1", "--base-url", server.base_url, "--checkpoint", str(folder / "waiting.json"))
-        assert "cannot write the checkpoint" in result.stderr
-        assert "trying again" in result.stderr
+        assert reported[0].startswith("cannot write the checkpoint")
+        assert reported[0].endswith("trying again")
         assert ids_in(result) == ["exec_1"]
         assert result.exit_code == 0
 
@@ -574,12 +582,12 @@ class TestDemo:
         assert result.stdout.splitlines()[0].startswith("1,200 executions looked up in ")
 
     def test_the_same_seed_gives_the_same_counts(self, run: Run) -> None:
-        """But for the times, which are the machine's."""
-        shown = [figures(run("demo", "--executions", "300", "--seed", seed)) for seed in ("7", "7", "8")]
-        assert shown[0] == shown[1] != shown[2]
-        assert shown[0]["found"] == "300"
-        assert int(shown[0]["requests"]) == 300 + int(shown[0]["retries"])
-        assert shown[0]["faults met"] != "0"
+        """Of executions by status. How many requests that takes depends on the machine, too."""
+        shown = [run("demo", "--executions", "300", "--seed", seed) for seed in ("7", "7", "8")]
+        statuses = [re.findall(r"(\d+)  (Completed|Failed|InProgress|Enqueued|Paused)", ran.stdout) for ran in shown]
+        assert statuses[0] == statuses[1] != statuses[2]
+        assert figures(shown[0])["found"] == "300"
+        assert figures(shown[0])["faults met"] != "0"
 
     def test_look_ups_that_fail_are_accounted_for_too(self, run: Run) -> None:
         """With a fault in every request some cannot succeed."""

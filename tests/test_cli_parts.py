@@ -17,6 +17,7 @@ import pytest
 from click.exceptions import Exit
 from rich.console import Console
 
+import _kaizen_async_command
 from kaizen_async import (
     ExecutionStatus,
     InstructorExecution,
@@ -24,7 +25,6 @@ from kaizen_async import (
     KaizenError,
     NotFoundError,
     Outcome,
-    __main__,
     __version__,
 )
 from kaizen_async._cli import ending
@@ -471,7 +471,7 @@ class TestEntryPoint:
     @pytest.mark.parametrize("missing", ["click", "rich"])
     def test_without_the_extra_it_says_how_to_get_it(self, missing: str) -> None:
         """In one line, with the status of misuse."""
-        program = f"import sys; sys.modules[{missing!r}] = None; from kaizen_async.__main__ import main; main()"
+        program = f"import sys; sys.modules[{missing!r}] = None; from _kaizen_async_command import main; main()"
         result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)  # noqa: S603 - our own
         assert result.returncode == 2
         assert result.stderr == "The command needs an extra: pip install 'kaizen-async[cli]'\n"
@@ -480,8 +480,9 @@ class TestEntryPoint:
         """A broken installation is not to be hidden behind a hint."""
         monkeypatch.delitem(sys.modules, "kaizen_async._cli.app", raising=False)
         monkeypatch.setitem(sys.modules, "kaizen_async._cli.get", None)
+        monkeypatch.setattr(signal, "signal", lambda *_: None)  # the handler is for a process of its own
         with pytest.raises(ModuleNotFoundError, match=r"kaizen_async\._cli\.get"):
-            __main__.main()
+            _kaizen_async_command.main()
 
     def test_the_module_runs(self) -> None:
         """And tells its version."""

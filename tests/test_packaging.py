@@ -14,6 +14,7 @@ import pytest
 import kaizen_async
 
 ROOT = Path(__file__).parent.parent
+BESIDE = {"_kaizen_async_command.py", "_kaizen_async_pytest_plugin.py"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -50,7 +51,7 @@ def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def modules() -> set[str]:
     """Return the paths of the package's files, as the packages should hold them."""
     files = (path.relative_to(ROOT) for path in (ROOT / "kaizen_async").rglob("*") if path.is_file())
-    return {path.as_posix() for path in files if "__pycache__" not in path.parts} | {"_kaizen_async_pytest_plugin.py"}
+    return {path.as_posix() for path in files if "__pycache__" not in path.parts} | BESIDE
 
 
 def test_the_source_package_holds_what_it_takes_to_build_and_test(sdist: Path) -> None:
@@ -61,7 +62,7 @@ def test_the_source_package_holds_what_it_takes_to_build_and_test(sdist: Path) -
     assert {"tests/samples/documented.json", "examples/taskiq_workers/tasks.py"} <= names
     tops = {name.partition("/")[0] for name in names}
     assert tops <= {
-        *("kaizen_async", "_kaizen_async_pytest_plugin.py", "docs", "examples", "tests"),
+        *("kaizen_async", *BESIDE, "docs", "examples", "tests"),
         *("README.md", "CHANGELOG.md", "SECURITY.md", "LICENSE", "pyproject.toml", "PKG-INFO", ".gitignore"),
     }
 
@@ -141,6 +142,6 @@ def test_the_installed_wheel_brings_the_command_and_the_plugin(installed: Path) 
     """By their entry points."""
     (entry_points,) = installed.glob("*.dist-info/entry_points.txt")
     text = entry_points.read_text()
-    assert "kaizen-async = kaizen_async.__main__:main" in text
+    assert "kaizen-async = _kaizen_async_command:main" in text
     assert "[pytest11]" in text
     assert (installed / "bin" / "kaizen-async").exists()

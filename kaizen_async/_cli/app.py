@@ -4,9 +4,8 @@ import codecs
 import io
 import os
 import sys
-from collections.abc import Callable
 from contextlib import suppress
-from typing import IO, Any, Final
+from typing import IO, Any, Final, cast
 
 import click
 from click.shell_completion import BashComplete, FishComplete, ShellComplete, ZshComplete
@@ -55,23 +54,27 @@ def main() -> None:
     prepare_streams()
     status: Any = FAILED
     try:
-        cli(prog_name="kaizen-async")
-    except SystemExit as ending:
-        status = ending.code
-    except BrokenPipeError:
-        status = BROKEN_PIPE
-    except OSError as error:
-        say(f"Error: cannot write to standard output: {error.strerror}")
-    try:
+        status = _run()
         sys.stdout.flush()
     except BrokenPipeError:
         status = BROKEN_PIPE
     except OSError as error:
         status = status or FAILED
         say(f"Error: cannot write to standard output: {error.strerror}")
-    # What could not be written would be tried again, and complained about, when the interpreter ends.
+    # Otherwise the interpreter tries at its end to write what is still buffered, and prints a traceback if it cannot.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(status)
+
+
+def _run() -> Any:
+    """Run the command that the arguments name, and return its exit status."""
+    try:
+        return cli(prog_name="kaizen-async", standalone_mode=False)
+    except click.ClickException as error:
+        error.show(sys.stderr)  # left to itself, click writes UTF-8 to an ASCII terminal
+        return error.exit_code
+    except SystemExit as ending:  # how click ends shell completion
+        return ending.code
 
 
 def prepare_streams() -> None:
@@ -93,9 +96,7 @@ def prepare_streams() -> None:
     stdout: IO[str] | None = sys.stdout
     if stdout is None:
         sys.stdout = os.fdopen(1, "w", closefd=False)
-    reconfigure: Callable[..., None] | None = getattr(sys.stdout, "reconfigure", None)
-    if reconfigure is not None:
-        reconfigure(errors="kaizen-async")
+    cast("io.TextIOWrapper", sys.stdout).reconfigure(errors="kaizen-async")
     encoding = getattr(sys.stderr, "encoding", "utf-8")
     sys.stderr = io.TextIOWrapper(
         io.BufferedWriter(_Forgiving(2, "w", closefd=False)), encoding, "kaizen-async", line_buffering=True

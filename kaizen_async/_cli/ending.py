@@ -11,6 +11,7 @@ Exit statuses, the same for `get`, `wait` and `watch`:
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable
 from contextlib import contextmanager, suppress
 from typing import Any, Final, NoReturn, TypeVar, cast
@@ -33,6 +34,7 @@ SAME_WISH: Final = 0.5
 """Seconds within which a second signal is the first one again: `timeout` signals a process and then its group."""
 
 
+INTERRUPTED: Final = SIGNAL_STATUS + signal.SIGINT
 BROKEN_PIPE: Final = SIGNAL_STATUS + signal.SIGPIPE
 UNAUTHORIZED: Final = 401
 
@@ -63,7 +65,7 @@ class KeyRefusedError(EarlyEndError):
 def say(text: str) -> None:
     """Write a line for people to standard error; if it cannot be written, the work goes on."""
     with suppress(OSError, ValueError):
-        click.echo(text, err=True)
+        click.echo(text, file=sys.stderr)
 
 
 def require_accepted_key(error: KaizenError | None) -> None:
@@ -103,14 +105,16 @@ class Stop:
 
         A signal that is ignored, as under `nohup`, stays ignored.
         """
-        signals = [signum for signum in SIGNALS if signal.getsignal(signum) is not signal.SIG_IGN]
-        for signum in signals:
+        before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+        heeded = [signum for signum in SIGNALS if before[signum] is not signal.SIG_IGN]
+        for signum in heeded:
             self._loop.add_signal_handler(signum, self._on_signal, signum)
         try:
             yield
         finally:
-            for signum in signals:
+            for signum in heeded:
                 self._loop.remove_signal_handler(signum)
+                signal.signal(signum, before[signum])
 
     def ask(self, reason: str, status: int) -> None:
         """Ask for the end. Only the first time counts."""
@@ -187,7 +191,7 @@ def run(work: Work) -> NoReturn:
     except OutputClosedError:
         status = BROKEN_PIPE
     except KeyboardInterrupt:
-        status = SIGNAL_STATUS + signal.SIGINT
+        status = INTERRUPTED
     raise Exit(status)
 
 

@@ -229,13 +229,21 @@ def _opened(file: Path) -> io.BufferedReader:
 
 def _checked(argument: str) -> str:
     try:
-        execution_id = require_id(checked_id(argument))
+        execution_id = require_id(checked_id(_decoded(argument)))
     except NotAnIdError as error:
         hint = "; is a variable of your shell unset?" if not argument.strip() else ""
         raise click.UsageError(f"one of the ids {error}{hint}") from None
     if _is_file(execution_id):
         say(f"Hint: {execution_id} is a file here. To read ids from it: --input {execution_id}")
     return execution_id
+
+
+def _decoded(argument: str) -> str:
+    """Return an argument as UTF-8 text, also in the locale C, where Python has not decoded it."""
+    try:
+        return os.fsencode(argument).decode()
+    except UnicodeError:
+        return argument
 
 
 def _is_file(name: str) -> bool:

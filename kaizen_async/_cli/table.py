@@ -40,6 +40,8 @@ NARROWEST = 20
 """Columns below which nothing readable fits. A terminal that says that it is narrower breaks the lines itself."""
 USUAL = 80
 """Columns of a terminal that does not know its width."""
+WIDEST = 500
+"""Columns that are used at most: every row is padded to the width of the terminal."""
 ROOM = "  "
 """What later ids may be longer than the first, when it is not known how long they are."""
 HEADER = ("ID", "WORKFLOW", "STATUS", "STARTED", "TOOK")
@@ -51,6 +53,8 @@ def console_on(stream: IO[str]) -> Console:
     if console.width < NARROWEST:
         columns = os.environ.get("COLUMNS", "")
         console.width = NARROWEST if columns.isdigit() and int(columns) else USUAL
+    elif console.width > WIDEST:
+        console.width = WIDEST
     return console
 
 
