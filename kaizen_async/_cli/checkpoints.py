@@ -1,7 +1,8 @@
 """The file behind `wait --checkpoint`: what is still waited for, so that another run can continue.
 
 The rule: all runs together print one line for each id. So an id counts as done only when its line is written, and the
-file is replaced in one step: it is the old one or the new one, never a part of one.
+file is replaced in one step: it is the old one or the new one, never a part of one. After a crash, the output file may
+hold results that are newer than the checkpoint. The checkpoint says where they begin, so they are found and count, too.
 
 How much of the input earlier runs have read is kept as a count and a chained digest of the ids, whatever their number.
 So the same command with the same input can be run again: ids that were read before are skipped, and other ids are
@@ -30,7 +31,7 @@ from kaizen_async._cli.ending import Stop, say
 from kaizen_async._cli.ids import Arguments, Ids
 from kaizen_async._cli.output import replacing
 from kaizen_async._ids import require_id
-from kaizen_async._ledger import Checkpoint
+from kaizen_async._ledger import Checkpoint, Unfinished
 from kaizen_async.errors import printable
 
 LARGEST: Final = 1 << 30
@@ -65,6 +66,20 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="ka
     """Ids that have ended, but whose line is not written yet."""
     waiting: dict[str, Any]
     """The checkpoint of `wait_many`."""
+    written: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    """How much of the output file had been written, in bytes; None if the output is not a file."""
+
+    def without(self, done: Counter[str]) -> "Saved":
+        """Return it without ids whose result was written after it was saved, and subtract these from `done`."""
+        unprinted = [execution_id for execution_id in self.unprinted if not _subtract(done, execution_id, 1)]
+        checkpoint = Checkpoint.load(self.waiting)
+        entries: list[Unfinished] = []
+        for entry in checkpoint.ids:
+            left = entry.count - _subtract(done, str(entry.id), entry.count)
+            if left:
+                entries.append(msgspec.structs.replace(entry, count=left))
+        waiting = msgspec.structs.replace(checkpoint, ids=entries).plain()
+        return msgspec.structs.replace(self, unprinted=unprinted, waiting=waiting)
 
     def counts(self) -> Counter[str]:
         """Return the ids that are waited for, and how often each.
@@ -76,6 +91,13 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="ka
         for entry in Checkpoint.load(self.waiting).ids:
             counts[str(entry.id)] += entry.count
         return counts
+
+
+def _subtract(done: Counter[str], execution_id: str, most: int) -> int:
+    """Subtract the count of an id, at most a number of times; return how often."""
+    count = min(done[execution_id], most)
+    done[execution_id] -= count
+    return count
 
 
 class CheckpointError(click.ClickException):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import update_wrapper
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,6 +35,7 @@ _DEFAULTS: Final = {name: field.default for name, field in inspect.signature(Kai
 _SPELLINGS: Final = {
     "base_url": "the base URL",
     "api_key": "KAIZEN_API_KEY",
+    "headers": "--header",
     "allow_insecure_http=True": "--allow-insecure-http",
 }
 """What settings are called here, by what the library calls them."""
@@ -103,6 +105,7 @@ class ClientOptions:
     max_response_bytes: int
     proxy: str | None
     ca_file: Path | None
+    headers: dict[str, str]
 
     @property
     def resolved_base_url(self) -> str:
@@ -144,6 +147,7 @@ class ClientOptions:
                 max_response_bytes=self.max_response_bytes,
                 on_event=on_event,
                 proxy=self.proxy,
+                headers=self.headers or None,
                 ssl_context=None if self.ca_file is None else _trusting(self.ca_file),
             )
         except ValueError as error:
@@ -228,6 +232,31 @@ def _paths(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str,
     if not all(name for path in paths for name in path.split(".")):
         raise click.BadParameter("give names separated by commas, such as id,status,workflow.name")
     return tuple(dict.fromkeys(paths))
+
+
+def _headers(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """Return headers from `NAME: VALUE`, or from the lines of `@FILE`; click's callback. No message shows a value."""
+    del ctx, param
+    headers: dict[str, str] = {}
+    for line in chain.from_iterable(map(_lines_of_header, values)):
+        name, colon, value = line.partition(":")
+        if not colon or not name.strip():
+            raise click.BadParameter("give a header as NAME: VALUE, or a file of such lines as @FILE")
+        if name.strip().lower() in map(str.lower, headers):
+            raise click.BadParameter(f"{printable(name.strip())} is given twice")
+        headers[name.strip()] = value.strip()
+    return headers
+
+
+def _lines_of_header(value: str) -> list[str]:
+    if not value.startswith("@"):
+        return [value]
+    try:
+        return [line for line in Path(value[1:]).read_text("utf-8").splitlines() if line.strip()]
+    except OSError as error:
+        raise click.BadParameter(f"cannot read {printable(value[1:])}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise click.BadParameter(f"{printable(value[1:])} is not UTF-8 text") from None
 
 
 _FILE: Final = click.Path(dir_okay=False, path_type=Path)
@@ -329,6 +358,16 @@ _COMMON_OPTIONS: Final[tuple[Callable[[Command], Command], ...]] = (
         help="Send requests through this HTTP proxy. A password belongs into the variable: others can see options.",
     ),
     click.option("--ca-file", type=_FILE, metavar="FILE", help="Trust the certificate authorities in FILE (PEM) only."),
+    click.option(
+        "-H",
+        "--header",
+        "headers",
+        multiple=True,
+        metavar="NAME: VALUE",
+        callback=_headers,
+        help="Send this header with every request; may be repeated. Others can see options, so a secret belongs into a "
+        "file with one header a line: --header @FILE.",
+    ),
     click.option("-q", "--quiet", is_flag=True, help="No progress, and no summary unless something failed."),
     click.option("-v", "--verbose", is_flag=True, help="Report on standard error what is sent and retried, and why."),
 )

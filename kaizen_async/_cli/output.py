@@ -246,9 +246,14 @@ class FileWriter:
         if array and not self._end:
             self._put(b"[" + self._tail, 0)
 
+    @property
+    def written(self) -> int:
+        """Where the next result begins, in bytes."""
+        return self._end - len(self._tail)
+
     async def write(self, piece: bytes) -> None:
         """Write a piece; if there is no room for all of it, leave the file as it was."""
-        start = self._end - len(self._tail)
+        start = self.written
         if self._tail:
             piece = (b"\n" if start == 1 else b",\n") + piece.removesuffix(b"\n") + self._tail
         self._put(piece, start)
@@ -434,6 +439,11 @@ class Output:
             await self._writer.write(rows.rendered(outcome).encode())
 
     @property
+    def shows_ids(self) -> bool:
+        """Whether each result in the output says which id it is about, for a program."""
+        return self.format != "table" and (self.format == "ids" or "id" in (self.options.fields or ("id",)))
+
+    @property
     def unused_fields(self) -> list[str]:
         """Fields that no result had and that are not known, perhaps because their names are misspelled."""
         return [path for path, used in self._used.items() if not used and path not in COLUMNS]
@@ -442,6 +452,11 @@ class Output:
         """Make sure that what was written survives a power failure, where this is possible."""
         if self._writer is not None:
             self._writer.sync()
+
+    @property
+    def written(self) -> int | None:
+        """Where the next result begins in the file, in bytes; None if the output is not a regular file."""
+        return self._writer.written if isinstance(self._writer, FileWriter) else None
 
     def close(self) -> None:
         """Write what belongs at the end.

@@ -8,6 +8,7 @@ An id takes about 120 bytes of memory, whatever its length: a digest, and the pl
 import asyncio
 import csv
 import os
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from hashlib import blake2b
 from pathlib import Path
@@ -151,6 +152,48 @@ class ResultFile:
             self._has_two = False
             await self.load()
 
+    def ids_since(self, place: int) -> Counter[str]:
+        """Return the ids whose results were written after a place in the file; remove a result that was cut off.
+
+        Raises:
+            click.UsageError: What is there is not results, or cannot be read or written.
+        """
+        try:
+            with self._path.open("r+b") as file:
+                if os.fstat(file.fileno()).st_size < place:  # another file than the one that was written
+                    return Counter()
+                file.seek(place)
+                rest = file.read()
+                *lines, last = rest.split(b"\n")
+                if self._format == "json":
+                    lines = [line.removesuffix(b",") for line in (*lines, last)]
+                    lines = [line for line in lines if line not in (b"", b"]") and (line is not last or _is_json(line))]
+                    lead = b"\n" if place == 1 else b",\n"
+                    whole = (lead + b",\n".join(lines)) * bool(lines) + b"\n]\n"
+                else:
+                    whole = b"".join(line + b"\n" for line in lines)
+                ids = Counter(self._id_in(line) for line in lines)
+                if whole != rest:
+                    file.seek(place)
+                    file.truncate()
+                    file.write(whole)
+                return ids
+        except FileNotFoundError:
+            return Counter()
+        except OSError as error:
+            raise click.UsageError(f"cannot resume from {self._shown}: {error.strerror}") from None
+        except (ValueError, KeyError, RecursionError, csv.Error):
+            raise click.UsageError(
+                f"{self._shown} is not the file of results that belongs to the checkpoint, or is in another --format; "
+                "name another --output"
+            ) from None
+
+    def _id_in(self, line: bytes) -> str:
+        if self._format == "ids":
+            return line.decode()
+        execution_id, _ = self._read(line, number=2)
+        return execution_id or ""
+
     async def _rewrite(self) -> None:
         """Write the file again with the lines that count, in one step: it is the old one or the new one."""
         with replacing(self._path) as new, self._path.open("rb") as old:
@@ -220,6 +263,14 @@ async def _each(ids: Arguments) -> AsyncIterator[str]:
 
 def _digest_of(execution_id: str) -> bytes:
     return blake2b(execution_id.encode(errors="surrogatepass"), digest_size=_DIGEST_BYTES).digest()
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        msgspec.json.decode(line)
+    except ValueError:
+        return False
+    return True
 
 
 def _ends_array(file: BinaryIO, size: int) -> bool:

@@ -13,7 +13,7 @@ import click
 
 from kaizen_async._cli.checkpoints import CheckpointFile, Saved, Saving, Taken, skip_taken
 from kaizen_async._cli.ending import FAILED, OUT_OF_TIME, EarlyEndError, Stop, finish, require_accepted_key, run
-from kaizen_async._cli.ids import Arguments, Ids, Source, ids_of, judge_input
+from kaizen_async._cli.ids import Ids, Source, ids_of, judge_input
 from kaizen_async._cli.options import CommonOptions, common_options, deadline_of_wait, executions_of
 from kaizen_async._cli.output import Output
 from kaizen_async._cli.progress import (
@@ -27,6 +27,7 @@ from kaizen_async._cli.progress import (
     words_about_output,
     words_about_work,
 )
+from kaizen_async._cli.results import ResultFile
 from kaizen_async._cli.table import Execution
 from kaizen_async._waiting.streams import WaitStream
 from kaizen_async.client import KaizenClient
@@ -69,10 +70,11 @@ def wait(ids: tuple[str, ...], options: CommonOptions, deadline: float | None, c
     some executions ended as failed, or if some ids have no end.
 
     With a checkpoint, what has not ended is saved every few seconds, on Ctrl-C and when time runs out. Run the same
-    command again to continue: all runs together write one line for each id (after a crash, those of the last seconds
-    again). With --output, FILE then keeps the results of earlier runs. Ids that were not read from standard input yet
-    are not in the checkpoint: pipe the same input in again, and what is in the checkpoint is skipped. Without any ids
-    the command continues with those in the checkpoint. It is removed when all have ended.
+    command again to continue: all runs together write one line for each id. With --output, FILE keeps the results of
+    earlier runs, and this holds after a crash, too; without it, a crash repeats the lines of the last seconds. Ids that
+    were not read from standard input yet are not in the checkpoint: pipe the same input in again, and what is in the
+    checkpoint is skipped. Without any ids the command continues with those in the checkpoint. It is removed when all
+    have ended.
     """
     trouble = Trouble()
     client = options.client.create(trouble)
@@ -99,6 +101,9 @@ class Wait:
         self._stop = stop
         self._plan = plan
         self._tally = Tally()
+        self._saved = plan.saved
+        self._written: Counter[str] = Counter()  # results in the output file that are newer than the checkpoint
+        self._to_do: list[str] = []  # the arguments that have no result yet
         self._taken = Taken()
         self._taken_before = 0
         self._skipped = 0
@@ -113,10 +118,11 @@ class Wait:
             # What runs out of time is to be saved, which is not possible once the library has reported its end.
             asyncio.get_running_loop().call_later(deadline, stop.ask, OUT_OF_TIME, FAILED)
             deadline = None
-        if plan.saved is not None:
-            self._taken = await skip_taken(plan.ids, plan.saved, stop)
-            self._taken_before = plan.saved.taken.count
+        if self._saved is not None:
+            self._taken = await skip_taken(plan.ids, self._saved, stop)
+            self._taken_before = self._saved.taken.count
             self._skipped = self._taken_before if isinstance(plan.ids, Source) else 0
+            self._saved = self._without_written(self._saved)
         try:
             await plan.output.open()
             async with plan.client as kaizen:
@@ -126,14 +132,28 @@ class Wait:
             stop.ask(str(error), error.status)
         return self._finish()
 
+    def _without_written(self, saved: Saved) -> Saved:
+        """Return what was saved without the ids whose result is in the output file already."""
+        output = self._plan.output
+        if saved.written is None or output.file is None or not output.shows_ids:
+            return saved
+        self._written = ResultFile(output, output.file).ids_since(saved.written)
+        waiting = saved.without(self._written)
+        self._tally.already = sum(saved.counts().values()) - sum(waiting.counts().values())
+        return waiting
+
     async def _write_ends(self, executions: Executions[Execution], deadline: float | None) -> None:
         plan, stop = self._plan, self._stop
         shown = plan.options.shows_progress and not plan.ids.typed
-        watched = [*self._resumed, *(plan.ids if isinstance(plan.ids, Arguments) else ())]
+        source = self._source()
+        watched = [
+            *([] if self._saved is None else self._saved.counts()),
+            *(source if isinstance(source, list) else ()),
+        ]
         self._statuses = Statuses(executions, watched, wanted=shown)
         progress = Progress(self._line, wanted=shown, console=plan.output.console, trouble=plan.trouble.words)
-        async with self._ends(executions, deadline) as ends:
-            ends.add(*([] if plan.saved is None else plan.saved.unprinted))
+        async with self._ends(executions, source, deadline) as ends:
+            ends.add(*([] if self._saved is None else self._saved.unprinted))
             async with Saving(plan.file, lambda: self._snapshot(ends)) as saving, self._statuses, counting(plan.ids):
                 async with progress:
                     async for outcome in stop.each(ends):
@@ -145,12 +165,14 @@ class Wait:
                         self._tally.count(outcome)
                 saving.complete = not stop.reason and plan.ids.exhausted
 
-    def _ends(self, executions: Executions[Execution], deadline: float | None) -> WaitStream[Execution]:
-        saved, file = self._plan.saved, self._plan.file
+    def _ends(
+        self, executions: Executions[Execution], source: list[str] | AsyncIterator[str], deadline: float | None
+    ) -> WaitStream[Execution]:
+        saved, file = self._saved, self._plan.file
         if saved is None or file is None:
-            return executions.wait_many(self._source(), deadline=deadline)
+            return executions.wait_many(source, deadline=deadline)
         try:
-            return executions.wait_many(self._source(), deadline=deadline, checkpoint=saved.waiting)
+            return executions.wait_many(source, deadline=deadline, checkpoint=saved.waiting)
         except ValueError as error:
             raise file.unusable(str(error)) from None
 
@@ -159,15 +181,23 @@ class Wait:
         ids = self._plan.ids
         if isinstance(ids, Source):
             return self._take(ids)
-        for execution_id in ids:
-            self._taken.add(execution_id)
-        return ids
+        self._to_do += filter(self._is_to_do, ids)
+        return self._to_do
 
     async def _take(self, source: Source) -> AsyncIterator[str]:
         async for execution_id in source:
-            self._taken.add(execution_id)
-            self._statuses.add(execution_id)
-            yield execution_id
+            if self._is_to_do(execution_id):
+                self._statuses.add(execution_id)
+                yield execution_id
+
+    def _is_to_do(self, execution_id: str) -> bool:
+        """Note that an id was taken; return whether it has no result in the output file yet."""
+        self._taken.add(execution_id)
+        if not self._written[execution_id]:
+            return True
+        self._written[execution_id] -= 1
+        self._tally.skip()
+        return False
 
     def _snapshot(self, ends: WaitStream[Execution]) -> Saved:
         self._plan.output.sync()
@@ -176,10 +206,11 @@ class Wait:
             taken=self._taken,
             unprinted=self._unprinted,
             waiting=ends.checkpoint(),
+            written=self._plan.output.written,
         )
 
     def _line(self, _: Progress) -> str:
-        total, done = self._total, self._tally.done
+        total, done = self._total, self._tally.done + self._tally.already
         counts = by_status(self._tally.statuses + self._statuses.counts)
         words = (f"{done:,}" if total is None else f"{done:,} / {total:,}", counts)
         failed = f"{self._tally.failed:,} failed" * bool(self._tally.failed)
@@ -196,7 +227,8 @@ class Wait:
     @property
     def _pending(self) -> int:
         """How many were taken and have no end yet."""
-        return sum(self._resumed.values()) + self._taken.count - self._taken_before - self._tally.done
+        taken = sum(self._resumed.values()) + self._taken.count - self._taken_before
+        return taken - self._tally.done - self._tally.already
 
     def _finish(self) -> int:
         plan, stop, tally = self._plan, self._stop, self._tally

@@ -1,0 +1,79 @@
+"""Runs of the command that are ended in every way, and the one after them: each id has exactly one line."""
+
+import csv
+import json
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+from running_command import SECONDS, environment, launch
+
+from kaizen_async.testing import Fault, KaizenEmulator, Life
+
+pytestmark = pytest.mark.slow
+IDS = [f"exec_{number}" for number in range(120)]
+
+
+@pytest.fixture
+def server() -> Iterator[KaizenEmulator]:
+    """Return a slow emulator that knows all ids but one."""
+    with KaizenEmulator(default_life=lambda name: None if name == IDS[7] else Life.ended()) as running:
+        running.faults.always(Fault.latency(0.05))
+        yield running
+
+
+def lines_of(file: Path) -> int:
+    """Return how many line breaks a file has."""
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def ids_in(file: Path) -> list[str]:
+    """Return the ids in a file of results."""
+    text = file.read_text()
+    if file.suffix == ".csv":
+        return [row["id"] for row in csv.DictReader(text.splitlines())]
+    records = json.loads(text) if file.suffix == ".json" else map(json.loads, text.splitlines())
+    return [record["id"] for record in records]
+
+
+def run_until(server: KaizenEmulator, arguments: list[str], file: Path, signum: int | None, more: int) -> int:
+    """Run a command; send it a signal once the file has grown by so many lines. Return the exit status."""
+    before = lines_of(file)
+    limit = "ulimit -f 20; " if signum == signal.SIGXFSZ else ""  # as if the disk had 10 kB
+    command = ["/bin/sh", "-c", f'{limit}exec "$@"', "sh", *launch(*arguments)]
+    with subprocess.Popen(command, env=environment(server.base_url), stderr=subprocess.PIPE) as process:  # noqa: S603 - our own
+        deadline = time.monotonic() + SECONDS
+        while signum is not None and not limit and process.poll() is None and time.monotonic() < deadline:
+            if lines_of(file) >= before + more:
+                process.send_signal(signum)
+                break
+            time.sleep(0.005)
+        _, errors = process.communicate(timeout=SECONDS)
+    assert b"Traceback" not in errors
+    return process.returncode
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [("get", "out.ndjson"), ("get", "out.csv"), ("wait", "out.ndjson"), ("wait", "out.json"), ("wait", "out.csv")],
+)
+def test_however_runs_end_each_id_has_one_line(server: KaizenEmulator, tmp_path: Path, command: str, name: str) -> None:
+    """A full disk, SIGKILL, SIGTERM and SIGINT, each at a moment of its own."""
+    chance = Random(f"{command} {name}")
+    source, file, checkpoint = tmp_path / "ids.txt", tmp_path / name, tmp_path / "waiting.json"
+    source.write_text("\n".join(IDS))
+    arguments = [command, "--input", str(source), "--output", str(file), "--format", name.partition(".")[2]]
+    arguments += ["--concurrency", "5", *(["--resume"] if command == "get" else ["--checkpoint", str(checkpoint)])]
+    ends = [signal.SIGXFSZ, signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
+    chance.shuffle(ends)
+    for signum in ends:
+        status = run_until(server, arguments, file, signum, chance.randrange(1, 15))
+        assert status in {1, -signum, 128 + signum}
+    assert run_until(server, arguments, file, None, 0) in {0, 1}  # one id does not exist
+    assert Counter(ids_in(file)) == Counter(IDS)
+    assert not checkpoint.exists()
