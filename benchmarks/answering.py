@@ -1,4 +1,4 @@
-"""A small raw asyncio server: `answering.py fast | throttling | failing | living`, or one of `FAULTS`.
+"""A small raw asyncio server: `answering.py fast | throttling | failing | living | tail`, or one of `FAULTS`.
 
 The executions of `living` tell by their ids how long they live: `2.5_x` ends 2.5 seconds after it was first asked for,
 `never_x` never.
@@ -35,6 +35,11 @@ FAULTS: Final = {
     "limit1000": "1,000 requests a second pass, 200 at once; others get 429 with `Retry-After: 1`.",
 }
 """What the servers do that are at fault."""
+TAIL_SECONDS: Final = 0.02
+"""How long most responses of `tail` take."""
+SLOW_SHARE: Final = 0.03
+SLOW_FACTOR: Final = 20
+"""Share of the responses of `tail` that are slow, and how many times as long they take."""
 OUTAGE: Final = (0.3, 3.3)
 """Seconds after the first request between which the server is down."""
 SERVED_AT_ONCE: Final = 10
@@ -95,6 +100,8 @@ class Service:
     def _latency(self) -> float:
         if self.mode == "concurrency-limit":
             return SERVICE_SECONDS
+        if self.mode == "tail":
+            return TAIL_SECONDS * (SLOW_FACTOR if self._chance.random() < SLOW_SHARE else 1)
         return LATENCY_SECONDS if self.mode == "throttling" or self.mode in FAULTS else 0.0
 
     def _fault(self) -> bytes | None:
@@ -182,8 +189,13 @@ class Connection(asyncio.Protocol):
         self._received = rest[wanted:]
         answer, delay = self._service.answer(head, rest[:wanted])
         if delay:
-            asyncio.get_running_loop().call_later(delay, self.transport.write, answer)
+            asyncio.get_running_loop().call_later(delay, self._write, answer)
         else:
+            self.transport.write(answer)
+
+    def _write(self, answer: bytes) -> None:
+        """Write an answer, unless the client has closed the connection since it asked."""
+        if not self.transport.is_closing():
             self.transport.write(answer)
 
 

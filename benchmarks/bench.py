@@ -23,6 +23,7 @@ BENCHES: Final = (
     "coldstart",
     "storm",
     "outage",
+    "hedge",
     "hostile",
     "faults",
     "contract",

@@ -25,6 +25,7 @@ from contender import Contender
 
 _HEARTBEAT_SECONDS: Final = 0.001
 _WARM_UP_LOOK_UPS: Final = 100
+_LEARNING_LOOK_UPS: Final = 1000
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,25 @@ async def speed(job: Job) -> dict[str, Any]:
         "p50_ms": quantile(latencies, 0.50) * 1e3,
         "p99_ms": quantile(latencies, 0.99) * 1e3,
         "peak_mb": memory_bytes("VmHWM") / 1e6,
+    }
+
+
+async def tail(job: Job) -> dict[str, Any]:
+    """Measure how late the latest few responses come, once the contender has learned what is usual."""
+    async with warm(job) as contender:
+        await contender.run(list(data.execution_ids(_LEARNING_LOOK_UPS)))
+        ids = list(data.execution_ids(job.look_ups))
+        cpu = cpu_seconds()
+        latencies = sorted(await contender.run(ids))
+        cpu = cpu_seconds() - cpu
+    p50, p99 = quantile(latencies, 0.50), quantile(latencies, 0.99)
+    return {
+        "p50_ms": p50 * 1e3,
+        "p99_ms": p99 * 1e3,
+        "p999_ms": quantile(latencies, 0.999) * 1e3,
+        "p99_p50": p99 / p50,
+        "cpu_us": cpu / job.look_ups * 1e6,
+        "asked": job.look_ups + _LEARNING_LOOK_UPS + max(_WARM_UP_LOOK_UPS, job.concurrency),
     }
 
 
@@ -150,7 +170,7 @@ async def ends(job: Job) -> dict[str, Any]:
 
 
 TASKS: Final[dict[str, Callable[[Job], Coroutine[Any, Any, dict[str, Any]]]]] = {
-    task.__name__: task for task in (speed, lag, first, memory, ends)
+    task.__name__: task for task in (speed, tail, lag, first, memory, ends)
 }
 
 
