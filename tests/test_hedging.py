@@ -9,6 +9,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from scripted_lives import EVERY_SECOND
 from scripted_transport import AT_ONCE, NEVER, Reply, ScriptedTransport, health_of, record, status, throttle
 from virtual_time import LoopClock, virtual_time
@@ -26,6 +27,7 @@ from kaizen_async import (
     StatusError,
     TransportError,
 )
+from kaizen_async._cli.app import cli
 from kaizen_async._lookup.health import Health
 from kaizen_async._lookup.hedge import MARGIN, MOST_SAVED, Hedging, Race
 from kaizen_async._transport.capacity import NoConnectionError
@@ -594,3 +596,20 @@ def test_only_a_policy_switches_hedging_on() -> None:
     with pytest.raises(AttributeError):
         HedgePolicy().quantile = 0.5  # type: ignore[misc]
     assert issubclass(StatusError, KaizenError)
+
+
+@pytest.mark.parametrize(("arguments", "hedge"), [(["--hedge"], HedgePolicy()), ([], None)])
+def test_the_command_has_an_option(
+    emulator: KaizenEmulator, monkeypatch: pytest.MonkeyPatch, arguments: list[str], hedge: HedgePolicy | None
+) -> None:
+    """`--hedge` switches hedging on, as the client ships it."""
+    emulator.add("exec_1", Life.ended(duration=5))
+    given: list[object] = []
+
+    def spy(**settings: Any) -> KaizenClient:
+        given.append(settings["hedge"])
+        return KaizenClient(**settings)
+
+    monkeypatch.setattr("kaizen_async._cli.options.KaizenClient", spy)
+    ran = CliRunner().invoke(cli, ["get", "exec_1", "--base-url", emulator.base_url, *arguments])
+    assert (ran.exit_code, given) == (0, [hedge])

@@ -24,7 +24,7 @@ from kaizen_async._cli.ids import InputOptions
 from kaizen_async._cli.output import OutputOptions
 from kaizen_async._cli.table import Execution
 from kaizen_async.client import KaizenClient
-from kaizen_async.config import DEFAULT_BASE_URL, RetryPolicy, resolve_api_key, resolve_base_url
+from kaizen_async.config import DEFAULT_BASE_URL, HedgePolicy, RetryPolicy, resolve_api_key, resolve_base_url
 from kaizen_async.errors import printable
 from kaizen_async.events import Hook
 from kaizen_async.executions import Executions
@@ -106,6 +106,7 @@ class ClientOptions:
     proxy: str | None
     ca_file: Path | None
     headers: dict[str, str]
+    hedge: bool
 
     @property
     def resolved_base_url(self) -> str:
@@ -148,6 +149,7 @@ class ClientOptions:
                 on_event=on_event,
                 proxy=self.proxy,
                 headers=self.headers or None,
+                hedge=HedgePolicy() if self.hedge else None,
                 ssl_context=None if self.ca_file is None else _trusting(self.ca_file),
             )
         except ValueError as error:
@@ -367,6 +369,11 @@ _COMMON_OPTIONS: Final[tuple[Callable[[Command], Command], ...]] = (
         callback=_headers,
         help="Send this header with every request; may be repeated. Others can see options, so a secret belongs into a "
         "file with one header a line: --header @FILE.",
+    ),
+    click.option(
+        "--hedge",
+        is_flag=True,
+        help="Send a request that takes longer than most a second time, for at most 5 % of the lookups.",
     ),
     click.option("-q", "--quiet", is_flag=True, help="No progress, and no summary unless something failed."),
     click.option("-v", "--verbose", is_flag=True, help="Report on standard error what is sent and retried, and why."),
