@@ -16,6 +16,7 @@ _ERRORS: Final = {
     "404": "No record has this id.",
     "413": "The body is too large.",
     "415": "The body is not announced as application/json.",
+    "421": "The Host header names another server.",
     "429": "The rate limit is exceeded; see Retry-After.",
 }
 _QUESTION: Final[dict[str, Any]] = {
@@ -25,19 +26,35 @@ _QUESTION: Final[dict[str, Any]] = {
 }
 
 
+_ERROR_BODY: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["message"],
+    "properties": {"message": {"type": "string"}},
+}
+_LIVES: Final = (Life.running(status="Enqueued"), Life.running(), Life.ended(), Life.ended(status="Failed"))
+_TYPES: Final = {bool: "boolean", int: "integer", float: "number", str: "string"}
+
+
 def description(base_url: str, own_paths: Iterable[str]) -> dict[str, Any]:
     """Return the description of an emulator that also serves some paths of a user's own."""
-    example = Snapshot.of(
-        "exec_1", Life.ended(), digest=digest_of("example"), start=datetime(2026, 1, 1, tzinfo=UTC), age=30
-    )
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    examples = [
+        Snapshot.of("exec_1", life, digest=digest_of(f"example {place}"), start=start, age=30)
+        for place, life in enumerate(_LIVES)
+    ]
     kinds = {
-        path: _lookup("An execution.", _schema_of(json.loads(KINDS[path].encode(example, None)))) for path in KINDS
+        path: _lookup("An execution.", _schema_of([json.loads(kind.encode(each, None)) for each in examples]))
+        for path, kind in KINDS.items()
     }
     paths: dict[str, Any] = {
         **kinds,
         **{path: _lookup("A record of a kind of your own.", {"type": "object"}) for path in own_paths},
         "/health": {
-            "get": {"summary": "Whether it serves.", "security": [], "responses": {"200": {"description": "It does."}}}
+            "get": {
+                "summary": "Whether the emulator serves.",
+                "security": [],
+                "responses": {"200": {"description": "It does."}},
+            }
         },
     }
     return {
@@ -51,24 +68,41 @@ def description(base_url: str, own_paths: Iterable[str]) -> dict[str, Any]:
 
 
 def _lookup(summary: str, schema: dict[str, Any]) -> dict[str, Any]:
-    found = {"description": "The record.", "content": {"application/json": {"schema": schema}}}
-    errors = {status: {"description": text} for status, text in _ERRORS.items()}
     return {
         "post": {
             "summary": summary,
-            "requestBody": {"required": True, "content": {"application/json": {"schema": _QUESTION}}},
-            "responses": {"200": found, **errors},
+            "requestBody": {"required": True, "content": _json(_QUESTION)},
+            "responses": {
+                "200": {"description": "The record.", "content": _json(schema)},
+                **{status: {"description": text, "content": _json(_ERROR_BODY)} for status, text in _ERRORS.items()},
+            },
         }
     }
 
 
-def _schema_of(value: Any) -> dict[str, Any]:
-    """Return the JSON Schema of a made-up record: what may be null has any type."""
-    if value is None:
+def _json(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"application/json": {"schema": schema}}
+
+
+def _schema_of(examples: list[Any]) -> dict[str, Any]:
+    """Return the JSON Schema that fits all examples. What is always null may have any type."""
+    known = [example for example in examples if example is not None]
+    if not known:
         return {}
-    if isinstance(value, dict):
-        fields = cast("dict[str, Any]", value)
-        return {"type": "object", "properties": {name: _schema_of(each) for name, each in fields.items()}}
-    if isinstance(value, list):
-        return {"type": "array", "items": _schema_of(value[0]) if value else {}}
-    return {"type": {bool: "boolean", int: "integer", float: "number", str: "string"}[type(value)]}
+    schema: dict[str, Any]
+    if isinstance(known[0], dict):
+        records = cast("list[dict[str, Any]]", known)
+        names = list(dict.fromkeys(name for record in records for name in record))
+        schema = {
+            "type": "object",
+            "required": [name for name in names if all(name in record for record in records)],
+            "properties": {name: _schema_of([each[name] for each in records if name in each]) for name in names},
+        }
+    elif isinstance(known[0], list):
+        items = [item for example in cast("list[list[Any]]", known) for item in example]
+        schema = {"type": "array", "items": _schema_of(items)}
+    else:
+        schema = {"type": _TYPES[type(known[0])]}
+    if len(known) < len(examples):
+        schema["type"] = [schema["type"], "null"]
+    return schema
