@@ -1,16 +1,19 @@
 """README and docs/ do what they say: every Python block runs, and so does every shell block marked `<!-- run -->`.
 
-A block of tests (with a function `test_…`) is run by pytest, any other as a script of its own in an empty folder. All
-meet an emulator in which every execution exists, unless they bring their own. A block that needs what the test extra
-does not bring is marked `<!-- needs: NAME -->` in the line above it: without NAME installed it is only compiled.
+A block of tests (with a function `test_…`) is run by a pytest within this one, any other as a script, each in an empty
+folder. All meet an emulator in which every execution exists, unless they bring their own. A block that needs what the
+test extra does not bring is marked `<!-- needs: NAME -->` in the line above it: without NAME installed it is only
+compiled.
 """
 
 import ast
 import importlib.util
 import os
 import re
+import runpy
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +25,11 @@ from kaizen_async.testing import KaizenEmulator, Life
 
 PROJECT = Path(__file__).parent.parent
 README = PROJECT / "README.md"
-LOOPS = ["-o", "asyncio_mode=auto", "-o", "asyncio_default_fixture_loop_scope=function"]
+PYTEST = [
+    *("-q", "-s", "--rootdir=.", "--import-mode=importlib", "-Werror", "-pno:cacheprovider", "-pno:faulthandler"),
+    *("-p_kaizen_async_pytest_plugin", "-ppytest_asyncio.plugin", "-oasyncio_mode=auto"),
+    "-oasyncio_default_fixture_loop_scope=function",
+]
 DOCUMENTS = [README, *sorted((PROJECT / "docs").glob("*.md"))]
 
 
@@ -61,57 +68,50 @@ def can_run(block: Block) -> bool:
 
 
 @pytest.fixture
-def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Return variables with a key that fits, and the commands of this Python first on the path."""
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return an empty folder to run in, with variables in the environment that lead to an emulator."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KAIZEN_API_KEY", "key-of-the-readme")
-    commands = Path(sys.executable).parent
-    return {**os.environ, "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}", "PYTHONWARNINGS": "error"}
+    with KaizenEmulator(default_life=Life.ended()) as emulator:
+        monkeypatch.setenv("KAIZEN_BASE_URL", emulator.base_url)
+        yield tmp_path
 
 
-def run(command: list[str], folder: Path, environment: dict[str, str]) -> str:
-    """Run a command to its end, which must be a good one, and return what it printed."""
-    ran = subprocess.run(  # noqa: S603 - the README is ours
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False
+def has_tests(block: Block) -> bool:
+    """Return whether a Python block is for pytest."""
+    functions = (
+        node for node in ast.parse(block.text).body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     )
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    return ran.stdout
-
-
-def command_for(block: Block, folder: Path) -> list[str]:
-    """Write a Python block into a folder; return the command that runs it."""
-    is_test = any(
-        isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
-        for node in ast.parse(block.text).body
-    )
-    script = folder / "test_block.py"
-    script.write_text(block.text)
-    if is_test:
-        return [sys.executable, "-m", "pytest", "-q", *LOOPS, str(script)]
-    return [sys.executable, str(script)]
+    return any(function.name.startswith("test_") for function in functions)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(90)
 @those([block for block in EVERYWHERE if block.language == "python"])
-def test_a_python_block_runs(block: Block, environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_python_block_runs(block: Block, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """To its end, without a warning."""
     compile(block.text, block.place, "exec")
     if not can_run(block):
         pytest.skip(f"without {block.mark.removeprefix('needs: ')} it is only compiled")
-    command = command_for(block, tmp_path)
-    with KaizenEmulator(default_life=Life.ended()) as emulator:
-        run(command, tmp_path, {**environment, "KAIZEN_BASE_URL": emulator.base_url})
+    script = folder / ("test_" + re.sub(r"\W", "_", block.place) + ".py")
+    script.write_text(block.text)
+    if has_tests(block):
+        monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+        assert pytest.main([*PYTEST, str(script)]) == pytest.ExitCode.OK
+    else:
+        runpy.run_path(str(script), run_name="__main__")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(90)
 @those([block for block in EVERYWHERE if block.mark == "run"])
-def test_a_marked_shell_block_runs(block: Block, environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_marked_shell_block_runs(block: Block, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of its commands ends well."""
-    (tmp_path / "ids.txt").write_text("exec_1\nexec_2\n")
-    with KaizenEmulator(default_life=Life.ended()) as emulator:
-        script = "set -euo pipefail\n" + re.sub(r"^\$ ", "", block.text, flags=re.MULTILINE)
-        run(["bash", "-c", script], tmp_path, {**environment, "KAIZEN_BASE_URL": emulator.base_url})
+    (folder / "ids.txt").write_text("exec_1\nexec_2\n")
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)  # the tests of the command measure it
+    script = "set -euo pipefail\n" + re.sub(r"^\$ ", "", block.text, flags=re.MULTILINE)
+    ran = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, check=False)  # noqa: S603, S607 - our own
+    assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)

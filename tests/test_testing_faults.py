@@ -332,11 +332,11 @@ def test_chance_of_zero_never_hits() -> None:
 
 async def test_random_faults_do_not_depend_on_the_order_of_arrival() -> None:
     """Two runs that overlap differently meet the same faults at the same requests; another seed meets others."""
-    ids = [f"exec_{number % 20}" for number in range(100)]
+    ids = [f"exec_{number % 8}" for number in range(32)]
 
     async def hits(seed: int, order: list[str], at_once: int) -> dict[str, list[int]]:
         async with KaizenEmulator(seed=seed, default_life=Life.ended()) as emulator:
-            emulator.faults.chance(Fault.status(503), 0.2)
+            emulator.faults.chance(Fault.status(503), 0.5)
             gate = asyncio.Semaphore(at_once)
             seen: dict[str, list[int]] = {}
 
@@ -349,7 +349,7 @@ async def test_random_faults_do_not_depend_on_the_order_of_arrival() -> None:
             return {execution_id: sorted(statuses) for execution_id, statuses in seen.items()}
 
     first = await hits(1, ids, at_once=1)
-    assert first == await hits(1, sorted(ids, reverse=True), at_once=50)
+    assert first == await hits(1, sorted(ids, reverse=True), at_once=16)
     assert first != await hits(2, ids, at_once=1)
 
 
