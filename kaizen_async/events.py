@@ -8,10 +8,10 @@
                 tell_the_other_workers(pause)
 
 The function is called in the task that does the work, at the very place in it, so it must be quick and must not wait.
-What it raises is logged once, as an error of the logger `kaizen_async`, and disturbs no look-up. More kinds of events
+What it raises is logged once, as an error of the logger `kaizen_async`, and disturbs no lookup. More kinds of events
 may come in later versions: let the ones that you do not know pass.
 
-A look-up tells, in this order: `LookUpStarted`; then for each request `AttemptStarted` and `AttemptEnded`, and between
+A lookup tells, in this order: `LookUpStarted`; then for each request `AttemptStarted` and `AttemptEnded`, and between
 two requests `RetryScheduled`; `LookUpEnded`. If a slow request is sent a second time, `HedgeStarted` and
 `HedgeEnded` come between its `AttemptStarted` and the next `RetryScheduled` or `LookUpEnded`. A lookup that shares the
 request of another reports only its start and its end. A poll of a wait is a lookup.
@@ -71,7 +71,7 @@ class LookUpStarted(msgspec.Struct, frozen=True):
     id: str
     """The execution that is looked up."""
     url: str
-    """Where it is looked up, which tells the kinds of look-ups apart."""
+    """Where it is looked up, which tells the kinds of lookups apart."""
 
 
 class LookUpShared(msgspec.Struct, frozen=True):
@@ -100,7 +100,7 @@ class AttemptStarted(msgspec.Struct, frozen=True):
     id: str
     url: str
     attempt: int
-    """Which request of the look-up it is, from 1."""
+    """Which request of the lookup it is, from 1."""
     queued: float
     """Seconds for which it waited for a slot, the gate and the limiter."""
     headers: dict[str, str] = msgspec.field(default_factory=dict[str, str])
@@ -125,7 +125,7 @@ class AttemptEnded(msgspec.Struct, frozen=True):
     url: str
     attempt: int
     elapsed: float
-    """Seconds from its start to the last byte of the answer, or to the fault in its place."""
+    """Seconds from its start to the last byte of the response, or to the fault in its place."""
     status: int | None
     """The HTTP status of the response, also of one that broke off; None if none came."""
     error: KaizenError | None
@@ -177,7 +177,7 @@ class RetryScheduled(msgspec.Struct, frozen=True):
     attempts: int
     """Requests sent so far."""
     delay: float
-    """Seconds of back-off, after which the next attempt queues. 0 after a throttling answer: the gate holds it then."""
+    """Seconds of back-off, after which the next attempt queues. 0 after a throttling response, when the gate holds it."""
     error: KaizenError
     """Why the attempt failed; `error.reason` says it in one line."""
 
@@ -194,10 +194,10 @@ class BudgetRefused(msgspec.Struct, frozen=True):
 
 
 class Gated(msgspec.Struct, frozen=True):
-    """The server asked for less: no look-up of this client is sent until a pause is over."""
+    """The server asked for less: no lookup of this client is sent until a pause is over."""
 
     status: int
-    """The status of the answer: 429 or 503."""
+    """The status of the response: 429 or 503."""
     retry_after: float | None
     """Seconds that the server named; None if it named none."""
     pause: float
@@ -205,7 +205,7 @@ class Gated(msgspec.Struct, frozen=True):
 
 
 class Ungated(msgspec.Struct, frozen=True):
-    """A pause is over. Told with the first look-up that is sent after it."""
+    """A pause is over. Told with the first lookup that is sent after it."""
 
     pause: float
     """Seconds that it took."""

@@ -59,9 +59,9 @@ class ClientStats(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a client has done since it was created, and what it is doing now."""
 
     lookups: int
-    """Look-ups begun, those that shared another's request not included."""
+    """Lookups begun, those that shared another's request not included."""
     succeeded: int
-    """Look-ups that ended with a record."""
+    """Lookups that ended with a record."""
     failed: int
     """Lookups that ended with an error."""
     shared: int
@@ -102,7 +102,7 @@ class ClientStats(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     by_path: dict[str, Counters]
     """The same totals for each kind of lookup, by its path below the base URL."""
     polls: int
-    """Look-ups made by waits."""
+    """Lookups made by waits."""
     waiting: int
     """Executions that somebody waits for now."""
     poll_delay: float
@@ -113,7 +113,7 @@ class ClientStats(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     polls_failing_because: str | None
     """Why the last of those failed, in one line; None if there are none."""
     in_flight: int
-    """HTTP requests under way now."""
+    """HTTP requests in flight now."""
     health: HealthState
     """How the server is doing, in the view of this client. Of several kinds of lookups, the worst: "throttled" while
     the client sends less than it could, "refused" while the key is, "failing" in an outage."""
