@@ -177,7 +177,7 @@ class RetryScheduled(msgspec.Struct, frozen=True):
     attempts: int
     """Requests sent so far."""
     delay: float
-    """Seconds of back-off, after which the next attempt queues. 0 after a throttling response, when the gate holds it."""
+    """Seconds of back-off, after which the next attempt queues. 0 after throttling: then the gate holds it."""
     error: KaizenError
     """Why the attempt failed; `error.reason` says it in one line."""
 
