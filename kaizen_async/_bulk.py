@@ -124,6 +124,8 @@ async def look_up_all(
         while todo and not crew.is_too_large:
             execution_id = todo.popleft()
             outcome = outcomes[execution_id] = await look_up(execution_id, crew.on_back_off)
+            if not outcome.attempts:
+                await asyncio.sleep(0)
             report.count(outcome)
         if not todo:
             crew.close()
@@ -246,6 +248,8 @@ class OutcomeStream(AccountedStream[Outcome[T]], Generic[T]):
             self._crew.on_back_off(begins)
 
         outcome = await self._look_up(execution_id, on_back_off)
+        if not outcome.attempts:
+            await asyncio.sleep(0)
         if not has_room:
             await self._room.acquire()
         return outcome

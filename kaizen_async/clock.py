@@ -122,13 +122,57 @@ class Timeout:
             self._timeout.reschedule(asyncio.get_running_loop().time())
 
 
-class RunningTimeout:
-    """Ends its block with a TimeoutError after so many seconds in which the event loop ran.
+class RunningTimer:
+    """Calls back after so many seconds in which the event loop ran, or at a time of the clock if that comes first.
 
     No response can arrive while something else blocks the loop, so that time does not count. This class measures it by
     how late its timers are: it sets a few of them usually, and one after the other while something blocks the loop.
 
-    It does what `asyncio.timeout` does, without coroutines, because every request passes through here.
+    Args:
+        clock: The clock of all times here.
+        seconds: How long the loop may run.
+        when: The time of the clock at which it calls back in any case. math.inf: never.
+        callback: What to call, once.
+    """
+
+    __slots__ = ("_callback", "_called_at", "_clock", "_interval", "_left", "_timer", "_when")
+
+    def __init__(self, clock: Clock, seconds: float, when: float, callback: Callable[[], None]) -> None:
+        self._clock = clock
+        self._left = seconds
+        self._when = when
+        self._callback = callback
+        self._set_timer(seconds * LONGEST_SHARE)
+
+    @property
+    def left(self) -> float:
+        """Seconds for which the loop may still run."""
+        return self._left - min(self._clock.time() - self._called_at, self._interval)
+
+    def cancel(self) -> None:
+        """Cancel the call."""
+        self._timer.cancel()
+
+    def _set_timer(self, interval: float) -> None:
+        self._called_at = self._clock.time()
+        self._interval = min(interval, self._left, self._when - self._called_at)
+        self._timer = self._clock.call_at(self._called_at + self._interval, self._on_timer)
+
+    def _on_timer(self) -> None:
+        late = self._clock.time() - self._called_at - self._interval
+        self._left -= self._interval
+        if self._left <= 0 or self._clock.time() >= self._when:
+            # The loop reads what arrived while it was blocked in its next step. Only then may the timer call back.
+            self._timer = self._clock.call_at(self._clock.time(), self._callback)
+        else:
+            self._set_timer(SHORTEST_INTERVAL if late > BLOCKED else self._left * LONGEST_SHARE + SHORTEST_INTERVAL)
+
+
+class RunningTimeout:
+    """Ends its block with a TimeoutError after so many seconds in which the event loop ran.
+
+    It does what `asyncio.timeout` does, by a `RunningTimer`.
+
 
     Args:
         clock: The clock of all times here.
@@ -138,12 +182,11 @@ class RunningTimeout:
     """
 
     __slots__ = (
-        "_called_at",
         "_cancelling",
         "_clock",
-        "_interval",
+        "_entered_at",
         "_is_expired",
-        "_left",
+        "_seconds",
         "_sweep",
         "_task",
         "_timer",
@@ -152,31 +195,28 @@ class RunningTimeout:
 
     def __init__(self, clock: Clock, seconds: float, when: float, sweep: "Sweep | None" = None) -> None:
         self._clock = clock
-        self._left = seconds
+        self._seconds = seconds
         self._when = when
         self._sweep = sweep
-        self._interval = self._called_at = 0.0
         self._is_expired = False
         self._task: asyncio.Task[Any] | None = None
-        self._timer: Timer | None = None
+        self._timer: RunningTimer | None = None
 
     def __enter__(self) -> None:
         task: Any = asyncio.current_task()
         self._task = task
         self._cancelling = task.cancelling()
-        if self._sweep is None:
-            self._set_timer(self._left * LONGEST_SHARE)
-            return
-        self._called_at = now = self._sweep.now()
-        if self._when <= self._sweep.next_after(now):
-            self._set_timer(self._left * LONGEST_SHARE)
+        self._entered_at = self._clock.time()
+        if self._sweep is None or self._when <= self._sweep.next_after(self._entered_at):
+            self._set_timer(self._seconds)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         task, self._task = self._task, None
-        if self._timer is not None:
-            self._timer.cancel()
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
         # If somebody else has cancelled the task as well, the cancellation wins.
         is_ours = self._is_expired and task is not None and task.uncancel() <= self._cancelling
         if is_ours and isinstance(error, asyncio.CancelledError):
@@ -191,22 +231,10 @@ class RunningTimeout:
     def take_long(self, late: float) -> None:
         """Set a timer, because the block has lasted until a sweep, which came `late` seconds late."""
         if self._timer is None:
-            self._left -= max(0.0, self._clock.time() - self._called_at - late)
-            self._set_timer(self._left * LONGEST_SHARE)
+            self._set_timer(self._seconds - max(0.0, self._clock.time() - self._entered_at - late))
 
-    def _set_timer(self, interval: float) -> None:
-        self._called_at = self._clock.time()
-        self._interval = min(interval, self._left, self._when - self._called_at)
-        self._timer = self._clock.call_at(self._called_at + self._interval, self._on_timer)
-
-    def _on_timer(self) -> None:
-        late = self._clock.time() - self._called_at - self._interval
-        self._left -= self._interval
-        if self._left <= 0 or self._clock.time() >= self._when:
-            # The loop reads what arrived while it was blocked in its next step. Only then may the timeout expire.
-            self._timer = self._clock.call_at(self._clock.time(), self.expire)
-        else:
-            self._set_timer(SHORTEST_INTERVAL if late > BLOCKED else self._left * LONGEST_SHARE + SHORTEST_INTERVAL)
+    def _set_timer(self, seconds: float) -> None:
+        self._timer = RunningTimer(self._clock, seconds, self._when, self.expire)
 
 
 class Sweep:
@@ -218,29 +246,29 @@ class Sweep:
         clock: The clock of all times here.
         now: Returns its time.
         seconds: How long the loop may run during one request.
-        in_flight: The timeouts of the requests in flight.
+        take_long: Called when it comes, with the seconds by which it is late: sets those timers.
     """
 
-    def __init__(self, clock: Clock, now: Callable[[], float], seconds: float, in_flight: set[RunningTimeout]) -> None:
-        self.now = now
+    def __init__(
+        self, clock: Clock, now: Callable[[], float], seconds: float, take_long: Callable[[float], None]
+    ) -> None:
+        self.interval = seconds * LONGEST_SHARE
         self._clock = clock
-        self._interval = seconds * LONGEST_SHARE
-        self._in_flight = in_flight
+        self._now = now
+        self._take_long = take_long
         self._timer: Timer | None = None
         self._when = 0.0
 
     def next_after(self, now: float) -> float:
         """Return the time of the next sweep."""
         if self._timer is None:
-            self._when = now + self._interval
+            self._when = now + self.interval
             self._timer = self._clock.call_at(self._when, self._run)
         return self._when
 
     def _run(self) -> None:
         self._timer = None
-        late = self.now() - self._when
-        for timeout in self._in_flight:
-            timeout.take_long(late)
+        self._take_long(self._now() - self._when)
 
     def stop(self) -> None:
         """Cancel the timer."""

@@ -1,8 +1,7 @@
 """The verbs: what a user does with the executions of one kind."""
 
-import asyncio
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Generic, TypeVar
 
 from msgspec import UNSET, UnsetType
@@ -281,15 +280,11 @@ class Executions(Generic[T]):
 
     def _bounded(self, lookups: Lookups[T], ends_at: float) -> LookUp[T]:
         """Return a look-up that ends with the client's deadline for it, or with the whole call."""
-        now = lookups.engine.clock.time
+        now = lookups.engine.now
         allowed = math.inf if self._deadline is None else self._deadline
 
-        async def look_up(execution_id: str, on_back_off: OnBackOff) -> Outcome[T]:
-            ends = min(now() + allowed, ends_at)
-            outcome = await lookups.look_up(execution_id, ends, on_back_off=on_back_off)
-            if not outcome.attempts:
-                await asyncio.sleep(0)
-            return outcome
+        def look_up(execution_id: str, on_back_off: OnBackOff) -> Coroutine[Any, Any, Outcome[T]]:
+            return lookups.look_up(execution_id, min(now() + allowed, ends_at), on_back_off=on_back_off)
 
         return look_up
 

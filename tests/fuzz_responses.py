@@ -17,7 +17,7 @@ import brotli
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection as BorrowedConnection
 
-from kaizen_async._transport.connection import READ_SIZE, Connection
+from kaizen_async._transport.connection import READ_SIZE, Address, Connection
 from kaizen_async._transport.reading import INTERIM_STATUSES, MOST_INTERIM, Limits, TooLongHeadError, read_body
 
 LIMITS = Limits(3000, 2048, 32)
@@ -190,7 +190,7 @@ async def _by_aiohttp(handler: ResponseHandler) -> Read:
 
 
 async def _by_us(connection: Connection) -> Read:
-    answer = await connection.exchange(b"")
+    answer = await connection.exchange(b"", 0.0)
     if answer is None:
         answer, _ = await connection.finish()
     return Read(answer.status, answer.body)
@@ -244,7 +244,7 @@ async def read_by_us(pieces: Sequence[bytes]) -> tuple[Read | str, bool]:
     buffer = memoryview(bytearray(READ_SIZE))
     handler = _handler()
     borrowed = cast("BorrowedConnection", _Borrowed(handler))
-    connection = Connection(borrowed, buffer, LIMITS, lambda _: None, opened_at=0.0, expires_at=1e9)
+    connection = Connection(borrowed, buffer, LIMITS, lambda _: None, address=Address(), opened_at=0.0, expires_at=1e9)
     task = asyncio.create_task(_outcome(_by_us(connection)))
     await asyncio.sleep(0)
     for piece in pieces:

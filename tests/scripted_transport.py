@@ -106,6 +106,10 @@ class ScriptedTransport:
     def reject(self) -> None:
         """Do nothing: there is no connection."""
 
+    @staticmethod
+    def begin(url: URL, body: bytes, now: float) -> None:
+        """Begin nothing at once: there is no idle connection."""
+
     async def send_fresh(self, url: URL, body: bytes, is_held: Callable[[], bool]) -> Answer:
         """Take a request on a new connection. There are no connections here."""
         return await self.send(url, body, is_held)

@@ -469,12 +469,13 @@ async def test_a_connection_lost_before_the_request_is_told_from_one_lost_under_
     async with ScriptedServer() as server, own_session() as sender:
         await send(sender, server)
         target = sender._pool.target(URL(server.url) / "get")
-        connection = sender._pool.take(target)
+        connection = sender._pool.take(target, sender._pool.now())
         connection.transport.abort()
         await server.until(lambda: not server.open)
+        assert await connection.exchange(request_body("b"), sender._pool.now()) is None
         with pytest.raises(aiohttp.ClientConnectionResetError, match="before the request"):
-            await connection.exchange(request_body("b"))
-        sender._pool.discard(target, connection)
+            await connection.finish()
+        sender._pool.discard(connection)
         assert len(server.requests) == 1
 
 

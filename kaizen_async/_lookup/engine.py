@@ -16,11 +16,12 @@ from yarl import URL
 
 from kaizen_async._lookup.health import Health
 from kaizen_async._transport.capacity import NoConnectionError
+from kaizen_async._transport.connection import ExpiredError
 from kaizen_async._transport.failures import without_frames
 from kaizen_async._transport.key import RotatingKey
 from kaizen_async._transport.response import Answer
-from kaizen_async._transport.transport import Transport
-from kaizen_async.clock import Clock, RunningTimeout, Sweep, SystemClock, Timeout, Timer, sleep
+from kaizen_async._transport.transport import Begun, Transport
+from kaizen_async.clock import Clock, RunningTimeout, RunningTimer, Sweep, SystemClock, Timeout, Timer, sleep
 from kaizen_async.errors import (
     AttemptTimeoutError,
     ClientClosedError,
@@ -34,6 +35,32 @@ from kaizen_async.events import Hook
 
 T = TypeVar("T")
 Limiter: TypeAlias = Callable[[], Awaitable[object]]
+
+
+class FirstRequest:
+    """The first request of a lookup, if it could be sent at once.
+
+    Attributes:
+        begun: What receives the response.
+        number: Of the request.
+        sent_at: The clock's time.
+        deadline_at: The clock's time at which the lookup ends.
+        timer: Ends the wait for the response, once it has taken long.
+    """
+
+    __slots__ = ("begun", "deadline_at", "number", "sent_at", "timer")
+
+    def __init__(self, begun: Begun, number: int, sent_at: float, deadline_at: float) -> None:
+        self.begun = begun
+        self.number = number
+        self.sent_at = sent_at
+        self.deadline_at = deadline_at
+        self.timer: RunningTimer | None = None
+
+    def expire(self) -> None:
+        """End the wait for the response."""
+        if not self.begun.response.done():
+            self.begun.connection.expire()
 
 
 class Engine:
@@ -77,10 +104,12 @@ class Engine:
         self._queues: dict[Health, OrderedDict[asyncio.Future[int | KaizenError], bool]] = {}
         self._timer: Timer | None = None
         self._sending: set[RunningTimeout] = set()
+        self._begun: set[FirstRequest] = set()
         # A timer that comes in vain is cheap in real time. In a virtual one it would be a moment to stop at.
         is_real = isinstance(clock, SystemClock)
         self.now = self.loop.time if is_real else clock.time
-        self._sweep = Sweep(clock, self.now, attempt_timeout, self._sending) if is_real else None
+        self._sweep = Sweep(clock, self.now, attempt_timeout, self._take_long) if is_real else None
+        self._sweep_for_first = self._sweep if limiter is None and key is None else None
         self._waiting: set[Timeout] = set()
         self._cut_off = False
         self._all_sent = asyncio.Event()
@@ -89,7 +118,7 @@ class Engine:
     @property
     def in_flight(self) -> int:
         """Requests under way."""
-        return len(self._sending)
+        return len(self._sending) + len(self._begun)
 
     async def take_turn(
         self, health: Health, deadline_at: float, *, is_patient: bool = False, is_urgent: bool = False
@@ -241,6 +270,61 @@ class Engine:
             self.clock.release()
         return None
 
+    def begin(self, url: URL, body: bytes, health: Health, deadline_at: float) -> FirstRequest | None:
+        """Send the first request of a lookup at once: without waiting for anything, and without a timer of its own.
+
+        That takes a free slot, an idle connection, and a server that is doing well. Then the request goes out before
+        this returns; it must be given to `end`, or to `receive`. Otherwise None is returned, and nothing was sent.
+        """
+        sweep = self._sweep_for_first
+        if sweep is None or not self._free_slots or self._queues or health.engaged or self.closed:
+            return None
+        now = self.now()
+        if deadline_at <= now:
+            return None
+        begun = self.transport.begin(url, body, now)
+        if begun is None:
+            return None
+        self._free_slots -= 1
+        first = FirstRequest(begun, health.send(), now, deadline_at)
+        self._begun.add(first)
+        if deadline_at <= sweep.next_after(now):
+            self._set_timer(first, self._attempt_timeout)
+        return first
+
+    def end(self, first: FirstRequest, now: float) -> None:
+        """Give the slot of a request back, and the connection on which its response was received completely."""
+        pool, connection, _ = first.begun
+        pool.complete(connection, now)
+        self._forget(first)
+        self._note_end()
+        self.end_turn()
+
+    def abandon(self, first: FirstRequest, error: BaseException) -> None:
+        """Give the slot of a request back, and close its connection, because its lookup was cancelled."""
+        pool, connection, _ = first.begun
+        pool.fail(connection, error)
+        self._forget(first)
+        self._note_end()
+        self.end_turn()
+
+    def _forget(self, first: FirstRequest) -> None:
+        self._begun.discard(first)
+        timer, first.timer = first.timer, None
+        if timer is not None:
+            timer.cancel()
+
+    def _set_timer(self, first: FirstRequest, seconds: float) -> None:
+        first.timer = RunningTimer(self.clock, seconds, first.deadline_at, first.expire)
+
+    def _take_long(self, late: float) -> None:
+        """Set timers for the requests in flight, when the sweep comes, that many seconds late."""
+        for timeout in self._sending:
+            timeout.take_long(late)
+        for first in self._begun:
+            if first.timer is None:
+                self._set_timer(first, self._attempt_timeout - max(0.0, self.now() - first.sent_at - late))
+
     async def send(
         self, url: URL, body: bytes, deadline_at: float, is_held: Callable[[], bool], *, fresh: bool = False
     ) -> Answer | KaizenError | NoConnectionError | None:
@@ -249,13 +333,30 @@ class Engine:
         Nothing was sent, and None is returned, if `is_held` says so once there is a connection.
         After a NoConnectionError, `await_connection` tells when to try again.
         """
-        timeout = RunningTimeout(self.clock, self._attempt_timeout, deadline_at, self._sweep)
+        send = self.transport.send_fresh if fresh else self.transport.send
+        return await self._bounded(send(url, body, is_held), self._attempt_timeout, deadline_at)
+
+    async def receive(self, first: FirstRequest) -> Answer | KaizenError | NoConnectionError | None:
+        """Return the response to a request that `begin` sent, or why there is none: as `send`."""
+        left = self._attempt_timeout
+        if first.timer is not None:
+            left = first.timer.left
+        elif self._sweep is not None:
+            left -= min(self.now() - first.sent_at, self._sweep.interval)
+        self._forget(first)
+        return await self._bounded(self.transport.receive(first.begun), left, first.deadline_at)
+
+    async def _bounded(
+        self, response: Awaitable[Answer | None], allowed: float, deadline_at: float
+    ) -> Answer | KaizenError | NoConnectionError | None:
+        """Wait for a response for so many seconds, or until the deadline."""
+        timeout = RunningTimeout(self.clock, allowed, deadline_at, self._sweep)
         self._sending.add(timeout)
         self.clock.hold()
         try:
             with timeout:
-                return await (self.transport.send_fresh if fresh else self.transport.send)(url, body, is_held)
-        except TimeoutError:
+                return await response
+        except (TimeoutError, ExpiredError):
             if self._cut_off or deadline_at <= self.clock.time():
                 return self.interruption("during an attempt")
             return AttemptTimeoutError(f"no complete answer within {seconds(self._attempt_timeout)}")
@@ -267,8 +368,11 @@ class Engine:
         finally:
             self.clock.release()
             self._sending.discard(timeout)
-            if self.closed and not self._sending:
-                self._all_sent.set()
+            self._note_end()
+
+    def _note_end(self) -> None:
+        if self.closed and not self.in_flight:
+            self._all_sent.set()
 
     async def renew_key(self, key: RotatingKey, number: int, deadline_at: float) -> KaizenError | None:
         """Have the API key asked for, unless that was done since key `number`; return None, or why there is none.
@@ -357,7 +461,7 @@ class Engine:
         cut = self.loop.call_later(drain, self._cut)
         try:
             async with self._close_lock:
-                if self._sending:
+                if self.in_flight:
                     await self._all_sent.wait()
                 await self.transport.close()
         finally:
@@ -368,8 +472,9 @@ class Engine:
     def _cut(self) -> None:
         self._cut_off = True
         self._interrupt(self._sending)
+        self._interrupt(self._begun)
 
-    def _interrupt(self, timeouts: Iterable[Timeout | RunningTimeout]) -> None:
+    def _interrupt(self, timeouts: Iterable[Timeout | RunningTimeout | FirstRequest]) -> None:
         for timeout in timeouts:
             timeout.expire()
 

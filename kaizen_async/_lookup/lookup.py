@@ -18,7 +18,7 @@ from typing import Any, Final, Generic, TypeVar
 import msgspec
 from yarl import URL
 
-from kaizen_async._lookup.engine import Engine
+from kaizen_async._lookup.engine import Engine, FirstRequest
 from kaizen_async._lookup.health import Health
 from kaizen_async._lookup.hedge import Hedging, Race
 from kaizen_async._lookup.received import Received
@@ -68,6 +68,8 @@ ROUNDING: Final = 0.001
 """Seconds by which a deadline may exceed the client's and still be the same."""
 EXCUSED_PER_RETRY: Final = 2
 """Rejections that a lookup may get beside each retry: they say that the server is busy, and nothing about this id."""
+LARGE_BODY: Final = 8192
+"""Bytes of body above which the short way leaves a response to the complete one, where such responses take turns."""
 LONGEST_DOUBT: Final = 1.0
 DOUBT_STEP: Final = 0.02
 """Seconds for which a refused lookup waits for others at most, and between two looks."""
@@ -83,6 +85,7 @@ class Call:
         attempts: Requests sent.
         spent: Those that count against the retry policy: a failure in a pause for all does not.
         excused: Those that do not, since the server rejected them while it accepted others.
+        first: The request that was sent already, if there is one.
         is_patient: Whether it may take longer than the client's deadline.
         request_id: What the server calls the last request.
     """
@@ -92,6 +95,7 @@ class Call:
         "deadline_at",
         "excused",
         "execution_id",
+        "first",
         "is_patient",
         "last_error",
         "number",
@@ -111,19 +115,21 @@ class Call:
         on_back_off: Callable[[bool], None] | None,
         *,
         is_patient: bool,
+        first: FirstRequest | None = None,
     ) -> None:
         self.execution_id = execution_id
         self.deadline_at = deadline_at
         self.on_turn = on_turn
         self.on_back_off = on_back_off
         self.is_patient = is_patient
+        self.first = first
         self.number: int | None = None
-        self.attempts = 0
+        self.attempts = 0 if first is None else 1
         self.spent = 0
         self.excused = 0
         self.last_error: KaizenError | None = None
         self.request_id: str | None = None
-        self.sent_at: float | None = None
+        self.sent_at = None if first is None else first.sent_at
         self.trace: RequestTrace | None = None
 
 
@@ -208,58 +214,98 @@ class Lookups(Generic[T]):
         finally:
             hook(LookUpEnded(execution_id, self.url, outcome, self._now() - started))
 
-    async def _look_up(
+    async def _look_up(  # noqa: C901 - flat, since every lookup passes through it
         self,
         execution_id: str,
         deadline_at: float,
         on_turn: Callable[[], None] | None,
         on_back_off: Callable[[bool], None] | None,
     ) -> Outcome[T]:
+        while execution_id in self._followers:
+            shared = await self._follow(execution_id, deadline_at)
+            if shared is not None:
+                return shared
+        followers: list[asyncio.Future[Outcome[T] | None]] = []
+        self._followers[execution_id] = followers
+        self._counters.lookups += 1
+        self._counters.in_progress += 1
+        self._health.lookups += 1
+        started = self._now()
+        outcome: Outcome[T] | None = None
+        # Nearly every lookup is one request that can be sent at once, and its response is the record. So each takes
+        # this short way first, on which nothing is prepared for what may go wrong. If something is in the way, or does
+        # go wrong, `_complete` takes over, with the request that was sent, as if there were no short way.
+        first = self._begin(execution_id, deadline_at, on_turn)
         try:
-            return await self._share_or_lead(execution_id, deadline_at, on_turn, on_back_off)
-        except asyncio.CancelledError:
+            if first is not None and (answer := await first.begun.response) is not None:
+                outcome = self._found(execution_id, first, answer)
+            if outcome is None:
+                is_patient = deadline_at - started > self._deadline + ROUNDING
+                call = Call(execution_id, deadline_at, on_turn, on_back_off, is_patient=is_patient, first=first)
+                first = None
+                outcome = await self._complete(call, started)
+        except asyncio.CancelledError as cancelled:
+            if first is not None:
+                self._abandon(first, cancelled)
             self._counters.cancelled += 1
             raise
         except BaseException:
             self._counters.failed += 1
             raise
-
-    async def _share_or_lead(
-        self,
-        execution_id: str,
-        deadline_at: float,
-        on_turn: Callable[[], None] | None,
-        on_back_off: Callable[[bool], None] | None,
-    ) -> Outcome[T]:
-        while (followers := self._followers.get(execution_id)) is not None:
-            if self._on_event is not None:
-                self._on_event(LookUpShared(execution_id, self.url, self._contexts[execution_id]))
-            shared = await self._follow(followers, execution_id, deadline_at)
-            if shared is not None:
-                return shared
-        followers = self._followers[execution_id] = []
-        if self._on_event is not None:
-            self._contexts[execution_id] = copy_context()
-        outcome = None
-        try:
-            is_patient = deadline_at - self._now() > self._deadline + ROUNDING
-            call = Call(execution_id, deadline_at, on_turn, on_back_off, is_patient=is_patient)
-            outcome = await self._lead(call)
+        else:
             return outcome
         finally:
+            self._counters.in_progress -= 1
             del self._followers[execution_id]
             self._contexts.pop(execution_id, None)
             for follower in followers:
                 if not follower.done():
                     follower.set_result(outcome)
 
-    async def _follow(
-        self, followers: list[asyncio.Future[Outcome[T] | None]], execution_id: str, deadline_at: float
-    ) -> Outcome[T] | None:
-        """Return the outcome of the look-up under way; None if it came to no end that counts for this caller."""
+    def _begin(self, execution_id: str, deadline_at: float, on_turn: Callable[[], None] | None) -> FirstRequest | None:
+        """Send the first request if nothing stands in the way, and nobody wants to be told of it."""
+        if self._on_event is not None:
+            self._contexts[execution_id] = copy_context()
+        if self._on_event is not None or self._hedging is not None:
+            return None
+        first = self.engine.begin(self._url, request_body(execution_id), self._health, deadline_at)
+        if first is not None:
+            self._counters.attempts += 1
+            if on_turn is not None:
+                on_turn()
+        return first
+
+    def _found(self, execution_id: str, first: FirstRequest, answer: Answer) -> Outcome[T] | None:
+        """Return the outcome if the response to the first request is the record, and all is done; otherwise None."""
+        if answer.status != HTTPStatus.OK or len(answer.body) > LARGE_BODY:
+            return None
+        try:
+            record = self.endpoint.decode(answer.body, execution_id)
+        except DecodeError:
+            return None
+        now = self._now()
+        elapsed = now - first.sent_at
+        self._received.put(self.endpoint, execution_id, record, now, answer.body)
+        self._health.accepted(first.number)
+        self.engine.end(first, now)
+        self._counters.note_attempt(elapsed, answer.status)
+        self._counters.succeeded += 1
+        _note(execution_id, "%s: attempt %d got the record", 1, attempt=1)
+        return Found(execution_id, record, None, 1, elapsed, self.engine.transport.request_id(answer))
+
+    def _abandon(self, first: FirstRequest, cancelled: asyncio.CancelledError) -> None:
+        """Give up the first request, because its lookup was cancelled."""
+        self._counters.note_attempt(self._now() - first.sent_at, None)
+        self._health.abandoned(first.number)
+        self.engine.abandon(first, cancelled)
+
+    async def _follow(self, execution_id: str, deadline_at: float) -> Outcome[T] | None:
+        """Return the outcome of the lookup in flight; None if it came to no end that counts for this caller."""
         started = self._now()
+        if self._on_event is not None:
+            self._on_event(LookUpShared(execution_id, self.url, self._contexts[execution_id]))
         future: asyncio.Future[Outcome[T] | None] = self.engine.loop.create_future()
-        followers.append(future)
+        self._followers[execution_id].append(future)
         try:
             outcome = await self.engine.wait(future, deadline_at)
         except TimeoutError:
@@ -267,24 +313,21 @@ class Lookups(Generic[T]):
             error.execution_id = execution_id
             self._counters.failed += 1
             return LookupFailed(execution_id, None, error, 0, self._now() - started)
+        except asyncio.CancelledError:
+            self._counters.cancelled += 1
+            raise
         if outcome is None or _only_lacked_time(outcome.error, deadline_at - self._now()):
             return None
         self._counters.shared += 1
         return separate(outcome)
 
-    async def _lead(self, call: Call) -> Outcome[T]:
-        started = self._now()
-        self._counters.lookups += 1
-        self._counters.in_progress += 1
-        self._health.lookups += 1
+    async def _complete(self, call: Call, started: float) -> Outcome[T]:
+        """Look an id up with all that may take: waiting to send, reading any response, judging it, retries."""
         if self._hedging is not None:
             self._hedging.earn()
-        try:
-            result = await self._attempt(call)
-            if call.attempts and self._retrier.is_worth_retrying(result):
-                result = await self._retry(call, result)
-        finally:
-            self._counters.in_progress -= 1
+        result = await self._attempt(call)
+        if call.attempts and self._retrier.is_worth_retrying(result):
+            result = await self._retry(call, result)
         elapsed = self._now() - started
         if not isinstance(result, KaizenError):
             self._counters.succeeded += 1
@@ -296,7 +339,7 @@ class Lookups(Generic[T]):
     async def _attempt(self, call: Call) -> T | KaizenError:
         """Make one attempt: wait for a turn, send, read the response, and tell the health of the server."""
         queued_at = self._now()
-        turn = self._refusal(call) or await self._take_turn(call)
+        turn = call.first.number if call.first else self._refusal(call) or await self._take_turn(call)
         if isinstance(turn, KaizenError):
             turn.__cause__ = turn.__cause__ or call.last_error
             return self._noted(call, turn)
@@ -462,15 +505,20 @@ class Lookups(Generic[T]):
 
         If a pause begins while a connection is made, take another turn. If there cannot be a connection, wait for one.
         """
-        call.attempts += 1
+        first, call.first = call.first, None
+        if first is None:
+            call.attempts += 1
+            self._counters.attempts += 1
         call.request_id = None
-        self._counters.attempts += 1
         answer: Answer | KaizenError | NoConnectionError | None = None
         result: T | KaizenError | None = None
         request = self._url, request_body(call.execution_id), call.deadline_at
         try:
-            self._note_start(call, queued_at)
-            answer = await self.engine.send(*request, partial(self._health.is_held, number), fresh=fresh)
+            if first is not None:
+                answer = await self.engine.receive(first)
+            else:
+                self._note_start(call, queued_at)
+                answer = await self.engine.send(*request, partial(self._health.is_held, number), fresh=fresh)
             while answer is None or isinstance(answer, NoConnectionError):
                 if answer is None:
                     self._note_held(call)

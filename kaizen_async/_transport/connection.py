@@ -17,6 +17,7 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection as BorrowedConnection
 from aiohttp.http_exceptions import BadHttpMessage
 
+from kaizen_async._transport.capacity import Capacity
 from kaizen_async._transport.encodings import UnpackError, can_unpack, unpack_small
 from kaizen_async._transport.head import CHUNKED, HeadFields, is_plain_interim, parse_head
 from kaizen_async._transport.reading import (
@@ -53,6 +54,20 @@ _CHUNKS: Final = 3
 _PARSER: Final = 4
 
 
+class ExpiredError(Exception):
+    """Raised if the time for a response was over before it came."""
+
+
+class Address:
+    """The connections to one address by one route. Of the idle ones, the one used last is at the end."""
+
+    __slots__ = ("capacity", "idle")
+
+    def __init__(self) -> None:
+        self.idle: list[Connection] = []
+        self.capacity = Capacity()
+
+
 class Connection(asyncio.BufferedProtocol):
     """Stands in the place of aiohttp's protocol on a transport.
 
@@ -61,6 +76,7 @@ class Connection(asyncio.BufferedProtocol):
         buffer: Where bytes are received. All connections of one event loop share it.
         limits: What a response may take.
         on_end: Called when the connection is lost or spoiled while it is idle.
+        address: Where it leads to.
 
     Attributes:
         opened_at: The loop's time at which it was opened.
@@ -82,7 +98,10 @@ class Connection(asyncio.BufferedProtocol):
         "_coding",
         "_content",
         "_early",
+        "_failure",
+        "_has_early",
         "_head",
+        "_head_buffer",
         "_interim",
         "_limits",
         "_loop",
@@ -98,6 +117,7 @@ class Connection(asyncio.BufferedProtocol):
         "_start",
         "_status",
         "_waiter",
+        "address",
         "expires_at",
         "handler",
         "idle_since",
@@ -119,6 +139,7 @@ class Connection(asyncio.BufferedProtocol):
         limits: Limits,
         on_end: "Callable[[Connection], None]",
         *,
+        address: Address,
         opened_at: float,
         expires_at: float,
     ) -> None:
@@ -128,6 +149,7 @@ class Connection(asyncio.BufferedProtocol):
             raise aiohttp.ClientConnectionResetError("the connection was closed before the request was sent")
         self._borrowed: BorrowedConnection | None = borrowed
         self._buffer = buffer
+        self._head_buffer = buffer[:_HEAD_READ_SIZE]  # more may already be chunks
         self._limits = limits
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
@@ -136,16 +158,20 @@ class Connection(asyncio.BufferedProtocol):
         self._parts: list[bytes] = []
         self._raw = bytearray()
         self._early = self._open_head = b""
+        self._has_early = handler.should_close  # bytes came before this protocol was in place
         self._missing = self._start = self._status = self._next_chunk = 0
         self._body_size = self._chunk_count = self._interim = self._parser_bytes = 0
         self._coding = ""
         self._head = self._packed = b""
         self._content: aiohttp.StreamReader | None = None
+        self._failure: Exception | None = None
+        self.address = address
         self.handler: ResponseHandler = handler
         self.transport: asyncio.Transport = transport
         self.lost = self.is_expected = False
         self.silent = True
-        self.out_of_step = self.spoiled = False
+        self.out_of_step = False
+        self.spoiled = self._has_early
         self.served = 0
         self.opened_at = self.idle_since = self.sent_at = opened_at
         self.expires_at = expires_at
@@ -156,11 +182,12 @@ class Connection(asyncio.BufferedProtocol):
     @property
     def is_usable(self) -> bool:
         """Whether another request can be sent: nothing is left of the last one, and nothing came since."""
-        return self._stage == _NOTHING and not self.lost and not self.spoiled and not self.handler.should_close
+        return self._stage == _NOTHING and not self.lost and not self.spoiled
 
     def lend_again(self, borrowed: BorrowedConnection) -> None:
         """Take the transport over again, after aiohttp's pool kept the connection meanwhile."""
         self._borrowed = borrowed
+        self.spoiled = self.spoiled or self.handler.should_close
         self.transport.set_protocol(self)
 
     def give_back(self) -> None:
@@ -182,26 +209,33 @@ class Connection(asyncio.BufferedProtocol):
 
     # Request and response.
 
-    def exchange(self, request: bytes) -> "asyncio.Future[Answer | None]":
-        """Send a request; return a future of the response, or of None if `finish` has to read it.
+    def exchange(self, request: bytes, now: float) -> "asyncio.Future[Answer | None]":
+        """Send a request; return a future of the response, or of None if `finish` has to read it, or raises why not.
 
-        The future raises what aiohttp would if the connection ends without a response.
+        Args:
+            request: Its bytes.
+            now: The loop's time.
         """
         waiter = self._waiter = self._loop.create_future()
         if self.lost:
-            waiter.set_exception(aiohttp.ClientConnectionResetError("the connection was closed before the request"))
+            self._fail(aiohttp.ClientConnectionResetError("the connection was closed before the request"))
             return waiter
         self._stage = _HEAD
         self._status = 0
         self.silent = True
-        self.sent_at = self._loop.time()
+        self.sent_at = now
         self._interim = self._chunk_count = 0
         self.transport.write(request)
-        if self._early or self.handler.should_close:
+        if self._has_early:
             # An overloaded server may respond before it has read anything.
-            self._raw, self._early = bytearray(self._early), b""
+            self._raw, self._early, self._has_early = bytearray(self._early), b"", False
+            self.spoiled = False
             self._hand_over()
         return waiter
+
+    def expire(self) -> None:
+        """End the wait for the response that `exchange` returned a future of."""
+        self._fail(ExpiredError())
 
     @property
     def status(self) -> int | None:
@@ -213,7 +247,10 @@ class Connection(asyncio.BufferedProtocol):
 
         Raises:
             TooLargeError, TooLongHeadError, UnpackError, aiohttp's errors: No usable response came.
+            ExpiredError: `expire` was called before one came.
         """
+        if self._failure is not None:
+            raise self._failure
         if self._stage == _NOTHING and self._packed:
             packed, self._packed = self._packed, b""
             body = await unpack_body(self._status, self._coding, packed, self._limits)
@@ -241,10 +278,10 @@ class Connection(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - the event loop's hint
         """Return where to receive bytes."""
+        if self._stage == _HEAD:
+            return self._head_buffer
         if self._stage == _BODY:
             return self._buffer
-        if self._stage == _HEAD:
-            return self._buffer[:_HEAD_READ_SIZE]  # more may already be chunks
         has_tiny_chunks = self._chunk_count * _TINY_CHUNK > self._body_size
         return self._buffer[: _TINY_READ_SIZE if has_tiny_chunks else _SMALL_READ_SIZE]
 
@@ -306,13 +343,13 @@ class Connection(asyncio.BufferedProtocol):
         if end > self._limits.head:
             self._fail(TooLongHeadError())
             return
-        common = parse_head(data[:end], self._limits.head_lines) if end > 0 else None
+        head = data[:end]
+        common = parse_head(head, self._limits.head_lines) if end > 0 else None
         if common is None or (common[2] and not can_unpack(common[2])):
             self._read_uncommon_head(data, end)
             return
-        status, length, coding = common
-        self._status, self._coding = status, coding
-        self._head = data[:end]
+        self._status, length, self._coding = common
+        self._head = head
         start = end + 4
         if length == CHUNKED:
             self._stage = _CHUNKS
@@ -485,12 +522,14 @@ class Connection(asyncio.BufferedProtocol):
         self.spoiled = True
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
-            waiter.set_exception(error)
+            self._failure = error
+            waiter.set_result(None)
 
     def _receive_unasked(self, data: bytes) -> None:
         """Note what nobody asked for: whatever comes next on this connection may belong to another request."""
         if not self.served:
             self._early += data[: READ_SIZE - len(self._early)]
+            self._has_early = True
             return
         # With a 408, servers say that they close an idle connection.
         self.out_of_step = not data.startswith(b"HTTP/1.1 408 ")

@@ -6,7 +6,6 @@ session that was passed in go back to its connector after each response, because
 
 import asyncio
 import socket
-from functools import partial
 from random import Random
 from typing import Any, Final, cast
 
@@ -14,8 +13,7 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
-from kaizen_async._transport.capacity import Capacity
-from kaizen_async._transport.connection import READ_SIZE, Connection
+from kaizen_async._transport.connection import READ_SIZE, Address, Connection, ExpiredError
 from kaizen_async._transport.proxies import Proxy
 from kaizen_async._transport.reading import Limits
 from kaizen_async._transport.withhold import SecretBytes
@@ -27,16 +25,6 @@ _AGE_SPREAD: Final = 0.1
 """Share by which connections expire earlier than they must, so that those of one burst do not expire together."""
 _PERMANENT: Final = (aiohttp.ClientConnectorCertificateError, aiohttp.ClientHttpProxyError, aiohttp.InvalidURL)
 """Failures of connecting that say nothing about the number of connections."""
-
-
-class Address:
-    """The connections to one address by one route. Of the idle ones, the one used last is at the end."""
-
-    __slots__ = ("capacity", "idle")
-
-    def __init__(self) -> None:
-        self.idle: list[Connection] = []
-        self.capacity = Capacity()
 
 
 class Target:
@@ -82,7 +70,7 @@ class Pool:
         self._proxy = proxy
         self._session = session
         self._connector = cast("aiohttp.BaseConnector", session.connector)
-        self._is_shared = is_shared
+        self.is_shared = is_shared
         self._headers = headers
         self._limits = limits
         self._idle_seconds = idle_seconds
@@ -102,7 +90,7 @@ class Pool:
     def target(self, url: URL) -> Target:
         """Return where requests to a URL go."""
         target = self._targets.get(url)
-        if target is None or (self._is_shared and target.signature != tuple(self._session.headers.items())):
+        if target is None or (self.is_shared and target.signature != tuple(self._session.headers.items())):
             target = self._targets[url] = self._make_target(url)
         return target
 
@@ -130,19 +118,18 @@ class Pool:
         address = self._addresses.setdefault(request.connection_key, Address())
         return Target(request, head, address, tuple(self._session.headers.items()))
 
-    def take(self, target: Target) -> Connection | None:
+    def take(self, target: Target, now: float) -> Connection | None:
         """Return an idle connection, the one used last, or None."""
-        address = target.address
-        idle = address.idle
-        if not idle:
-            return None
-        now = self.now()
-        oldest_use = now - self._idle_seconds
+        idle = target.address.idle
         while idle:
             connection = idle.pop()
-            if connection.is_usable and now < connection.expires_at and connection.idle_since >= oldest_use:
+            if (
+                connection.is_usable
+                and now < connection.expires_at
+                and now - connection.idle_since <= self._idle_seconds
+            ):
                 return connection
-            self._close(address, connection)
+            self._close(connection)
         return None
 
     async def open(self, target: Target) -> Connection:
@@ -176,7 +163,8 @@ class Pool:
                     borrowed,
                     self._buffer,
                     self._limits,
-                    partial(self._ended, target.address),
+                    self._ended,
+                    address=target.address,
                     opened_at=now,
                     expires_at=expires_at,
                 )
@@ -192,71 +180,70 @@ class Pool:
             self.out_of_step = self.out_of_step or connection.handler.should_close
             connection.abort()
 
-    def complete(self, target: Target, connection: Connection) -> None:
+    def complete(self, connection: Connection, now: float) -> None:
         """Take back a connection whose response was read to its end."""
-        capacity = target.address.capacity
+        capacity = connection.address.capacity
         capacity.responses += 1
         if connection.served == 1:
             capacity.works()
-        self.put(target, connection)
+        self.put(connection, now)
 
-    def put(self, target: Target, connection: Connection) -> None:
+    def put(self, connection: Connection, now: float) -> None:
         """Take back a connection; close it if it cannot be used again."""
-        address = target.address
-        if not connection.is_usable or self.now() >= connection.expires_at:
-            self._close(address, connection, works=True)
-            return
-        if self._is_shared:
+        address = connection.address
+        if not connection.is_usable or now >= connection.expires_at:
+            self._close(connection, works=True)
+        elif self.is_shared:
             connection.give_back()
             address.capacity.remove(works=True)
         else:
-            connection.idle_since = self.now()
+            connection.idle_since = now
             address.idle.append(connection)
             if self._sweeper is None:
                 self._sweeper = self._loop.call_later(self._idle_seconds, self._sweep)
             address.capacity.wake()
 
-    def discard(self, target: Target, connection: Connection) -> None:
+    def discard(self, connection: Connection) -> None:
         """Close a connection that was taken, at once."""
-        self._close(target.address, connection)
+        self._close(connection)
 
-    def fail(self, target: Target, connection: Connection, error: BaseException) -> None:
+    def fail(self, connection: Connection, error: BaseException) -> None:
         """Close a connection whose response did not come, and learn from that about the others.
 
         Raises:
             NoConnectionError: It was new and ended at once, while others work.
         """
-        self._close(target.address, connection)
+        self._close(connection)
         if not connection.silent:
             return
-        if not isinstance(error, asyncio.CancelledError):
-            capacity = target.address.capacity
+        if not isinstance(error, asyncio.CancelledError | ExpiredError):
+            capacity = connection.address.capacity
             if connection.served:
                 capacity.failed()
             else:
                 capacity.refused(cast("Exception", error), is_expected=connection.is_expected, was_sent=True)
         elif connection.served and self.now() - connection.sent_at >= self._silence:
-            self._distrust(target, connection)
+            self._distrust(connection)
 
-    def expel(self, target: Target, connection: Connection) -> None:
+    def expel(self, connection: Connection) -> None:
         """Close a connection that `put` took back, because its response belonged to another request."""
         self.out_of_step = True
-        if self._is_shared:
+        if self.is_shared:
             connection.transport.abort()
-        elif connection in target.address.idle:
-            target.address.idle.remove(connection)
-            self._close(target.address, connection)
+        elif connection in connection.address.idle:
+            connection.address.idle.remove(connection)
+            self._close(connection)
 
-    def _distrust(self, target: Target, connection: Connection) -> None:
+    def _distrust(self, connection: Connection) -> None:
         """Close the idle connections that may be as dead as one that stayed silent.
 
         Those are the ones of its age or older, and those that carried no response since it was last asked.
         """
-        idle = target.address.idle
+        idle = connection.address.idle
         for other in list(idle):
             if other.opened_at <= connection.opened_at or other.idle_since <= connection.sent_at:
                 idle.remove(other)
-                self._close(target.address, other)
+                self._close(other)
 
     async def room(self, url: URL) -> bool:
         """Wait until trying again may find a connection; return False if none is left that works."""
@@ -270,7 +257,7 @@ class Pool:
         opened = await asyncio.gather(*(self.open(target) for _ in range(missing)), return_exceptions=True)
         for result in opened:
             if isinstance(result, Connection):
-                self.put(target, result)
+                self.put(result, self.now())
         if opened and not target.address.capacity.open:
             raise next(result for result in opened if isinstance(result, BaseException))
 
@@ -284,17 +271,17 @@ class Pool:
         for connection in list(self._known.values()):
             connection.abort()
 
-    def _close(self, address: Address, connection: Connection, *, works: bool = False) -> None:
+    def _close(self, connection: Connection, *, works: bool = False) -> None:
         self.out_of_step = self.out_of_step or connection.out_of_step
         connection.abort()
-        address.capacity.remove(works=works)
+        connection.address.capacity.remove(works=works)
 
-    def _ended(self, address: Address, connection: Connection) -> None:
+    def _ended(self, connection: Connection) -> None:
         """Close an idle connection that was lost, or got bytes that nobody asked for."""
         self.out_of_step = self.out_of_step or connection.out_of_step
-        if connection in address.idle:
-            address.idle.remove(connection)
-            self._close(address, connection)
+        if connection in connection.address.idle:
+            connection.address.idle.remove(connection)
+            self._close(connection)
 
     def _sweep(self) -> None:
         """Close the connections that were idle for too long."""
@@ -303,7 +290,7 @@ class Pool:
         next_at = None
         for address in self._addresses.values():
             while address.idle and address.idle[0].idle_since + self._idle_seconds <= now:
-                self._close(address, address.idle.pop(0))
+                self._close(address.idle.pop(0))
             if address.idle:
                 expires_at = address.idle[0].idle_since + self._idle_seconds
                 next_at = expires_at if next_at is None else min(next_at, expires_at)

@@ -15,17 +15,17 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapp
 from functools import partial
 from random import Random, SystemRandom
 from ssl import SSLContext
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from kaizen_async._transport.capacity import Capacity, NoConnectionError
-from kaizen_async._transport.connection import Connection
+from kaizen_async._transport.connection import Connection, ExpiredError
 from kaizen_async._transport.encodings import OFFERED, UnpackError
 from kaizen_async._transport.failures import one_line, said_by, shortage, translate, without_frames
-from kaizen_async._transport.pool import Pool, Target
+from kaizen_async._transport.pool import Pool
 from kaizen_async._transport.proxies import Proxy
 from kaizen_async._transport.reading import Limits, TooLargeError, TooLongHeadError, is_success
 from kaizen_async._transport.request_id import RequestIds
@@ -164,6 +164,14 @@ class Deliver(Protocol):
         ...
 
 
+class Begun(NamedTuple):
+    """A request that was sent at once, on an idle connection."""
+
+    pool: Pool
+    connection: Connection
+    response: asyncio.Future[Answer | None]
+
+
 class Transport:
     """Sends requests through one aiohttp session, within one event loop.
 
@@ -213,7 +221,7 @@ class Transport:
         self._opened: list[aiohttp.ClientSession] = []
         self._pool: Pool | None = None
         self._capacity: Capacity | None = None
-        self._last: Guard | tuple[Pool, Target, Connection] | None = None
+        self._last: Guard | tuple[Pool, Connection] | None = None
         self._has_seen_shift = False
         self._large = asyncio.Lock()
         self._holder: AsyncGenerator[aiohttp.ClientSession, None] | None = None
@@ -269,18 +277,22 @@ class Transport:
 
     async def _send(self, url: URL, body: bytes, is_held: Callable[[], bool], *, fresh: bool = False) -> Answer | None:
         session = await self._session_here()
+        if self._pool is not None and self._is_direct(session):
+            return await self._raise_own(self._exchange(session, self._pool, url, body, is_held, fresh=fresh))
+        return await self._raise_own(self._post(session, url, body))
+
+    async def _raise_own(self, response: Awaitable[Answer | None]) -> Answer | None:
+        """Wait for a response; raise our own error for what aiohttp, our connection or a user's session raises."""
         try:
-            if self._pool is not None and self._is_direct(session):
-                return await self._exchange(session, self._pool, url, body, is_held, fresh=fresh)
-            return await self._post(session, url, body)
-        except (KaizenError, NoConnectionError):
+            return await response
+        except (KaizenError, NoConnectionError, ExpiredError):
             raise
         except TooLargeError as error:
             raise self._too_large(error.beginning) from None
         except (aiohttp.ClientError, HttpProcessingError, OSError, UnpackError, TooLongHeadError) as error:
             failure = self.failed(translate(error, self._limits), error)
         except RuntimeError as error:
-            if session.closed:
+            if self._session is None or self._session.closed:
                 raise ClientClosedError("the aiohttp session is closed") from without_frames(error)
             failure = self._crash(error)
         except Exception as error:  # noqa: BLE001 - of middlewares and hooks of a session passed in; it costs one lookup
@@ -301,32 +313,67 @@ class Transport:
         if session.closed:
             raise RuntimeError("Session is closed")
         target = pool.target(url)
-        connection = None if fresh else pool.take(target)
+        connection = None if fresh else pool.take(target, pool.now())
         if connection is None:
             connection = await pool.open(target)
         if is_held():
-            pool.put(target, connection)
+            pool.put(connection, pool.now())
             return None
-        is_complete = True
         trace = current_trace.get()
         head = target.head if trace is None else trace.put_into(target.head)
+        response = connection.exchange(_request(head, body), pool.now())
         try:
-            response = await connection.exchange(b"%b%d\r\n\r\n%b" % (head, len(body), body))
-            if response is None:
-                response, is_complete = await connection.finish()
-            await self._take_turn(response)
-        except BaseException as error:
-            pool.fail(target, connection, error)
-            raise
+            return await self._receive(pool, connection, response)
         finally:
             if trace is not None:
                 trace.note(connection.status, connection.transport)
+
+    def begin(self, url: URL, body: bytes, now: float) -> Begun | None:
+        """Send a request on an idle connection of our own; return None, with nothing sent, if there is none.
+
+        `receive` reads the response. A lookup that finds the whole response in the future calls `complete` instead.
+
+        Args:
+            url: Where to.
+            body: What to send.
+            now: The loop's time.
+        """
+        pool, session = self._pool, self._session
+        if pool is None or pool.is_shared or session is None or _session_init() is not self._init:
+            return None
+        if not self._is_direct(session):
+            return None
+        target = pool.target(url)
+        connection = pool.take(target, now)
+        if connection is None:
+            return None
+        return Begun(pool, connection, connection.exchange(_request(target.head, body), now))
+
+    async def receive(self, begun: Begun) -> Answer | None:
+        """Return the response to a request that `begin` sent.
+
+        Raises:
+            ExpiredError: The attempt's time was over first.
+            Exception: As `send`.
+        """
+        return await self._raise_own(self._receive(*begun))
+
+    async def _receive(self, pool: Pool, connection: Connection, response: asyncio.Future[Answer | None]) -> Answer:
+        is_complete = True
+        try:
+            answer = await response
+            if answer is None:
+                answer, is_complete = await connection.finish()
+            await self._take_turn(answer)
+        except BaseException as error:
+            pool.fail(connection, error)
+            raise
         if is_complete:
-            pool.complete(target, connection)
+            pool.complete(connection, pool.now())
         else:
-            pool.discard(target, connection)
-        self._last = pool, target, connection
-        return response
+            pool.discard(connection)
+        self._last = pool, connection
+        return answer
 
     async def _post(self, session: aiohttp.ClientSession, url: URL, body: bytes) -> Answer:
         """Send by `session.post`."""
@@ -373,8 +420,8 @@ class Transport:
         if isinstance(last, Guard):
             last.leave(close=True)
         elif last is not None:
-            pool, target, connection = last
-            pool.expel(target, connection)
+            pool, connection = last
+            pool.expel(connection)
 
     def no_connection(self, error: NoConnectionError) -> KaizenError:
         """Return the error for a NoConnectionError after which `room` found nothing that works."""
@@ -524,6 +571,10 @@ class Transport:
         """Close the session if it is our own. Safe to call twice."""
         if self._holder is not None:
             await self._holder.aclose()
+
+
+def _request(head: bytes, body: bytes) -> bytes:
+    return b"%b%d\r\n\r\n%b" % (head, len(body), body)
 
 
 def _session_init() -> Any:
