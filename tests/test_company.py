@@ -185,7 +185,7 @@ async def test_a_key_may_come_from_a_plain_function() -> None:
 
 @pytest.mark.parametrize(
     ("returned", "said", "retryable"),
-    [(5, "must be a str", False), ("sk secret", "white space", False), (OSError("sk-x"), "raised OSError", True)],
+    [(5, "must be a str", False), ("sk secret", "whitespace", False), (OSError("sk-x"), "raised OSError", True)],
 )
 async def test_a_function_without_a_key_costs_the_attempt(returned: Any, said: str, *, retryable: bool) -> None:
     """Nothing is sent; what it raises is retried, what it returned in place of a key is not, nor shown."""

@@ -146,10 +146,9 @@ class Wait:
         plan, stop = self._plan, self._stop
         shown = plan.options.shows_progress and not plan.ids.typed
         source = self._source()
-        watched = [
-            *([] if self._saved is None else self._saved.counts()),
-            *(source if isinstance(source, list) else ()),
-        ]
+        watched: list[str] = [] if self._saved is None else [*self._saved.counts()]
+        if isinstance(source, list):
+            watched += source
         self._statuses = Statuses(executions, watched, wanted=shown)
         progress = Progress(self._line, wanted=shown, console=plan.output.console, trouble=plan.trouble.words)
         async with self._ends(executions, source, deadline) as ends:
