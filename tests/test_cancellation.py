@@ -46,8 +46,9 @@ def in_pieces(request: Request) -> Script:
 
 
 def retried(request: Request) -> Script:
-    """Drop the first request for each id, refuse the second, and answer the third."""
-    return {1: [CLOSE], 2: [response(b"", 503)]}.get(request.number_for_id) or answer(request)
+    """Drop the first request for each id of the call, refuse the second, and respond to the third."""
+    faults: dict[int, Script] = {1: [CLOSE], 2: [response(b"", 503)]} if request.id in IDS else {}
+    return faults.get(request.number_for_id) or answer(request)
 
 
 def throttled(request: Request) -> Script:

@@ -30,7 +30,7 @@ from scripted_server import (
 )
 
 from kaizen_async import ClientClosedError, InstructorExecution, KaizenClient, KaizenError, RetryPolicy
-from kaizen_async.testing import VirtualClock
+from kaizen_async.testing import VirtualClock, hold
 
 T = TypeVar("T")
 
@@ -77,8 +77,10 @@ class ClientModel(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        """Start a server and a client."""
-        self.runner = asyncio.Runner(debug=True)
+        """Start a server and a client. A silence of the server takes real time, so it is short."""
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(hold, "WIRE_PATIENCE", 0.1)
+        self.runner = asyncio.Runner(debug=False)
         self.planned: dict[str, list[str]] = {}
         self.tainted: set[str] = set()
         self.cancelled: set[asyncio.Task[Any]] = set()
@@ -144,7 +146,7 @@ class ClientModel(RuleBasedStateMachine):
         """Let a call end."""
         self.run(self.ended(call))
 
-    @rule(target=calls, drain=st.sampled_from([0.0, 0.01, 0.3]), again=st.booleans())
+    @rule(target=calls, drain=st.sampled_from([0.0, 0.01, 0.05]), again=st.booleans())
     def close(self, drain: float, again: bool) -> Any:
         """Close the client, perhaps twice at once, and go on with a new one; calls of the old one end by themselves."""
 
@@ -203,11 +205,12 @@ class ClientModel(RuleBasedStateMachine):
         """End the game."""
         with self.runner:
             self.run(self.all_ended())
+        self.patch.undo()
 
 
 TestClientModel = pytest.mark.timeout(180)(ClientModel.TestCase)
 TestClientModel.settings = settings(
-    max_examples=40,
+    max_examples=25,
     stateful_step_count=25,
     deadline=None,
     derandomize=True,

@@ -21,6 +21,7 @@ from kaizen_async import (
     Login,
     LoginSummary,
     Workflow,
+    WorkflowExecution,
     models,
 )
 
@@ -220,6 +221,19 @@ def test_a_field_of_the_wrong_type_is_an_error_that_says_where(fields: dict[str,
 def test_whether_it_succeeded_is_told_once_it_has_ended(status: str, end: str | None, succeeded: bool | None) -> None:
     """None while it runs, and if the status does not tell."""
     assert decode(changed(status=status, endTime=end)).succeeded is succeeded
+
+
+@pytest.mark.parametrize(
+    ("status", "succeeded"), [("Completed", True), ("Failed", False), ("InProgress", None), ("Zorp", None)]
+)
+def test_a_workflow_execution_tells_by_its_status_whether_it_succeeded(status: str, succeeded: bool | None) -> None:
+    """It need not have an end time, and its duration is the time from start to end if both are known."""
+    times = {"startTime": "2026-11-23T12:00:00Z", "endTime": "2026-11-23T12:01:00Z"}
+    run = msgspec.convert({"id": "a", "status": status}, WorkflowExecution)
+    assert (run.succeeded, run.is_finished, run.duration) == (succeeded, succeeded is not None, None)
+    ended = msgspec.convert({"id": "a", "status": status, **times}, WorkflowExecution)
+    assert (ended.succeeded, ended.is_finished, ended.duration) == (succeeded, True, timedelta(minutes=1))
+    assert msgspec.structs.replace(ended, duration_ms=1500).duration == timedelta(seconds=1.5)
 
 
 STATUSES = pytest.mark.parametrize("enum", [ExecutionStatus, AuthenticationStatus, ContextAuthenticationStatus])

@@ -82,6 +82,22 @@ def test_unknown_fields_can_be_read_at_every_depth(execution: InstructorExecutio
         assert context.login_summary.extra == {"tries": 3}
 
 
+@pytest.mark.parametrize("absent", [{}, {"workflow": None, "contextAuthentications": [{"loginSummary": None}]}])
+def test_absent_parts_have_no_unknown_fields(absent: dict[str, Any]) -> None:
+    """An absent part is read as empty. It belongs to its own record, although all absent parts are equal."""
+    fields = {"id": "exec_9f2c1", "status": "Completed", "endTime": None, "contextAuthentications": [{}], **absent}
+    body = json.dumps(fields).encode()
+    for endpoint in (Endpoint("path", InstructorExecution, keep_raw=False), EXECUTIONS):
+        record = endpoint.decode(body, "exec_9f2c1")
+        for part in (record.workflow, record.context_authentications[0].login_summary):
+            if endpoint is EXECUTIONS:
+                assert part.extra == part.to_dict() == {}
+            else:
+                with pytest.raises(AttributeError, match="keep_raw=False"):
+                    _ = part.extra
+        assert record.workflow is record.workflow
+
+
 def test_typed_fields_alone_make_records_equal() -> None:
     """An unknown field that changes with every response is not a change."""
     other = EXECUTIONS.decode(SENT.replace(b"1.50", b"2.50"), "exec_9f2c1")
@@ -129,8 +145,13 @@ def test_a_record_can_let_go_of_its_bytes() -> None:
     """As waits do while an execution is running; the record that was handed out keeps them."""
     execution = EXECUTIONS.decode(SENT, "exec_9f2c1")
     light = without_raw(execution)
+    weight = bytes_held(light)
     assert light == execution
     assert execution.raw == SENT
+    assert execution.workflow.extra
+    assert bytes_held(light) == weight
+    with pytest.raises(AttributeError, match="not kept: waits keep it only for executions that have ended"):
+        _ = without_raw(execution).workflow.extra
     with pytest.raises(AttributeError, match="not kept: waits keep it only for executions that have ended"):
         _ = light.raw
     assert without_raw(light) is light
@@ -349,6 +370,7 @@ class Moody(msgspec.Struct):
 
     id: str
     seen: list[datetime] = []
+    tags: list[str] = []
     parts: "list[Moody] | None" = None
     mood: str | int = ""
     end_time: datetime | None = msgspec.field(default=None, name="endTime")
@@ -356,15 +378,16 @@ class Moody(msgspec.Struct):
 
 def test_records_of_a_users_own_are_read_as_tolerantly() -> None:
     """Their types say where times are and what null may be left out."""
-    body = (
-        b'{"id":"a","seen":["2023-11-07"],"parts":[{"id":"b","seen":null,"endTime":"0001-01-01T00:00:00"}],"mood":null}'
-    )
+    parts = b'[{"id":"b","seen":null,"endTime":"0001-01-01T00:00:00"}]'
+    body = b'{"id":"a","seen":["2023-11-07"],"parts":%b,"mood":null,"tags":null}' % parts
     record = Endpoint("get", Moody).decode(body, "a")
-    assert record == Moody("a", [datetime(2023, 11, 7, tzinfo=UTC)], [Moody("b")])
+    assert record == Moody("a", [datetime(2023, 11, 7, tzinfo=UTC)], parts=[Moody("b")])
     with pytest.raises(
         DecodeError, match=r"does not fit the record: Expected `object`, got `int` - at `\$\.parts\[0\]`"
     ):
         Endpoint("get", Moody).decode(b'{"id":"a","seen":["2023-11-07"],"parts":[5]}', "a")
+    with pytest.raises(DecodeError, match=r"Expected `array`, got `int` - at `\$\.seen`; it is 5"):
+        Endpoint("get", Moody).decode(b'{"id":"a","seen":5}', "a")
 
 
 def test_a_large_body_is_not_repaired() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from yarl import URL
 
 from kaizen_async import (
     DecodeError,
@@ -61,6 +62,27 @@ def test_a_path_must_stay_below_the_base_url(path: str) -> None:
     """A leading slash would drop the prefix of a gateway, an absolute URL would send the key elsewhere."""
     with pytest.raises(ValueError, match="must be relative to base_url"):
         Endpoint(path, Slim)
+
+
+@pytest.mark.parametrize("path", ["../get", "%2e%2e/get", "%252e%252e/get", "..;x/get", " //other/get"])
+def test_a_path_that_leaves_the_base_url_is_refused(path: str) -> None:
+    """However it is spelled: the key would go to another place."""
+    endpoint = Endpoint(path, Slim)
+    with pytest.raises(ValueError, match="path must lead to a place below base_url"):
+        endpoint.url_below(URL("https://api.example/v1/"))
+
+
+@pytest.mark.parametrize("unwrap", [None, "execution"])
+def test_a_field_for_the_json_gets_the_json_of_the_record(unwrap: str | None) -> None:
+    """Without what wraps it."""
+
+    class Whole(msgspec.Struct):
+        id: str
+        raw: msgspec.Raw = msgspec.Raw()
+
+    inner = b'{"id": "a", "x": 1.0}'
+    body = inner + b"\n" if unwrap is None else b'{"execution": %b}' % inner
+    assert bytes(Endpoint("get", Whole, unwrap).decode(body, "a").raw) == inner
 
 
 @pytest.mark.parametrize("record", [dict, msgspec.defstruct("NoId", [("name", str)]), None])
@@ -149,6 +171,24 @@ def test_the_record_of_another_id_is_refused() -> None:
     assert error.reason == "the server returned the record of another id, 'exec_9f2c1'"
     assert error.path == "$.id"
     assert error.retryable
+
+
+@pytest.mark.parametrize(
+    ("asked", "repeated"),
+    [
+        ("3F2504E0-4F89-11D3-9A0C-0305E82C3301", "3f2504e0-4f89-11d3-9a0c-0305e82c3301"),
+        ("exec_1", "Exec_1"),
+        ("exec_é", "exec_e\u0301"),
+        ("exec_e\u0301", "EXEC_É"),
+        ("straße", "STRASSE"),
+        ("exec_1", " exec_1\n"),
+        ("ﬁ_1", "FI_1"),
+    ],
+)
+def test_an_id_in_another_spelling_is_the_same_id(asked: str, repeated: str) -> None:
+    """Servers change the case, the Unicode normal form, and the space around an id."""
+    assert Endpoint("get", Slim).decode(json.dumps({"id": repeated}).encode(), asked) == Slim(repeated)
+    misfit(json.dumps({"id": repeated + "0"}).encode(), Endpoint("get", Slim), asked)
 
 
 def test_a_long_value_in_a_misfit_is_cut() -> None:

@@ -12,9 +12,9 @@ _MOST_PER_BYTE: Final = 24
 
 
 def _estimated_weight(body: bytes) -> int:
-    """Return a number of bytes that a record takes at most, about. To visit all its parts would cost more than a lookup.
+    """Return about how many bytes a record takes at most. To visit all its parts would cost more than the lookup.
 
-    A part takes memory for itself, mostly 60 bytes for a value and 200 for an object, and for its text.
+    A value takes about 60 bytes beside its text, and an object 200.
     """
     size = len(body)
     most = size * _MOST_PER_BYTE

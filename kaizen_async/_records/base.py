@@ -140,7 +140,7 @@ def source_of(part: Part) -> Source | None:
 
 def without_raw(record: R) -> R:
     """Return an equal record that does not hold on to the body of its response. Others are returned as they are."""
-    if not isinstance(record, Part) or source_of(record) in {None, NOT_KEPT, STILL_RUNNING}:
+    if not isinstance(record, Part) or isinstance(source_of(record), str | None):
         return record
     light = msgspec.structs.replace(record)
     set_source(light, STILL_RUNNING)
@@ -169,28 +169,47 @@ def linked(*names: str) -> Callable[[type[P]], type[P]]:
 
 
 class _Link:
-    """Reads a field, and tells the parts in it where in the JSON they are."""
+    """Reads a field, and tells the parts in it where in the JSON they are.
+
+    Equal copies of a record share their parts, and so do all records in which a part is absent. So a part that does not
+    belong to this JSON yet is replaced by a copy that does.
+    """
 
     def __init__(self, member: Any, name: str) -> None:
         self._read = member.__get__
+        self._write = member.__set__
         self._name = name
 
     def __get__(self, part: Part | None, owner: type[Part] | None = None) -> Any:
         if part is None:
             return self
-        value = self._read(part, owner)
-        source = source_of(part)
-        if source is not None:
-            self._tell(value, source)
+        value: Any = self._read(part, owner)
+        source: Source | None = getattr(part, "_source", None)
+        if source is None or not value:
+            return value
+        is_list = isinstance(value, tuple)
+        first: Any = value[0] if is_list else value
+        known: Any = getattr(first, "_source", None)
+        # Of a part that was read before, it is a place in the JSON of its record, or in a list there.
+        outer: Any = cast("Any", known)[0] if isinstance(known, tuple) else known
+        if (outer[0] if is_list and isinstance(known, tuple) else outer) is not source:
+            value = self._copied(value, source)
+            self._write(part, value)
         return value
 
-    def _tell(self, value: Part | tuple[Part, ...] | None, source: Source) -> None:
+    def _copied(self, value: Part | tuple[Part, ...], source: Source) -> Part | tuple[Part, ...]:
         if isinstance(value, Part):
-            if source_of(value) is None:
-                set_source(value, source if isinstance(source, str) else (source, self._name))
-        elif value and source_of(value[0]) is None:
-            for index, part in enumerate(value):
-                set_source(part, source if isinstance(source, str) else ((source, self._name), index))
+            return _copy_at(value, source if isinstance(source, str) else (source, self._name))
+        return tuple(
+            _copy_at(part, source if isinstance(source, str) else ((source, self._name), index))
+            for index, part in enumerate(value)
+        )
+
+
+def _copy_at(part: P, place: Source) -> P:
+    copy = msgspec.structs.replace(part)
+    set_source(copy, place)
+    return copy
 
 
 def _object_at(source: Source) -> dict[str, Any]:
@@ -204,7 +223,11 @@ def _at(source: Source) -> Any:
     if isinstance(source, str):
         raise AttributeError(f"the unknown fields of this record were not kept: {source}")  # noqa: TRY004 - as above
     outer, place = source
-    return _at(outer)[place]
+    found = _at(outer)
+    try:
+        return found[place]
+    except (KeyError, TypeError):  # the part was absent or null, and is read as empty
+        return None
 
 
 @lru_cache(maxsize=256)

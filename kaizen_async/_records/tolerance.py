@@ -115,23 +115,19 @@ def _fields_of(record: type[Any]) -> tuple[inspect.Field, ...]:
 @lru_cache(maxsize=256)
 def repair_of(record: type[Any]) -> Repair:
     """Return the function that repairs parsed JSON so that it fits a type, as far as that is safe."""
-    return _repair(inspect.type_info(record), {}) or _unchanged
+    return cast("Repair", _repair(inspect.type_info(record), {}))  # of a Struct there always is one
 
 
-def _unchanged(value: Any) -> Any:
-    return value
-
-
-def _repair(kind: inspect.Type, known: dict[type, Repair]) -> Repair | None:
+def _repair(kind: inspect.Type, known: dict[type, Repair | None]) -> Repair | None:
     """Return the repair for values of a type; None if there is nothing to repair in them."""
     match kind:
         case inspect.DateTimeType():
             return lambda value: parse_moment(value) if isinstance(value, str) else value
         case inspect.StructType(cls=cls):
             if cls not in known:
-                known[cls] = _unchanged  # ends the recursion for a type that contains itself
+                known[cls] = None  # ends the recursion for a type that contains itself
                 known[cls] = _repair_struct(kind, known)
-            return lambda value: known[cls](value)  # noqa: PLW0108 - by now it may be another function
+            return lambda value: cast("Repair", known[cls])(value)  # noqa: PLW0108 - it may be unknown as yet
         case inspect.Metadata(type=inner):
             return _repair(inner, known)
         case inspect.ListType(item_type=item) | inspect.VarTupleType(item_type=item):
@@ -156,7 +152,7 @@ def _repair_items(repair: Repair | None) -> Repair | None:
     return repair_items
 
 
-def _repair_struct(kind: inspect.StructType, known: dict[type, Repair]) -> Repair:
+def _repair_struct(kind: inspect.StructType, known: dict[type, Repair | None]) -> Repair:
     repairs = {field.encode_name: _repair(field.type, known) for field in kind.fields}
     may_lack = {field.encode_name for field in kind.fields if not field.required and not _allows_null(field.type)}
 

@@ -6,6 +6,7 @@ Nothing here touches a socket, a clock or a loop, so all of it can be tested wit
 import re
 from collections.abc import Callable
 from typing import Any, Final, Generic, TypeVar, cast
+from unicodedata import normalize
 from urllib.parse import unquote
 
 import msgspec
@@ -96,7 +97,7 @@ class Endpoint(Generic[T]):
                 record = self._repaired(body)
         except Exception as error:  # noqa: BLE001 - the hooks of a user's Struct may raise anything; it costs one record
             record = self._read_again(body, error.with_traceback(None))
-        if record.id != execution_id:
+        if record.id != execution_id and _spelling(record.id) != _spelling(execution_id):
             reason = f"the server returned the record of another id, {quoted(repr(printable(str(record.id))))}"
             raise DecodeError(reason, path=self.id_path, body=body, retryable=True)
         if len(body) > LARGE_BODY and bytes_held(record, LARGEST_RECORD) > LARGEST_RECORD:
@@ -163,6 +164,11 @@ def _unquoted(path: str) -> str:
     while (read := unquote(path)) != path:
         path = read
     return path
+
+
+def _spelling(execution_id: object) -> str:
+    """Return an id without what servers change when they repeat it: its case, its Unicode form, the space around it."""
+    return normalize("NFKC", normalize("NFKC", str(execution_id)).casefold()).strip()
 
 
 def _misfit_path(message: str) -> str:
