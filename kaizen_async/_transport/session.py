@@ -95,6 +95,14 @@ class _Body(bytes):
 
     guard: "Guard"
 
+    def __deepcopy__(self, memo: dict[int, object]) -> bytes:
+        """Return plain bytes for whoever stores requests, such as vcrpy. The guard belongs to this request alone."""
+        return bytes(self)
+
+    def __reduce__(self) -> tuple[type[bytes], tuple[bytes]]:
+        """Be pickled as plain bytes, for the same reason."""
+        return bytes, (bytes(self),)
+
 
 class _BodyPayload(payload.BytesPayload):
     def __init__(self, value: _Body, *args: Any, **kwargs: Any) -> None:
@@ -240,6 +248,8 @@ async def post(
     trace = current_trace.get()
     if trace is not None:
         headers = {**headers, **trace.headers}
+    if is_patched(session):
+        headers = {name: str.__str__(value) for name, value in headers.items()}  # a recorder stores only plain text
     guard = Guard(limits)
     data = _Body(body)
     data.guard = guard
