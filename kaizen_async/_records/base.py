@@ -188,11 +188,13 @@ class _Link:
         if source is None or not value:
             return value
         is_list = isinstance(value, tuple)
-        first: Any = value[0] if is_list else value
+        first = cast("Any", value)[0] if is_list else value
         known: Any = getattr(first, "_source", None)
         # Of a part that was read before, it is a place in the JSON of its record, or in a list there.
-        outer: Any = cast("Any", known)[0] if isinstance(known, tuple) else known
-        if (outer[0] if is_list and isinstance(known, tuple) else outer) is not source:
+        if isinstance(known, tuple):
+            known = cast("Any", known)[0]
+            known = known[0] if is_list else known
+        if known is not source:
             value = self._copied(value, source)
             self._write(part, value)
         return value
