@@ -54,6 +54,7 @@ class Piped:
         base_url: str,
         loop: str = "",
         how: str = "",
+        settings: Mapping[str, str] | None = None,
         stdin: Any = subprocess.PIPE,
         stdout: Any = subprocess.PIPE,
     ) -> None:
@@ -62,7 +63,7 @@ class Piped:
             stdin=stdin,
             stdout=stdout,
             stderr=subprocess.PIPE,
-            env=environment(base_url),
+            env={**environment(base_url), **(settings or {})},
             bufsize=0,  # `communicate` would leave out what a buffer has read ahead
         )
 

@@ -114,6 +114,10 @@ class TestStop:
             async for _ in stop.each(numbers(hang=True)):
                 pass
         _current().uncancel()
+        asyncio.get_running_loop().call_later(0.01, _current().cancel)
+        with pytest.raises(asyncio.CancelledError):
+            await stop.unless_asked(asyncio.sleep(10))
+        _current().uncancel()
 
     @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
     @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])

@@ -46,7 +46,10 @@ def run_until(server: KaizenEmulator, arguments: list[str], file: Path, signum: 
     before = lines_of(file)
     limit = "ulimit -f 20; " if signum == signal.SIGXFSZ else ""  # as if the disk had 10 kB
     command = ["/bin/sh", "-c", f'{limit}exec "$@"', "sh", *launch(*arguments)]
-    with subprocess.Popen(command, env=environment(server.base_url), stderr=subprocess.PIPE) as process:  # noqa: S603 - our own
+    variables = environment(server.base_url)
+    if limit:  # then there is no room for what coverage writes either
+        variables = {name: value for name, value in variables.items() if not name.startswith("COV")}
+    with subprocess.Popen(command, env=variables, stderr=subprocess.PIPE) as process:  # noqa: S603 - our own
         deadline = time.monotonic() + SECONDS
         while signum is not None and not limit and process.poll() is None and time.monotonic() < deadline:
             if lines_of(file) >= before + more:

@@ -102,14 +102,18 @@ def test_output_that_cannot_be_written_ends_the_command(command: Command, monkey
     assert "workers go on; the same command again resumes" in ended.stderr
 
 
-def test_a_worker_takes_the_place_of_the_command(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_takes_the_place_of_the_command(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """So that taskiq gets the signals; but only if Redis and the broker can be used."""
     started: list[list[str]] = []
     monkeypatch.setattr(os, "execv", lambda _program, arguments: started.append(arguments))
     assert command("worker", "--processes", "3").exit_code == 0
     assert started[0][1:4] == ["-m", "taskiq", "worker"]
     assert started[0][5:7] == ["--workers", "3"]
+    (tmp_path / "bare.py").write_text("from taskiq import InMemoryBroker\n\nbroker = InMemoryBroker()\n")
     for refused in (
+        command("worker", broker="bare:broker"),
         command("worker", url=f"redis://127.0.0.1:{free_port()}"),
         command("worker", broker="no_module:broker"),
     ):

@@ -12,7 +12,7 @@ from click.shell_completion import BashComplete, FishComplete, ShellComplete, Zs
 
 from kaizen_async._cli.demo import demo
 from kaizen_async._cli.emulator import emulator
-from kaizen_async._cli.ending import BROKEN_PIPE, FAILED, say
+from kaizen_async._cli.ending import FAILED, say
 from kaizen_async._cli.get import get
 from kaizen_async._cli.run import run
 from kaizen_async._cli.wait import wait
@@ -56,8 +56,6 @@ def main() -> None:
     try:
         status = _run()
         sys.stdout.flush()
-    except BrokenPipeError:
-        status = BROKEN_PIPE
     except OSError as error:
         status = status or FAILED
         say(f"Error: cannot write to standard output: {error.strerror}")

@@ -71,10 +71,11 @@ class Get:
         try:
             if self._results is not None:
                 await self._stop.unless_asked(self._results.load())
-            if not self._stop.reason:
-                await self._output.open()
-                await self._look_up(deadline)
-                self._output.close()
+            if self._stop.reason:
+                return self._finish()
+            await self._output.open()
+            await self._look_up(deadline)
+            self._output.close()
             if self._results is not None:
                 await self._results.settle()
         except EarlyEndError as error:

@@ -346,7 +346,7 @@ class Output:
         self.console = console_on(sys.stdout) if self.format == "table" and self.file is None else None
         self._rows = Rows(self.console or console_on(io.StringIO()), ids) if self.format == "table" else None
         self._used: dict[str, bool] = dict.fromkeys(options.fields, False)
-        self._writer: Writer | None = None
+        self._writer: Writer  # from `open` on
         if self.file is not None:
             _check_writable(self.file, ids)
         elif _is_same_file(sys.stdout, ids):
@@ -409,7 +409,7 @@ class Output:
 
     async def write(self, execution_id: str, document: bytes, *, failed: bool) -> None:
         """Write one document in the format of the output."""
-        if self._writer is None or (self.options.only_failed and not failed):
+        if self.options.only_failed and not failed:
             return
         if self.format == "ids":
             await self._writer.write(execution_id.encode() + b"\n")
@@ -435,7 +435,7 @@ class Output:
     async def _show_row(self, rows: Rows, outcome: Found) -> None:
         if self.console is not None:
             rows.show(outcome)
-        elif self._writer is not None:
+        else:
             await self._writer.write(rows.rendered(outcome).encode())
 
     @property
@@ -450,8 +450,7 @@ class Output:
 
     def sync(self) -> None:
         """Make sure that what was written survives a power failure, where this is possible."""
-        if self._writer is not None:
-            self._writer.sync()
+        self._writer.sync()
 
     @property
     def written(self) -> int | None:
@@ -464,8 +463,7 @@ class Output:
         Raises:
             OutputError: It cannot be written.
         """
-        if self._writer is not None:
-            self._writer.close()
+        self._writer.close()
 
 
 def is_failure(document: Any) -> bool:

@@ -7,6 +7,7 @@ An id takes about 120 bytes of memory, whatever its length: a digest, and the pl
 
 import asyncio
 import csv
+import math
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -117,8 +118,6 @@ class ResultFile:
                 await self._rewrite()
             elif end < size:
                 os.truncate(self._path, end)
-        except FileNotFoundError:
-            return
         except OSError as error:
             raise click.UsageError(f"cannot resume from {self._shown}: {error.strerror}") from None
         self._has_two = False
@@ -133,11 +132,9 @@ class ResultFile:
 
     async def failed_ids(self) -> AsyncIterator[str]:
         """Yield the ids in the file whose lookup failed."""
-        end = self._path.stat().st_size  # new lines are behind it
+        end = self._path.stat().st_size  # new results are behind it
         with self._path.open("rb") as file:
-            async for line in self._lines(file):
-                if line.place >= end:
-                    break
+            async for line in self._lines(file, end):
                 if line.execution_id is not None and not line.found:
                     yield line.execution_id
 
@@ -166,8 +163,8 @@ class ResultFile:
                 rest = file.read()
                 *lines, last = rest.split(b"\n")
                 if self._format == "json":
-                    lines = [line.removesuffix(b",") for line in (*lines, last)]
-                    lines = [line for line in lines if line not in (b"", b"]") and (line is not last or _is_json(line))]
+                    lines = [line.removesuffix(b",") for line in lines if line not in (b"", b",", b"]")]
+                    lines += [last] * _is_json(last)
                     lead = b"\n" if place == 1 else b",\n"
                     whole = (lead + b",\n".join(lines)) * bool(lines) + b"\n]\n"
                 else:
@@ -178,8 +175,6 @@ class ResultFile:
                     file.truncate()
                     file.write(whole)
                 return ids
-        except FileNotFoundError:
-            return Counter()
         except OSError as error:
             raise click.UsageError(f"cannot resume from {self._shown}: {error.strerror}") from None
         except (ValueError, KeyError, RecursionError, csv.Error):
@@ -207,9 +202,10 @@ class ResultFile:
             if self._format == "json":
                 new.write(b"\n]\n" if lead == b",\n" else b"[\n]\n")
 
-    async def _lines(self, file: BinaryIO) -> AsyncIterator[Line]:
+    async def _lines(self, file: BinaryIO, end: float = math.inf) -> AsyncIterator[Line]:
         place = number = 0
-        while (text := file.readline(LONGEST_LINE)).endswith(b"\n"):
+        text = b""
+        while place < end and (text := file.readline(LONGEST_LINE)).endswith(b"\n"):
             number += 1
             try:
                 execution_id, found = self._read(text, number)
@@ -252,8 +248,8 @@ async def ids_to_do(ids: Ids, results: ResultFile, on_skip: Callable[[], None]) 
             on_skip()
     if ids.total == 0 and not ids.counts.invalid:
         async for execution_id in results.failed_ids():
-            if results.take(execution_id):
-                yield execution_id
+            results.take(execution_id)
+            yield execution_id
 
 
 async def _each(ids: Arguments) -> AsyncIterator[str]:

@@ -146,9 +146,7 @@ class Wait:
         plan, stop = self._plan, self._stop
         shown = plan.options.shows_progress and not plan.ids.typed
         source = self._source()
-        watched: list[str] = [] if self._saved is None else [*self._saved.counts()]
-        if isinstance(source, list):
-            watched += source
+        watched = self._to_do if self._saved is None else [*self._saved.counts(), *self._to_do]
         self._statuses = Statuses(executions, watched, wanted=shown)
         progress = Progress(self._line, wanted=shown, console=plan.output.console, trouble=plan.trouble.words)
         async with self._ends(executions, source, deadline) as ends:
@@ -167,13 +165,8 @@ class Wait:
     def _ends(
         self, executions: Executions[Execution], source: list[str] | AsyncIterator[str], deadline: float | None
     ) -> WaitStream[Execution]:
-        saved, file = self._saved, self._plan.file
-        if saved is None or file is None:
-            return executions.wait_many(source, deadline=deadline)
-        try:
-            return executions.wait_many(source, deadline=deadline, checkpoint=saved.waiting)
-        except ValueError as error:
-            raise file.unusable(str(error)) from None
+        checkpoint = None if self._saved is None else self._saved.waiting
+        return executions.wait_many(source, deadline=deadline, checkpoint=checkpoint)
 
     def _source(self) -> list[str] | AsyncIterator[str]:
         """Return the ids as the library takes them; what it takes is noted."""

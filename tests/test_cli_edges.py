@@ -1,0 +1,388 @@
+"""The command at the edges of what it is given: settings, files, inputs and servers that are not as they should be."""
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+from running_command import Piped
+
+import _kaizen_async_command
+from kaizen_async import AuthenticationError, ExecutionStatus, StatusError, WorkflowExecution, __main__
+from kaizen_async._cli import app, checkpoints, progress, results
+from kaizen_async._cli.app import cli
+from kaizen_async._cli.formats import Layout
+from kaizen_async._cli.ids import Arguments, Source
+from kaizen_async._cli.output import Output, OutputOptions, _document_for
+from kaizen_async._cli.progress import Progress, Tally, Trouble, by_status, line_of_lookups
+from kaizen_async._cli.wait import Wait
+from kaizen_async.events import AttemptEnded, Gated, OutageBegan, OutageEnded
+from kaizen_async.testing import KaizenEmulator, Life
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def server() -> Iterator[KaizenEmulator]:
+    """Return an emulator with three executions that have ended."""
+    with KaizenEmulator() as emulator:
+        emulator.add_many(["a", "b", "c"], Life.ended())
+        yield emulator
+
+
+@pytest.fixture
+def command(server: KaizenEmulator, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Return a function that runs the command against the emulator."""
+    monkeypatch.setenv("KAIZEN_BASE_URL", server.base_url)
+
+    def run(*arguments: object, given: str | bytes = "") -> Result:
+        result = CliRunner().invoke(cli, [str(argument) for argument in arguments], input=given)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return run
+
+
+def test_headers_are_sent_and_never_shown(command: Command, server: KaizenEmulator, tmp_path: Path) -> None:
+    """They come from options and from files, which other users of the machine cannot see."""
+    file = tmp_path / "headers.txt"
+    file.write_text("X-File: from-file\n\n")
+    sent = command("get", "a", "-H", "X-Tenant:  secret-1 ", "--header", f"@{file}", "-v")
+    assert sent.exit_code == 0
+    assert "secret-1" not in sent.output
+    headers = server.requests[-1].headers
+    assert (headers["X-Tenant"], headers["X-File"]) == ("secret-1", "from-file")
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ("secret-1", "give a header as NAME: VALUE"),
+        (": secret-1", "give a header as NAME: VALUE"),
+        ("X y: secret-1", "is not the name of a header field"),
+        ("X: secret-1\nsecret-1", "holds a line break"),
+        ("Host: secret-1", "the client sets 'Host' itself"),
+        ("@no-file", "cannot read no-file: No such file"),
+    ],
+)
+def test_headers_that_cannot_be_sent(command: Command, server: KaizenEmulator, given: str, why: str) -> None:
+    """The message does not show the value."""
+    refused = command("get", "a", "-H", given)
+    assert (refused.exit_code, server.request_count) == (2, 0)
+    assert why in " ".join(refused.stderr.split())
+    assert "secret-1" not in refused.stderr
+
+
+def test_settings_that_cannot_work(command: Command, server: KaizenEmulator, tmp_path: Path) -> None:
+    """Each is refused with its name before anything is sent."""
+    text = tmp_path / "text"
+    text.write_bytes(b"\xff")
+    refused = {
+        ("--ca-file", text): "it holds no certificate in PEM format",
+        ("--ca-file", tmp_path / "none"): "No such file",
+        ("--proxy", "nonsense"): "proxy",
+        ("--fields", "id,,x"): "give names separated by commas",
+        ("-H", "A: 1", "-H", "a: 2"): "a is given twice",
+        ("-H", f"@{text}"): "is not UTF-8 text",
+    }
+    for arguments, why in refused.items():
+        result = command("get", "a", *arguments)
+        assert result.exit_code == 2, arguments
+        assert why in result.stderr
+    watched = command("watch", "a", "-f", "table", "-o", tmp_path / "x")
+    assert "the live table of watch needs a terminal" in watched.stderr
+    assert server.request_count == 0
+
+
+def test_requests_are_spaced_by_the_rate(command: Command, server: KaizenEmulator) -> None:
+    """The first is sent at once."""
+    began = time.monotonic()
+    assert command("get", "a", "b", "c", "--rate", "50").exit_code == 0
+    assert time.monotonic() - began >= 2 / 50
+
+
+def test_completion_scripts(command: Command) -> None:
+    """They name the command, by either way to get them."""
+    assert "_kaizen_async_completion" in command("completion", "zsh").stdout
+    with Piped(base_url="", settings={"_KAIZEN_ASYNC_COMPLETE": "bash_source"}) as shell:
+        status, output, _ = shell.end()
+    assert (status, b"_kaizen_async_completion" in output) == (0, True)
+
+
+def test_an_error_of_decoding_is_not_replaced() -> None:
+    """Only characters that an encoding lacks are."""
+    error = UnicodeDecodeError("ascii", b"\xff", 0, 1, "no")
+    with pytest.raises(UnicodeDecodeError):
+        app._replace(error)
+
+
+def test_many_bad_lines_are_counted(command: Command) -> None:
+    """The first twenty are reported one by one."""
+    result = command("get", "-", "-q", given=b"a\n" + b"b c\n" * 24 + b"\xef\xbf\xbd\n")
+    assert result.stderr.count("because it contains U+0020") == 20
+    assert "5 more lines of standard input are not ids" in result.stderr
+    assert "is not valid text in its encoding" in command("get", "-", given="a\ufffd\n").stderr
+    assert command("get", "-", "-q", given="a\n").stderr == ""
+
+
+def test_arguments_of_every_length_and_encoding(command: Command) -> None:
+    """One that is too long for a file's name is an id; bytes that the locale did not decode are read as UTF-8."""
+    assert command("get", "x" * 5000).exit_code == 1
+    undecoded = "é".encode().decode("ascii", "surrogateescape")
+    assert json.loads(command("get", undecoded).stdout)["id"] == "é"
+
+
+def test_a_record_keeps_the_id_that_was_asked_for(command: Command, server: KaizenEmulator) -> None:
+    """A server may write it in another way. What is not UTF-8 is replaced."""
+    record = WorkflowExecution(id="abc", status=ExecutionStatus("x"))
+    assert json.loads(_document_for(record, "ABC"))["id"] == "ABC"
+    server.add("odd", Life.ended(), body=b'{"execution":{"id":"odd","status":"x","note":"\xff"}}')
+    shown = command("get", "--kind", "executions", "odd", "--fields", "id,note").stdout
+    assert json.loads(shown) == {"id": "odd", "note": "\ufffd"}
+
+
+def test_results_do_not_go_into_the_file_of_ids(server: KaizenEmulator, tmp_path: Path) -> None:
+    """Though a shell may append to it."""
+    file = tmp_path / "ids.txt"
+    file.write_text("a\n")
+    with file.open("rb") as stdin, file.open("ab") as stdout:
+        with Piped("get", "-", base_url=server.base_url, stdin=stdin, stdout=stdout) as running:
+            status, _, said = running.end()
+    assert (status, file.read_text()) == (2, "a\n")
+    assert "standard output is the file that the ids come from" in said
+
+
+def test_checkpoints_that_cannot_be_read(
+    command: Command, server: KaizenEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device, a file nested too deeply, one that is too large."""
+    file = tmp_path / "waiting.json"
+    start = f'{{"kind":"kaizen-async wait","base_url":"{server.base_url}","taken":{{}},"unprinted":[],"waiting":'
+    file.write_text(start + '{"x":' + "[" * 100_000)
+    for path, why in ((file, "nested too deeply"), (Path("/dev/null"), "not a regular file")):
+        assert why in command("wait", "a", "--checkpoint", path).stderr
+    monkeypatch.setattr(checkpoints, "LARGEST", 10)
+    assert "too large" in command("wait", "a", "--checkpoint", file).stderr
+
+
+def test_files_of_results_that_cannot_be_read(
+    command: Command, server: KaizenEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are left as they are."""
+    file = tmp_path / "out.ndjson"
+    file.write_text("x" * 100)
+    monkeypatch.setattr(results, "LONGEST_LINE", 50)
+    assert "lines that are too long" in command("get", "a", "-o", file, "--resume").stderr
+
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.undo()
+    monkeypatch.setenv("KAIZEN_BASE_URL", "http://127.0.0.1:9")
+    saved_at(server, tmp_path / "waiting.json", 0)
+    with monkeypatch.context() as context:
+        context.setattr(results.os, "fstat", fail)
+        with pytest.raises(click.UsageError, match="cannot resume from"):
+            results.ResultFile(Output(OutputOptions(file=file), Arguments()), file).ids_since(0)
+    monkeypatch.setattr(os, "truncate", fail)
+    assert "cannot resume from" in command("get", "a", "-o", file, "--resume").stderr
+    assert file.read_text() == "x" * 100
+
+
+def saved_at(server: KaizenEmulator, file: Path, written: int, *ids: object) -> None:
+    """Write a checkpoint of a wait for ids, with an output file of some bytes."""
+    entries = [[execution_id, 2] for execution_id in ids]
+    state = {
+        "kind": "kaizen-async wait",
+        "base_url": server.base_url,
+        "taken": {"count": 0, "digest": ""},
+        "unprinted": ["c"],
+        "waiting": {"version": 2, "taken": 0, "taken_at": 0.0, "ids": entries, "learned": None},
+        "written": written,
+    }
+    file.write_text(json.dumps(state))
+
+
+@pytest.mark.parametrize(
+    ("options", "before", "torn", "after"),
+    [
+        (["--only-ids"], "", "a\na\nc\nb", "a a b b c"),
+        (["-f", "json"], "[\n]\n", '[\n{"id":"a"},\n{"id":"a"},\n{"id":"c"},\n{"id":"b",', "a a b b c"),
+        (["-f", "json"], '[\n{"id":"z"}\n]\n', '[\n{"id":"z"},\n{"id":"a"},\n{"id":"a"},\n{"id":"c"}', "a a b b c z"),
+        (["--fields", "status"], "", "", None),
+        (["-f", "table"], "", "", None),
+    ],
+)
+def test_results_that_are_newer_than_the_checkpoint_count(
+    command: Command, server: KaizenEmulator, tmp_path: Path, options: list[str], before: str, torn: str, after: Any
+) -> None:
+    """A result that was cut off is removed. An output that does not show ids is only added to."""
+    file, checkpoint = tmp_path / "out", tmp_path / "waiting.json"
+    file.write_text(torn)
+    written = len(before.removesuffix("\n]\n")) if before else 0
+    saved_at(server, checkpoint, written, "a", "b")
+    result = command("wait", "--checkpoint", checkpoint, "-o", file, *options)
+    assert result.exit_code == 0
+    text = file.read_text()
+    if after is None:
+        assert len(text.splitlines()) >= 5
+        return
+    ids = text.split() if options == ["--only-ids"] else [record["id"] for record in json.loads(text)]
+    assert sorted(ids) == after.split()
+    assert "3 already there" in result.stderr
+
+
+def test_output_files_that_do_not_belong_to_the_checkpoint(
+    command: Command, server: KaizenEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is shorter was replaced, and is added to; one with other content is refused."""
+    file, checkpoint = tmp_path / "out.ndjson", tmp_path / "waiting.json"
+    saved_at(server, checkpoint, 500, "a")
+    assert command("wait", "--checkpoint", checkpoint, "-o", file).exit_code == 0
+    assert len(file.read_text().splitlines()) == 3
+    saved_at(server, checkpoint, 0, "a")
+    file.write_text("something else\n")
+    refused = command("wait", "--checkpoint", checkpoint, "-o", file)
+    assert "is not the file of results that belongs to the checkpoint" in " ".join(refused.stderr.split())
+    assert file.read_text() == "something else\n"
+
+
+def test_a_file_with_two_records_of_an_id_keeps_the_first(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However it came about."""
+    monkeypatch.setattr(results, "AT_ONCE", 1)
+    file = tmp_path / "out.ndjson"
+    file.write_text('{"id":"a","n":1}\n{"id":"a","n":2}\n')
+    assert command("get", "-o", file, "--resume").exit_code == 0
+    assert file.read_text() == '{"id":"a","n":1}\n'
+
+
+def test_before_a_stream_has_ended_there_is_no_total() -> None:
+    """Nor a remaining time without a rate."""
+    plan: Any = SimpleNamespace(saved=None, ids=Source(BytesIO(), "it", Layout()))  # type: ignore[arg-type]
+    stop: Any = None
+    assert Wait(stop, plan)._total is None
+    still: Any = SimpleNamespace(rate=0.0)
+    assert line_of_lookups(still, Tally(), 5) == "0 / 5 · 0/s"
+
+
+def test_the_module_is_the_command() -> None:
+    """`python -m kaizen_async` needs no installed script."""
+    assert __main__.main is _kaizen_async_command.main
+
+
+def test_the_same_arguments_are_not_waited_for_again(command: Command, server: KaizenEmulator, tmp_path: Path) -> None:
+    """If their results are newer than the checkpoint."""
+    file, checkpoint = tmp_path / "out.ndjson", tmp_path / "waiting.json"
+    file.write_text('{"id":"a"}\n')
+    saved_at(server, checkpoint, 0)
+    result = command("wait", "a", "b", "--checkpoint", checkpoint, "-o", file)
+    assert (result.exit_code, server.requests_for("a")) == (0, 0)
+    assert [json.loads(line)["id"] for line in file.read_text().splitlines()] == ["a", "c", "b"]
+
+
+def test_ctrl_c_while_the_file_of_results_is_read(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is written, and nothing is sent."""
+
+    async def interrupted(_: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(10)
+
+    monkeypatch.setattr(results.ResultFile, "load", interrupted)
+    result = command("get", "a", "-o", tmp_path / "out.ndjson", "--resume")
+    assert result.exit_code == 130
+    assert result.stderr.startswith("interrupted: 0 found")
+
+
+class TestTrouble:
+    """What is reported while nothing comes."""
+
+    def test_pauses_and_outages(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A pause of the server comes first; an outage is reported until it is over."""
+        trouble = Trouble()
+        assert trouble.words() == ""
+        trouble(Gated(status=429, retry_after=3.0, pause=60.0))
+        assert trouble.words() == "paused by the server for 1 min 0 s"
+        monkeypatch.setattr(trouble, "_paused_until", 0.0)
+        down = StatusError("the server answered 503", status=503, execution_id="a", attempts=1)
+        trouble(OutageBegan(url="", error=down, refused=False, age=4.0, next_probe=1.0))
+        assert trouble.words() == "the server has been failing for 4 s: the server answered 503"
+        trouble(AttemptEnded("a", "", 1, 0.1, 200, None))
+        assert trouble.words() != ""
+        trouble(OutageEnded(url="", lasted=5.0, failed=3))
+        assert trouble.words() == ""
+
+    def test_requests_that_only_fail(self) -> None:
+        """After two seconds; one success ends it. A refused key is named."""
+        trouble = Trouble()
+        refused = AuthenticationError("the server answered 401", status=401, execution_id="a", attempts=1)
+        trouble(AttemptEnded("a", "", 1, 5.0, 401, refused))
+        assert trouble.words() == "the server has refused the API key for 5 s: the server answered 401"
+        trouble(AttemptEnded("a", "", 1, 0.1, 200, None))
+        assert trouble.words() == ""
+
+    def test_statuses_beyond_the_eighth_are_summed_up(self) -> None:
+        """A hostile server may invent any number of them."""
+        assert by_status({f"S{number:02}": 1 for number in range(10)}).endswith("S07 1 · others 2")
+
+    async def test_without_a_terminal_there_is_a_line_now_and_then(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """And one at once when trouble begins or ends."""
+        monkeypatch.setattr(progress, "REFRESH", 0)
+        monkeypatch.setattr(progress, "PLAIN_EVERY", 1000)
+        troubles = iter(["", "the server is down", "the server is down", "", ""])
+        over = asyncio.Event()
+
+        def trouble() -> str:
+            found = next(troubles, None)
+            if found is None:
+                over.set()
+            return found or ""
+
+        async with Progress(lambda _: "3 found", trouble=trouble):
+            await over.wait()
+            monkeypatch.setattr(progress, "PLAIN_EVERY", 0)
+        assert capsys.readouterr().err.splitlines()[:2] == ["3 found · the server is down", "3 found"]
+
+
+def test_watch_on_a_dumb_terminal_reports_lines(
+    command: Command, server: KaizenEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table comes at the end."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr(progress, "REFRESH", 0.01)
+    monkeypatch.setattr(progress, "PLAIN_EVERY", 0)
+    server.add("runs", Life.running())
+    result = command("watch", "a", "runs", "-f", "table", "--deadline", "0.5")
+    assert result.exit_code == 1
+    assert "1 ended · Completed 1 · 1 running · 0 failed" in result.stderr
+    assert "DeadlineExceeded" not in result.stderr.splitlines()[0]
+
+
+def test_the_emulator_plays_a_script_on_every_address(tmp_path: Path) -> None:
+    """It says that other machines reach it, and names executions of the script."""
+    script = tmp_path / "script.json"
+    script.write_text('{"executions": {"mine": {"status": "Completed"}}}')
+    with Piped("emulator", "--port", "0", "--host", "0.0.0.0", "--config", str(script), base_url="") as emulator:  # noqa: S104 - what is tested
+        shown = b"".join(emulator.line() for _ in range(3))
+        _, _, said = emulator.stopped_by(signal.SIGINT)
+    assert b" watch mine" in shown
+    assert "Note: other machines can reach this emulator at 0.0.0.0 and that without a key" in said
+    script.write_text("[]")
+    refused = CliRunner().invoke(cli, ["emulator", "--config", str(script)])
+    assert refused.exit_code == 2
