@@ -217,7 +217,7 @@ class Capacity:
             self._watch()
 
     def _warn(self) -> None:
-        if self.most is None or self.open < self.most:
+        if self.most is None or self.open < self.most or not self.responses:
             self._has_warned = False
             return
         advice = (
