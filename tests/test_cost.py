@@ -22,7 +22,7 @@ from kaizen_async.testing import KaizenEmulator, Life
 RECORD = (Path(__file__).parent / "samples" / "documented.json").read_bytes()
 BYTES_PER_OUTCOME = 150
 BYTES_PER_ERROR = 1500
-BYTES_PER_STREAMED_ID = 6  # less than a reference
+BYTES_PER_STREAMED_ID = 20  # a record would take over 1,000
 MODULES_OF_OURS = 67
 FOREIGN_MODULES = 2  # html and its table of entities, to find the key in HTML
 

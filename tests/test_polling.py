@@ -560,7 +560,7 @@ def test_an_entry_costs_less_than_a_kibibyte() -> None:
         transport = at_once(never_ending)
         async with transport.client(concurrency=500) as client:
             endpoint: Any = SameRecord()
-            verbs = client._verbs(endpoint, Fixed)
+            verbs = client._methods_of(endpoint, Fixed)
             names = ids(count)
             polled = asyncio.Event()
             gc.collect()

@@ -248,7 +248,8 @@ LAYERS = [
         "_ids",
     ],
     ["_transport.pool", "_transport.session"],
-    ["_transport.capacity", "_transport.connection", "_transport.key"],
+    ["_transport.connection", "_transport.key"],
+    ["_transport.capacity"],
     ["_transport.failures"],
     [
         "clock",
