@@ -91,7 +91,7 @@ class Service:
             return fault, LATENCY_SECONDS
         size, found = _SIZE.match(head), _ID.search(body)
         if size is None or found is None:
-            return _answer(b"400 Bad Request", b'{"message": "not a look-up"}'), 0.0
+            return _answer(b"400 Bad Request", b'{"message": "not a lookup"}'), 0.0
         is_running = self.mode == "living" and not self._has_ended(found[1])
         before, after = (self._running if is_running else self._templates)[size[1]]
         record = before + found[1] + after

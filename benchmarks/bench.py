@@ -54,7 +54,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--versions", action="store_true", help="print the versions of everything, and do nothing else")
     parsed = parser.parse_args(arguments)
     if unknown := set(parsed.benches) - set(BENCHES):
-        parser.error(f"no such bench: {', '.join(sorted(unknown))}; there are {', '.join(BENCHES)}")
+        parser.error(f"unknown bench: {', '.join(sorted(unknown))}; there are {', '.join(BENCHES)}")
     return parsed
 
 

@@ -14,16 +14,16 @@ class WrongRecordError(Exception):
 
 
 class Contender(ABC):
-    """One client of the API. The driver below is the cheapest that any of them can have: no task per look-up.
+    """One client of the API. The driver below is the cheapest that any of them can have: no task per lookup.
 
-    A look-up is always the same request, `POST /instructor/executions/get` with `{"id": ...}`, and its answer is always
+    A lookup is always the same request, `POST /instructor/executions/get` with `{"id": ...}`, and its answer is always
     read, decoded and checked for the id. Settings are the client's own as shipped, but for the address, the key and,
-    where the client has one, its limit of look-ups in flight.
+    where the client has one, its limit of lookups in flight.
     """
 
     title: ClassVar[str]
     slow: ClassVar[bool] = False
-    """Whether a run takes fewer look-ups, so that it ends in reasonable time."""
+    """Whether a run takes fewer lookups, so that it ends in reasonable time."""
     lazy: ClassVar[bool] = False
     """Whether `keep` takes ids from an iterator without holding on to them."""
 

@@ -75,7 +75,7 @@ def serve(pipe: Connection, seed: int) -> None:
 
 
 class Soak:
-    """Everything that is under way, and the tally."""
+    """Everything in flight, and the tally."""
 
     def __init__(self, base_url: str, seconds: float, seed: int) -> None:
         self._base_url = base_url

@@ -46,7 +46,7 @@ async def idle(job: Job) -> dict[str, Any]:
 
 
 async def looking_up(job: Job) -> dict[str, Any]:
-    """Measure it beside a stream of look-ups at full pace."""
+    """Measure it beside a stream of lookups at full pace."""
     late: list[float] = []
     async with KaizenClient(base_url=job.base_url, concurrency=CONCURRENCY) as kaizen:
         stream = kaizen.instructor_executions.stream(f"never_{number}" for number in range(10**9))

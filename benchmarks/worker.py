@@ -99,7 +99,7 @@ async def tail(job: Job) -> dict[str, Any]:
 
 
 async def lag(job: Job) -> dict[str, Any]:
-    """Measure how late a neighbour in the same loop wakes while the look-ups run."""
+    """Measure how late a neighbour in the same loop wakes while the lookups run."""
     ids = list(data.execution_ids(job.look_ups))
     late: list[float] = []
 
@@ -124,7 +124,7 @@ async def lag(job: Job) -> dict[str, Any]:
 
 
 async def first(job: Job) -> dict[str, Any]:
-    """Measure the first look-up of a client, from making it to having the record, and then another client's."""
+    """Measure the first lookup of a client, from making it to having the record, and then another client's."""
     figures = {}
     for which in ("first", "second"):
         cpu, began = cpu_seconds(), perf_counter()
@@ -154,7 +154,7 @@ async def memory(job: Job) -> dict[str, Any]:
 
 
 async def ends(job: Job) -> dict[str, Any]:
-    """Count what becomes of look-ups that a server throttles or fails."""
+    """Count what becomes of lookups that a server throttles or fails."""
     contender = load(job.contender)(job.base_url, job.concurrency)
     await contender.setup()
     counted: Counter[str] = Counter()

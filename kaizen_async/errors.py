@@ -1,4 +1,4 @@
-"""Everything this library raises about a look-up.
+"""Everything this library raises about a lookup.
 
     KaizenError
     ├── TransportError                 no usable answer came back                        retried
@@ -12,7 +12,7 @@
     ├── InvalidIdError                 an id among many that cannot be sent; also a ValueError
     └── ClientClosedError              the client was closed under the call, or before it
 
-Misuse (an empty id, a key with a line break, a concurrency below 1) is no look-up and raises the builtin
+Misuse (an empty id, a key with a line break, a concurrency below 1) is no lookup and raises the builtin
 ValueError or TypeError before anything is sent.
 
 Every error can be pickled and copied, and rebuilt from its `args` as task queues do. It holds no API key, and its text
@@ -222,7 +222,7 @@ class RateLimitError(StatusError):
     """Raised on 429. Retried after the server's Retry-After, if that fits the deadline; else raised at once.
 
     With `attempts` 0 nothing was sent for this id: an earlier answer told the client to pause for longer than this
-    look-up may take.
+    lookup may take.
     """
 
 
@@ -260,7 +260,7 @@ class DeadlineExceededError(KaizenError, TimeoutError):
     """Raised when a deadline passed before there was a result. Its `__cause__` is the last failed attempt, if any.
 
     Attributes:
-        last_execution: The last record seen, when a wait ran out of time; None in a look-up.
+        last_execution: The last record seen, when a wait ran out of time; None in a lookup.
     """
 
     last_execution: Any = None

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class Executions(Generic[T]):
-    """Look-ups of one kind of executions. Get it from a client: `kaizen.instructor_executions`.
+    """Lookups of one kind of executions. Get it from a client: `kaizen.instructor_executions`.
 
     All methods share the client's connections, slots, gate and retry budget, and may be called at the same time from
     any number of tasks of one event loop.
@@ -57,7 +57,7 @@ class Executions(Generic[T]):
 
         Args:
             execution_id: The id.
-            deadline: Seconds for the whole look-up: waiting for a slot, attempts and back-off. Unset: the client's.
+            deadline: Seconds for the whole lookup: waiting for a slot, attempts and back-off. Unset: the client's.
                 None: no limit but the number of attempts.
             retry: Replaces the client's retry policy.
             max_age: Seconds. A record of this id that the client received no longer ago may be returned, and that of an
@@ -67,12 +67,12 @@ class Executions(Generic[T]):
             The record.
 
         Raises:
-            NotFoundError: There is no such execution. Not retried.
+            NotFoundError: The API does not know the execution. Not retried.
             AuthenticationError: The key is missing or refused. Not retried.
             RateLimitError: Still throttled after all attempts, or told to wait past the deadline; see `.retry_after`.
             StatusError: Any other answer outside 2xx. Retried for the policy's statuses.
             TransportError: No usable answer. Retried.
-            DecodeError: The answer is no such record.
+            DecodeError: The response is not a record of this kind.
             DeadlineExceededError: The deadline passed. Its `__cause__` is the last failed attempt.
             ClientClosedError: The client is closed, or was closed meanwhile.
             TypeError, ValueError: The id or an argument is invalid. Nothing was sent.
@@ -97,7 +97,7 @@ class Executions(Generic[T]):
         Args:
             ids: Any iterable or asynchronous iterable of ids. It is read to its end before anything is sent; only a
                 source without a length that has not ended by the deadline is not read any further.
-            deadline: Seconds for the whole call; ids cut off by it get a DeadlineExceededError. Each look-up is
+            deadline: Seconds for the whole call; ids cut off by it get a DeadlineExceededError. Each lookup is
                 bounded by the client's deadline besides.
             retry: Replaces the client's retry policy.
 
@@ -177,7 +177,7 @@ class Executions(Generic[T]):
 
         Raises:
             DeadlineExceededError: It had not ended in time; see `.last_execution`.
-            NotFoundError: There is no such execution, for longer than the policy's `not_found_grace`.
+            NotFoundError: The API does not know the execution for longer than the policy's `not_found_grace`.
             AuthenticationError, StatusError, TransportError, DecodeError: A poll failed in a way that will not pass.
             ClientClosedError: The client is closed, or was closed meanwhile.
             TypeError, ValueError: The id or an argument is invalid. Nothing was sent.
@@ -279,7 +279,7 @@ class Executions(Generic[T]):
         return scheduler, group, Ledger(source, checkpoint, now=clock.wall()), deadline_at
 
     def _bounded(self, lookups: Lookups[T], ends_at: float) -> LookUp[T]:
-        """Return a look-up that ends with the client's deadline for it, or with the whole call."""
+        """Return a lookup that ends with the client's deadline for it, or with the whole call."""
         now = lookups.engine.now
         allowed = math.inf if self._deadline is None else self._deadline
 

@@ -63,7 +63,7 @@ DRAWN_BATCH = 100
 
 
 def check(body: bytes) -> None:
-    """Decode a body as the answer to a look-up, and fail unless what comes of it is allowed."""
+    """Decode a body as the answer to a lookup, and fail unless what comes of it is allowed."""
     for execution_id in (DOCUMENTED_ID, "exec_1"):
         result = decode(body, execution_id)
         if isinstance(result, DecodeError):

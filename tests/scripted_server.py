@@ -271,7 +271,7 @@ def client_for(server: ScriptedServer | str, **settings: Any) -> KaizenClient:
 
 
 def assert_idle(client: KaizenClient) -> None:
-    """Fail if a client holds a slot, a request under way or a wait although nobody waits for anything."""
+    """Fail if a client holds a slot, a request in flight or a wait although nobody waits for anything."""
     engine = client._engine
     assert engine is not None
     assert client.stats().in_flight == 0

@@ -57,7 +57,7 @@ class ScriptedTransport:
     Attributes:
         latency: Seconds that a request takes unless the reply says otherwise.
         sent: When each request came, and for which id.
-        open: Requests under way.
+        open: Requests in flight.
         most_open: The most there were at a time.
         closed: Whether the client has closed it.
     """

@@ -1,4 +1,4 @@
-"""However much a server sends, a look-up keeps little of it, says so in few printable words, and goes on working."""
+"""However much a server sends, a lookup keeps little of it, says so in few printable words, and goes on working."""
 
 import asyncio
 import gzip
@@ -38,7 +38,7 @@ every_verb = pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
 MEBIBYTE = 1 << 20
 BOMB_SIZE = 64 * MEBIBYTE
 MEMORY_LIMIT = 16 * MEBIBYTE
-"""Bytes that a look-up may take at its peak, with an answer of at most 2 MiB: a quarter of what a bomb unpacks to."""
+"""Bytes that a lookup may take at its peak, with an answer of at most 2 MiB: a quarter of what a bomb unpacks to."""
 
 MESSAGE_BOUND = 3 * MESSAGE_LIMIT
 """Characters of a whole message: its own words, and no more than two pieces of foreign text."""
@@ -90,7 +90,7 @@ def little_memory() -> Iterator[None]:
 
 
 async def look_up(play: Play, verb: Verb = outcome_of_get, **settings: Any) -> tuple[Outcome[Any], ScriptedServer]:
-    """Return the outcome of a look-up that meets a play, and the server, after one more that must succeed."""
+    """Return the outcome of a lookup that meets a play, and the server, after one more that must succeed."""
     async with (
         ScriptedServer(lambda request: play(request) if request.id == "bad" else [ok(request)]) as server,
         closing(client_for(server, **settings), server) as client,

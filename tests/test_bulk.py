@@ -1,4 +1,4 @@
-"""Many look-ups: order, laziness, back-pressure, and nothing left behind; in virtual time."""
+"""Many lookups: order, laziness, back-pressure, and nothing left behind; in virtual time."""
 
 import asyncio
 import enum

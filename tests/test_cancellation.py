@@ -52,7 +52,7 @@ def retried(request: Request) -> Script:
 
 
 def throttled(request: Request) -> Script:
-    """Throttle the second request, so that some are under way and some have not begun."""
+    """Throttle the second request, so that some are in flight and some have not begun."""
     return [response(b"", 429, {"Retry-After": "2"})] if request.number == 2 else answer(request)
 
 

@@ -572,7 +572,7 @@ class TestWatch:
 
 
 class TestDemo:
-    """`demo`: thousands of look-ups, and none is lost."""
+    """`demo`: thousands of lookups, and none is lost."""
 
     def test_every_look_up_is_accounted_for(self, run: Run) -> None:
         """The last line says so, and the status is 0."""

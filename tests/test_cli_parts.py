@@ -54,7 +54,7 @@ def record(sample_execution: InstructorExecution) -> Callable[..., InstructorExe
 
 
 def found(execution: InstructorExecution) -> Found:
-    """Return the outcome of a look-up that succeeded."""
+    """Return the outcome of a lookup that succeeded."""
     return Outcome(execution.id, execution, None, 1, 0.1)
 
 

@@ -163,5 +163,5 @@ def test_ctrl_c_while_the_command_starts(server: KaizenEmulator, delay: float) -
         assert command.line() == b"starts\n"
         time.sleep(delay)
         status, _, said = command.stopped_by(signal.SIGINT)
-    assert status in {0, 130}
+    assert status in {0, 130, -signal.SIGINT}  # before Python has its handlers, and after, the signal itself ends it
     assert "Traceback" not in said

@@ -421,7 +421,7 @@ def test_nothing_warns_in_a_whole_life_with_everything_switched_on(emulator: Kai
 
 
 async def test_a_subclass_is_still_a_client(emulator: KaizenEmulator) -> None:
-    """With its own look-ups beside ours."""
+    """With its own lookups beside ours."""
 
     class Ours(KaizenClient):
         def __init__(self, **settings: Any) -> None:
@@ -444,7 +444,7 @@ async def test_equal_policies_share_their_look_ups() -> None:
 
 
 async def test_a_name_with_a_path_prefix_is_kept_in_front() -> None:
-    """Of every kind of look-up."""
+    """Of every kind of lookup."""
     async with ScriptedServer(lambda request: [ok(request)]) as server:
         async with KaizenClient(base_url=f"{server.url}/a/b%20c/") as client:
             await client.instructor_executions.get("a")

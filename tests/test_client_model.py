@@ -64,7 +64,7 @@ FAULTS = {
 
 
 class Call(NamedTuple):
-    """A call under way."""
+    """A call in flight."""
 
     ids: tuple[str, ...]
     task: asyncio.Task[list[Any]]
@@ -162,7 +162,7 @@ class ClientModel(RuleBasedStateMachine):
 
     @invariant()
     def no_more_requests_than_slots(self) -> None:
-        """No client has more requests under way than it may."""
+        """No client has more requests in flight than it may."""
         for client in self.clients:
             assert client.stats().in_flight <= CONCURRENCY
 

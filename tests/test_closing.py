@@ -1,4 +1,4 @@
-"""Closing a client ends whatever is under way: with a result, or with a ClientClosedError, and never by cancelling."""
+"""Closing a client ends whatever is in flight: with a result, or with a ClientClosedError, and never by cancelling."""
 
 import asyncio
 import os
@@ -63,7 +63,7 @@ class State(NamedTuple):
 
 
 def all_in_flight(client: KaizenClient, server: ScriptedServer) -> bool:
-    """Return whether all ids have a request under way, and the server has it."""
+    """Return whether all ids have a request in flight, and the server has it."""
     return client.stats().in_flight == len(server.asked) == len(IDS)
 
 
@@ -174,7 +174,7 @@ def finished(request: Request) -> Script:
 @everywhere
 @every_caller
 def test_a_drain_lets_requests_under_way_finish(caller: Caller, loop: str) -> None:
-    """Requests under way when the drain begins end with their records; what was not sent ends with the client."""
+    """Requests in flight when the drain begins end with their records; what was not sent ends with the client."""
 
     async def main() -> None:
         async with ScriptedServer(lambda request: [0.1, *finished(request)]) as server:
@@ -215,7 +215,7 @@ def test_a_drain_that_is_over_cuts_off_what_is_left(caller: Caller, loop: str) -
 
 @everywhere
 def test_a_failure_during_the_drain_is_not_retried(loop: str) -> None:
-    """A request that fails in the drain is the last of its look-up."""
+    """A request that fails in the drain is the last of its lookup."""
 
     async def main() -> None:
         async with ScriptedServer(lambda _: [0.05, response(b"", 503)]) as server:
@@ -473,7 +473,7 @@ def test_a_client_can_be_used_from_one_loop_after_another(loop: str) -> None:
 
 @everywhere
 def test_a_second_loop_at_the_same_time_is_refused(loop: str) -> None:
-    """A client in use by a running loop says so to another thread's loop, for look-ups and for closing."""
+    """A client in use by a running loop says so to another thread's loop, for lookups and for closing."""
 
     async def main() -> None:
         async with ScriptedServer(lambda request: [0.2, ok(request)]) as server, client_for(server) as client:

@@ -167,7 +167,7 @@ def test_a_backoff_may_be_zero() -> None:
 def test_a_retry_policy_that_cannot_work_is_refused(
     settings: dict[str, Any], error: type[Exception], message: str
 ) -> None:
-    """A success is never retried, and a look-up sends at least one request."""
+    """A success is never retried, and a lookup sends at least one request."""
     with pytest.raises(error, match=message):
         RetryPolicy(**settings)
 

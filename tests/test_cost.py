@@ -1,4 +1,4 @@
-"""The cost contract: what a look-up may cost, checked by counting, so that a regression shows without a clock."""
+"""The cost contract: what a lookup may cost, checked by counting, so that a regression shows without a clock."""
 
 import asyncio
 import gc
@@ -80,7 +80,7 @@ def bytes_kept(make: Callable[[], object]) -> int:
 
 
 async def test_a_look_up_that_goes_well_is_one_request() -> None:
-    """Neither a probe nor a handshake of our own stands beside the request that a look-up needs."""
+    """Neither a probe nor a handshake of our own stands beside the request that a lookup needs."""
     async with KaizenEmulator(default_life=Life.ended(duration=5)) as emulator:
         async with KaizenClient(base_url=emulator.base_url) as kaizen:
             await kaizen.instructor_executions.get_many([f"exec_{number}" for number in range(300)])
@@ -96,13 +96,13 @@ async def test_equal_ids_in_flight_are_one_request() -> None:
 
 
 async def test_get_creates_no_task(no_network: None) -> None:
-    """A single look-up runs in its caller's task."""
+    """A single lookup runs in its caller's task."""
     async with KaizenClient() as kaizen:
         assert await tasks_created(kaizen.instructor_executions.get("exec_1")) == 0
 
 
 async def test_get_many_creates_as_many_tasks_as_its_concurrency(no_network: None) -> None:
-    """A thousand look-ups share the workers; none has a task of its own."""
+    """A thousand lookups share the workers; none has a task of its own."""
     async with KaizenClient(concurrency=20) as kaizen:
         ids = [f"exec_{number}" for number in range(1000)]
         assert await tasks_created(kaizen.instructor_executions.get_many(ids)) == 20

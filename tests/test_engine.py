@@ -1,4 +1,4 @@
-"""Turns, bounded waits and closing: what every look-up of a client shares, in virtual time."""
+"""Turns, bounded waits and closing: what every lookup of a client shares, in virtual time."""
 
 import asyncio
 import math
@@ -26,7 +26,7 @@ ONCE = RetryPolicy(max_attempts=1)
 
 
 async def fails(client: KaizenClient, execution_id: str = "a", **options: Any) -> KaizenError:
-    """Return the error that a look-up raises."""
+    """Return the error that a lookup raises."""
     with pytest.raises(KaizenError) as caught:
         await client.instructor_executions.get(execution_id, **options)
     return caught.value
@@ -38,7 +38,7 @@ def now() -> float:
 
 
 def assert_idle(client: KaizenClient, transport: ScriptedTransport) -> None:
-    """Fail if anything is held although nothing is under way."""
+    """Fail if anything is held although nothing is in flight."""
     engine = client._engine
     assert engine is not None
     assert not engine._sending
@@ -64,7 +64,7 @@ async def test_no_more_requests_than_concurrency_are_under_way() -> None:
 
 @virtual_time
 async def test_an_attempt_that_takes_too_long_is_cut_off_and_retried() -> None:
-    """`attempt_timeout` bounds one request, not the look-up."""
+    """`attempt_timeout` bounds one request, not the lookup."""
 
     def play(execution_id: str, number: int) -> Reply:
         return (NEVER, record(execution_id)) if number == 1 else record(execution_id)
@@ -361,7 +361,7 @@ def test_closing_at_any_step_leaves_nothing_behind(steps: int, closings: int) ->
 
 @virtual_time
 async def test_what_gives_up_at_the_gate_gives_its_moment_back() -> None:
-    """However many look-ups are cancelled while they wait for the pace, the next is not kept waiting for them."""
+    """However many lookups are cancelled while they wait for the pace, the next is not kept waiting for them."""
     transport = ScriptedTransport(
         lambda execution_id, _: status(429, retry_after="1") if execution_id == "a" else record(execution_id)
     )
@@ -380,7 +380,7 @@ async def test_what_gives_up_at_the_gate_gives_its_moment_back() -> None:
 
 @virtual_time
 async def test_the_error_before_is_the_cause_of_not_being_sent_again() -> None:
-    """A look-up that failed, and may not be repeated since others were throttled, tells both."""
+    """A lookup that failed, and may not be repeated since others were throttled, tells both."""
     replies = {"a": status(500), "b": status(429, retry_after="3600")}
     transport = ScriptedTransport(lambda execution_id, _: replies[execution_id])
     async with transport.client(retry=RetryPolicy(initial_backoff=1), deadline=60) as client:

@@ -71,7 +71,7 @@ def of(kind: type, events: list[Event]) -> list[Any]:
 
 
 async def failing(client: KaizenClient, execution_id: str = "a", **options: Any) -> KaizenError:
-    """Return the error that a look-up raises."""
+    """Return the error that a lookup raises."""
     with pytest.raises(KaizenError) as caught:
         await client.instructor_executions.get(execution_id, **options)
     return caught.value
@@ -159,7 +159,7 @@ def test_an_attempt_that_fails_tells_how(reply: Reply, code: int | None, error: 
 
 @virtual_time
 async def test_the_wait_for_a_slot_is_told_with_the_attempt() -> None:
-    """The third of three look-ups over one slot has waited for two requests."""
+    """The third of three lookups over one slot has waited for two requests."""
     events: list[Event] = []
     async with ScriptedTransport().client(concurrency=1, on_event=events.append) as client:
         await asyncio.gather(*(client.instructor_executions.get(i) for i in "abc"))
@@ -200,7 +200,7 @@ async def test_a_look_up_that_sends_nothing_tells_no_attempt() -> None:
 
 @virtual_time
 async def test_a_pause_is_told_when_it_begins_and_when_it_is_over() -> None:
-    """Once each, whatever number of look-ups it holds; what held them shows in `queued`."""
+    """Once each, whatever number of lookups it holds; what held them shows in `queued`."""
     events: list[Event] = []
     transport = ScriptedTransport(
         lambda i, _: status(429, retry_after="20") if now() < 20 else record(i),
@@ -480,7 +480,7 @@ async def test_polls_go_on_in_the_context_of_who_still_waits() -> None:
 
 @virtual_time
 async def test_a_hook_that_raises_is_logged_once_and_disturbs_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    """Neither the look-ups nor the events after it."""
+    """Neither the lookups nor the events after it."""
     calls = 0
 
     def break_down(event: Event) -> None:
@@ -541,7 +541,7 @@ async def test_a_coroutine_that_only_shows_when_it_is_made_is_logged_once(caplog
 
 
 def test_without_a_hook_no_event_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not for a look-up, a retry, a pause or a wait."""
+    """Not for a lookup, a retry, a pause or a wait."""
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("an event was made")

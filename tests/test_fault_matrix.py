@@ -306,7 +306,7 @@ def once(play: Play) -> Play:
 
 
 async def bounded(verb: Verb, client: KaizenClient, execution_id: str = "bad") -> Outcome[Any]:
-    """Return the outcome of a look-up that must end in time and keep the key to itself."""
+    """Return the outcome of a lookup that must end in time and keep the key to itself."""
     async with asyncio.timeout(BOUND):
         outcome = await verb(client, execution_id)
     if outcome.error is not None:
@@ -466,7 +466,7 @@ def test_a_stale_connection_is_replaced_at_once(ending: Any, verb: Verb, loop: s
 @everywhere
 @every_verb
 def test_a_server_that_closes_after_each_answer_is_no_fault(verb: Verb, loop: str) -> None:
-    """A server that ends every connection after one answer, without saying so, loses no look-up."""
+    """A server that ends every connection after one answer, without saying so, loses no lookup."""
 
     async def main() -> None:
         async with (
@@ -708,7 +708,7 @@ def test_a_certificate_that_does_not_verify_is_final(certificate: trustme.LeafCe
 @everywhere
 @every_verb
 def test_a_certificate_that_verifies_is_no_fault(verb: Verb, loop: str) -> None:
-    """A look-up over TLS works with the authority that the caller trusts."""
+    """A lookup over TLS works with the authority that the caller trusts."""
 
     async def main() -> None:
         async with (
@@ -749,7 +749,7 @@ def test_a_handshake_that_fails_is_retried(script: Script, error: type[KaizenErr
 @everywhere
 @every_verb
 def test_waiting_for_a_slot_ends_with_the_deadline(verb: Verb, loop: str) -> None:
-    """A look-up whose turn does not come before its deadline says so, and nothing was sent for it."""
+    """A lookup whose turn does not come before its deadline says so, and nothing was sent for it."""
 
     async def main() -> None:
         async with (
@@ -842,7 +842,7 @@ def test_a_retry_after_date_counts_from_the_date_of_the_answer(ahead: int, loop:
 @everywhere
 @every_verb
 def test_a_closed_session_of_the_caller_is_said_to_be_closed(verb: Verb, loop: str) -> None:
-    """A look-up through a session that its owner has closed is a ClientClosedError."""
+    """A lookup through a session that its owner has closed is a ClientClosedError."""
 
     async def main() -> None:
         async with ScriptedServer() as server:

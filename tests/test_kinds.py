@@ -1,4 +1,4 @@
-"""Other look-ups than that of instructor executions: workflow executions, and records of a caller's own."""
+"""Other lookups than that of instructor executions: workflow executions, and records of a caller's own."""
 
 import copy
 import json

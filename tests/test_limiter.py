@@ -42,14 +42,14 @@ class Turnstile:
 
 
 async def failing(client: KaizenClient, **options: Any) -> KaizenError:
-    """Return the error that a look-up raises."""
+    """Return the error that a lookup raises."""
     with pytest.raises(KaizenError) as caught:
         await client.instructor_executions.get("a", **options)
     return caught.value
 
 
 def assert_idle(client: KaizenClient) -> None:
-    """Fail if anything is held although nothing is under way."""
+    """Fail if anything is held although nothing is in flight."""
     engine = client._engine
     assert engine is not None
     assert not engine._waiting
@@ -152,7 +152,7 @@ async def test_a_limiter_that_lets_through_just_as_the_client_closes_sends_nothi
     "fault", [ConnectionError("no redis"), TimeoutError("too slow")], ids=lambda f: type(f).__name__
 )
 def test_a_limiter_that_fails_fails_one_look_up(fault: Exception) -> None:
-    """With nothing sent and the fault as the cause; its timeout is not taken for the deadline of the look-up."""
+    """With nothing sent and the fault as the cause; its timeout is not taken for the deadline of the lookup."""
 
     @virtual_time
     async def play() -> None:
@@ -182,7 +182,7 @@ def test_a_limiter_that_fails_fails_one_look_up(fault: Exception) -> None:
 
 @virtual_time
 async def test_a_limiter_that_is_not_to_be_awaited_fails_the_look_up() -> None:
-    """Its look-up, with a word on why; it does not get past as if there were none."""
+    """Its lookup, with a word on why; it does not get past as if there were none."""
     transport = ScriptedTransport()
     async with transport.client(limiter=lambda: None) as client:
         error = await failing(client)

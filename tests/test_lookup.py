@@ -1,4 +1,4 @@
-"""One look-up: what it sends, what becomes of answers, and who shares it; in virtual time."""
+"""One lookup: what it sends, what becomes of answers, and who shares it; in virtual time."""
 
 import asyncio
 import contextlib
@@ -30,7 +30,7 @@ from kaizen_async.client import MOST_POLICIES
 
 
 async def fails(client: KaizenClient, execution_id: str = "a", **options: Any) -> KaizenError:
-    """Return the error that a look-up raises."""
+    """Return the error that a lookup raises."""
     with pytest.raises(KaizenError) as caught:
         await client.instructor_executions.get(execution_id, **options)
     return caught.value
@@ -262,7 +262,7 @@ async def test_a_followers_own_deadline_holds() -> None:
         await asyncio.sleep(0)
         error = await fails(client, deadline=2)
         assert type(error) is DeadlineExceededError
-        assert str(error) == "a: its deadline passed while another look-up of the same id was under way"
+        assert str(error) == "a: its deadline passed while another lookup of the same id was in flight"
         assert asyncio.get_running_loop().time() == pytest.approx(2)
         assert (await first).id == "a"
 

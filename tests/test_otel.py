@@ -140,7 +140,7 @@ def id_of(span: ReadableSpan) -> int:
 
 
 async def failing(client: KaizenClient, execution_id: str = "a", **options: Any) -> KaizenError:
-    """Return the error that a look-up raises."""
+    """Return the error that a lookup raises."""
     with pytest.raises(KaizenError) as caught:
         await client.instructor_executions.get(execution_id, **options)
     return caught.value
@@ -226,7 +226,7 @@ def test_a_look_up_that_fails_says_so(backend: Backend, reply: Reply, error_type
 
 @virtual_time
 async def test_a_cancelled_look_up_ends_its_span(backend: Backend) -> None:
-    """As an error, since there is no result; and nothing counts as under way any more."""
+    """As an error, since there is no result; and nothing counts as in flight any more."""
     async with ScriptedTransport(lambda *_: (NEVER, status(500))).client(on_event=backend.telemetry()) as client:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(client.instructor_executions.get("a"), 3)
@@ -305,7 +305,7 @@ async def test_the_duration_of_requests_follows_the_conventions(backend: Backend
 
 @virtual_time
 async def test_pauses_are_counted_and_timed(backend: Backend) -> None:
-    """And noted in the look-ups that met them first and last."""
+    """And noted in the lookups that met them first and last."""
     replies = iter([status(429, retry_after="20")])
     transport = ScriptedTransport(lambda i, _: next(replies, record(i)))
     async with transport.client(on_event=backend.telemetry()) as client:
@@ -320,7 +320,7 @@ async def test_pauses_are_counted_and_timed(backend: Backend) -> None:
 
 @virtual_time
 async def test_refusals_of_the_retry_budget_are_counted(backend: Backend) -> None:
-    """And noted in the look-up that was refused."""
+    """And noted in the lookup that was refused."""
     async with ScriptedTransport(lambda *_: status(500)).client(on_event=backend.telemetry()) as client:
         health_of(client)._budget = -1
         await failing(client)
@@ -512,7 +512,7 @@ def instrumented(backend: Backend) -> Iterator[None]:
 
 
 def assert_nested(backend: Backend, *, attempts: int) -> None:
-    """Fail unless the spans of aiohttp's instrumentation are below that of the look-up, and alone describe requests."""
+    """Fail unless the spans of aiohttp's instrumentation are below that of the lookup, and alone describe requests."""
     (look_up,) = backend.spans(f"look_up {PATH}")
     requests = backend.spans("POST")
     assert [parent_of(request) for request in requests] == [id_of(look_up)] * attempts

@@ -135,7 +135,7 @@ async def test_a_call_whose_queue_was_taken_over_by_another_can_go_on() -> None:
 
 @virtual_time
 async def test_polls_are_as_many_at_a_time_as_the_concurrency_allows() -> None:
-    """And share its slots with look-ups."""
+    """And share its slots with lookups."""
     transport = ScriptedTransport(never_ending, latency=1)
     async with transport.client(concurrency=7) as client:
         async with client.instructor_executions.wait_many(ids(200), poll=EVERY_SECOND):
@@ -693,7 +693,7 @@ async def test_an_end_without_a_duration_teaches_nothing() -> None:
 
 @virtual_time
 async def test_a_poll_shares_a_look_up_of_the_same_id() -> None:
-    """And a look-up shares a poll."""
+    """And a lookup shares a poll."""
     transport = ScriptedTransport(never_ending, latency=1)
     async with transport.client() as client:
         executions = client.instructor_executions

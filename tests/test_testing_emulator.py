@@ -197,7 +197,7 @@ async def test_adding_an_id_again_begins_a_new_life(
 async def test_an_execution_added_without_a_life_has_ended(
     session: aiohttp.ClientSession, emulator: KaizenEmulator
 ) -> None:
-    """The shortest `add` makes an execution whose look-up and wait are both done at once."""
+    """The shortest `add` makes an execution whose lookup and wait are both done at once."""
     emulator.add("exec_1")
     assert (await ask(session, emulator))[1]["endTime"] == "2026-01-01T00:00:00Z"
 
@@ -288,7 +288,7 @@ async def test_other_paths_and_methods_are_refused(session: aiohttp.ClientSessio
 async def test_a_kind_may_wrap_its_record(
     session: aiohttp.ClientSession, emulator: KaizenEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A second kind of look-up is one line in the table of kinds."""
+    """A second kind of lookup is one line in the table of kinds."""
 
     def build(snapshot: Snapshot) -> dict[str, Any]:
         return {"id": snapshot.id, "attempts": 1}

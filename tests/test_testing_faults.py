@@ -35,7 +35,7 @@ def run(request: pytest.FixtureRequest) -> Callable[[Awaitable[None]], None]:
 
 
 async def sight_of(fault: Fault) -> aiohttp.ClientResponse | Sight | BaseException:
-    """Return what a client sees that meets a fault once: the answer or the error; the next look-up must succeed."""
+    """Return what a client sees that meets a fault once: the answer or the error; the next lookup must succeed."""
     async with KaizenEmulator(default_life=Life.ended()) as emulator:
         emulator.faults.next(fault)
         async with aiohttp.ClientSession() as session:

@@ -221,7 +221,7 @@ async def test_a_failure_that_passed_is_no_cause() -> None:
 
 @virtual_time
 async def test_the_deadline_is_hard() -> None:
-    """A poll under way is cut off by it."""
+    """A poll in flight is cut off by it."""
     transport = ScriptedTransport(never_ending, latency=8)
     async with transport.client() as client:
         with pytest.raises(DeadlineExceededError) as caught:
@@ -855,7 +855,7 @@ async def test_a_consumer_who_never_waits_does_not_block_the_loop() -> None:
 
 @virtual_time
 async def test_leaving_early_stops_the_polls() -> None:
-    """And no task, timer or request stays behind, although polls are under way."""
+    """And no task, timer or request stays behind, although polls are in flight."""
     transport = ScriptedTransport(ending({"a": 3, "b": 1000, "c": 1000}), latency=0.4)
     async with transport.client() as client:
         for verb in (client.instructor_executions.wait_many, client.instructor_executions.watch):
@@ -986,7 +986,7 @@ def test_cancelling_a_wait_at_any_step_leaves_nothing_behind(verb: Callable[[Kai
 
 @virtual_time
 async def test_closing_the_client_ends_every_wait() -> None:
-    """With what its poll under way comes to, else with ClientClosedError; a stream accounts for every id taken in."""
+    """With what its poll in flight comes to, else with ClientClosedError; a stream accounts for every id taken in."""
     transport = ScriptedTransport(lambda i, number: (2.0, ended(i)) if i == "slow" else running(i), latency=0.1)
     client = transport.client(concurrency=3, poll=EVERY_TEN)
     executions = client.instructor_executions
@@ -1127,7 +1127,7 @@ async def test_a_closed_client_waits_for_nothing() -> None:
 
 @virtual_time
 async def test_a_stream_under_a_close_still_meets_its_deadline() -> None:
-    """A poll under way that never ends is cut off by it."""
+    """A poll in flight that never ends is cut off by it."""
     transport = ScriptedTransport(lambda i, _: (NEVER, running(i)))
     client = transport.client(attempt_timeout=100)
     many = asyncio.create_task(outcomes_of(client, ["a"], deadline=10))

@@ -35,7 +35,7 @@ async def down_for(emulator: KaizenEmulator, clock: VirtualClock, at: float, sec
 
 @pytest.mark.parametrize("seconds", [3.0, 600.0])
 async def test_a_server_that_restarts_costs_nothing_but_time(seconds: float) -> None:
-    """Requests under way are cut off, connecting is refused for a while, and every execution is waited out."""
+    """Requests in flight are cut off, connecting is refused for a while, and every execution is waited out."""
     clock = VirtualClock()
     emulator, client_here = world(clock, deadline=5)
     ids = [f"e{number}" for number in range(8)]

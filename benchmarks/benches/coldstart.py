@@ -1,11 +1,11 @@
-"""The first look-up of a fresh client: making it, connecting, asking, decoding."""
+"""The first lookup of a fresh client: making it, connecting, asking, decoding."""
 
 import server
 from harness import BARE, OURS, PEERS, Plan, Report, rounds, title, versus
 from table import Table
 from worker import Job
 
-ABOUT = "the first look-up of a fresh client"
+ABOUT = "the first lookup of a fresh client"
 _KEYS = {
     "first_ms": "first client, ms",
     "first_cpu_ms": "CPU ms",

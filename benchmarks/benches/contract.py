@@ -1,4 +1,4 @@
-"""The cost contract: what one look-up costs beside the bare loop, in ratios and counts rather than in seconds."""
+"""The cost contract: what one lookup costs beside the bare loop, in ratios and counts rather than in seconds."""
 
 import re
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from harness import run as run_job
 from table import Table
 from worker import Job
 
-ABOUT = "the cost contract: ratios and counts per look-up"
+ABOUT = "the cost contract: ratios and counts per lookup"
 _BARE, _FLOOR, _RECORDS = "bare", "raw_sockets", "records_alone"
 _LOOK_UPS = 5000
 _PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
@@ -53,8 +53,8 @@ def _table(speed: Results, counted: dict[str, dict[str, Any]], beyond: float, se
         return versus(speed.ratio(name, "cpu_us", _BARE))
 
     return Table(
-        "What a look-up costs",
-        ["each look-up", *(title(name) for name in (REFERENCE, _BARE, _FLOOR))],
+        "What a lookup costs",
+        ["each lookup", *(title(name) for name in (REFERENCE, _BARE, _FLOOR))],
         [
             row("processor time, beside the bare loop", ratio),
             row("requests", lambda name: f"{counted[name]['requests'] / _LOOK_UPS:.2f}"),

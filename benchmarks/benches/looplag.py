@@ -1,4 +1,4 @@
-"""What a neighbour in the same event loop feels: how late it wakes while look-ups run."""
+"""What a neighbour in the same event loop feels: how late it wakes while lookups run."""
 
 import server
 from harness import BARE, OURS, Plan, Report, rounds, title, versus
@@ -17,7 +17,7 @@ def run(plan: Plan) -> Report:
         jobs = [Job("lag", name, running.base_url(1), 50, look_ups, plan.uvloop) for name in names]
         results = rounds(jobs, plan.choose(quick=2, default=5, full=9))
     table = Table(
-        f"A heartbeat of 1 ms beside {look_ups:,} look-ups, 50 in flight",
+        f"A heartbeat of 1 ms beside {look_ups:,} lookups, 50 in flight",
         ["client", *_KEYS.values(), "p99 vs. bare"],
         notes=[f"Server: {running.name}. Medians of the rounds."],
     )

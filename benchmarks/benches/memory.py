@@ -1,4 +1,4 @@
-"""What bulk look-ups hold in memory, and whether a stream grows with the number of ids."""
+"""What bulk lookups hold in memory, and whether a stream grows with the number of ids."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from harness import run as run_job
 from table import Table
 from worker import Job
 
-ABOUT = "memory of bulk look-ups"
+ABOUT = "memory of bulk lookups"
 _TRACED_IDS = 10_000
 _KEEPS = "ours_get_many"
 _STREAMS = "ours_stream"

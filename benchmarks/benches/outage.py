@@ -1,4 +1,4 @@
-"""1,000 look-ups against a server that answers nothing but 503: how much harder each client hits it."""
+"""1,000 lookups against a server that answers nothing but 503: how much harder each client hits it."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from harness import RETRYING, Plan, Report, pairwise, progress, title
 from table import Table
 from worker import Job
 
-ABOUT = "1,000 look-ups against a server that always fails"
+ABOUT = "1,000 lookups against a server that always fails"
 _LOOK_UPS = 1000
 _IN_FLIGHT = 50
 _PATIENCE = 40.0
@@ -22,10 +22,10 @@ def run(plan: Plan) -> Report:
     measured = {job.contender: sample for job, sample in zip(jobs, pairwise(jobs, "failing"), strict=True)}
     progress("")
     table = Table(
-        f"{_LOOK_UPS:,} look-ups, {_IN_FLIGHT} in flight, the server always answering 503",
-        ["client", "requests per look-up", "requests", "wall s", "ends"],
+        f"{_LOOK_UPS:,} lookups, {_IN_FLIGHT} in flight, the server always answering 503",
+        ["client", "requests per lookup", "requests", "wall s", "ends"],
         [_row(name, sample) for name, sample in measured.items()],
-        [f"Cut short after {_PATIENCE:.0f} s: `unfinished` look-ups would go on, and those not begun do not count."],
+        [f"Cut short after {_PATIENCE:.0f} s: `unfinished` lookups would go on, and those not begun do not count."],
     )
     return Report([table], measured)
 

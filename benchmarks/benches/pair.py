@@ -7,7 +7,7 @@ from worker import Job
 
 ABOUT = "get_many beside the bare aiohttp + msgspec loop, as a ratio"
 _BARE = "bare"
-_KEYS = {"cpu_us": "CPU µs per look-up", "wall_us": "wall µs per look-up"}
+_KEYS = {"cpu_us": "CPU µs per lookup", "wall_us": "wall µs per lookup"}
 
 
 def run(plan: Plan) -> Report:

@@ -49,8 +49,8 @@ def _ranked(results: Results, names: list[str]) -> list[str]:
 
 def _table(results: Results, names: list[str], cell: str, server_name: str) -> Table:
     table = Table(
-        f"Look-ups, {cell}",
-        ["client", "CPU µs per look-up", "spread", "CPU vs. ours", "look-ups/s", "p50 ms", "p99 ms", "peak MB"],
+        f"Lookups, {cell}",
+        ["client", "CPU µs per lookup", "spread", "CPU vs. ours", "lookups/s", "p50 ms", "p99 ms", "peak MB"],
         notes=[f"Server: {server_name}. Ours is `get_many`. Medians; spread is the lowest and highest round."],
     )
     table.notes += results.notes()
@@ -81,4 +81,4 @@ def _draw(results: Results, names: list[str], server_name: str) -> None:
             bars.append((title(name), figure.median, value, name in OURS))
     subtitle = f"µs, 50 in flight, 1 KB records, {server_name} on loopback; less is better"
     CHART.parent.mkdir(exist_ok=True)
-    CHART.write_text(bar_chart("Processor time per look-up", subtitle, bars))
+    CHART.write_text(bar_chart("Processor time per lookup", subtitle, bars))

@@ -1,4 +1,4 @@
-"""500 look-ups at once against a server that throttles: who gets how many, how soon, with how many requests."""
+"""500 lookups at once against a server that throttles: who gets how many, how soon, with how many requests."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from harness import RETRYING, Plan, Report, pairwise, progress, title
 from table import Table
 from worker import Job
 
-ABOUT = "500 look-ups against a server that throttles"
+ABOUT = "500 lookups against a server that throttles"
 _LOOK_UPS = 500
 _FLOOR_SECONDS = (_LOOK_UPS - BUCKET_BURST) / BUCKET_RATE
 _CALLERS = {"50 in flight": 50, "all of them at once": None}
@@ -16,7 +16,7 @@ Sample = dict[str, Any]
 
 
 def run(plan: Plan) -> Report:
-    """Let each contender meet a fresh server: 50 of the caller's look-ups in flight, and all 500 together."""
+    """Let each contender meet a fresh server: 50 of the caller's lookups in flight, and all 500 together."""
     measured = {
         caller: _measure(caller, plan)
         for caller in plan.choose(quick=["50 in flight"], default=["50 in flight"], full=list(_CALLERS))
@@ -39,7 +39,7 @@ def _measure(caller: str, plan: Plan) -> list[Sample]:
 
 def _table(caller: str, samples: list[Sample]) -> Table:
     return Table(
-        f"A storm of {_LOOK_UPS} look-ups, the caller having {caller}",
+        f"A storm of {_LOOK_UPS} lookups, the caller having {caller}",
         ["client", "ok", "wall s", "vs. the floor", "requests", "other ends"],
         [_row(sample) for sample in samples],
         [

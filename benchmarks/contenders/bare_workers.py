@@ -1,4 +1,4 @@
-"""The bare loop at its leanest: the same look-up, with `concurrency` workers over one iterator in place of a gather."""
+"""The bare loop at its leanest: the same lookup, with `concurrency` workers over one iterator in place of a gather."""
 
 import contender
 from contenders import bare

@@ -10,7 +10,7 @@ from contenders import ours_get_many
 
 
 class Contender(ours_get_many.Contender):
-    """As a web app calls it: a task for each look-up, `concurrency` of them together."""
+    """As a web app calls it: a task for each lookup, `concurrency` of them together."""
 
     title = "kaizen_async get, gathered"
 
@@ -19,7 +19,7 @@ class Contender(ours_get_many.Contender):
         return (await self.executions.get(execution_id)).id
 
     async def run(self, ids: Sequence[str]) -> list[float]:
-        """Gather `concurrency` look-ups, then the next ones."""
+        """Gather `concurrency` lookups, then the next ones."""
 
         async def one(execution_id: str) -> float:
             began = perf_counter()

@@ -9,11 +9,11 @@ import msgspec
 from shapes import LeanExecution
 
 _BUFFER = memoryview(bytearray(65_536))
-"""Where all connections receive. With a plain `asyncio.Protocol`, asyncio makes 256 KiB anew for each read."""
+"""Where all connections receive. With a plain `asyncio.Protocol`, asyncio allocates 256 KiB for each read."""
 
 
 class Connection(asyncio.BufferedProtocol):
-    """One keep-alive connection that carries one look-up at a time."""
+    """One keep-alive connection that carries one lookup at a time."""
 
     transport: asyncio.Transport
 
@@ -60,7 +60,7 @@ class Contender(contender.Contender):
     title = "raw asyncio sockets (the floor)"
 
     async def setup(self) -> None:
-        """Open one connection for each look-up in flight."""
+        """Open one connection for each lookup in flight."""
         address = urlsplit(self.base_url)
         self._head = (
             f"POST {address.path}instructor/executions/get HTTP/1.1\r\nHost: {address.netloc}\r\n"

@@ -1,6 +1,6 @@
 """zyte-api, over aiohttp and tenacity.
 
-`AsyncZyteAPI.session().get(query, endpoint=...)` is its one look-up; its base address is set so that the endpoint `get`
+`AsyncZyteAPI.session().get(query, endpoint=...)` is its one lookup; its base address is set so that the endpoint `get`
 is ours. Its session opens a new connection for each request, as shipped. The answer is a dict.
 """
 

@@ -109,7 +109,7 @@ class Upstream:
 
 
 class Places:
-    """Bounds what all open pages together may watch, whoever opens them."""
+    """Bounds what all open pages together may watch, no matter who opens them."""
 
     def __init__(self) -> None:
         self._streams = 0

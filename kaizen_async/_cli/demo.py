@@ -50,7 +50,7 @@ _LIVES: Final = (
 
 @dataclass(kw_only=True)
 class Account:
-    """What became of the look-ups.
+    """What became of the lookups.
 
     Attributes:
         wanted: How many there were to be.
@@ -149,7 +149,7 @@ def life_of(execution_id: str, seed: int) -> Life:
 
 
 def show(account: Account, console: Console) -> None:
-    """Print what became of the look-ups, and how to make them from Python."""
+    """Print what became of the lookups, and how to make them from Python."""
     console.print(f"{account.done:,} executions looked up in {account.seconds:.1f} s", style="bold")
     console.print()
     for line in _figures(account):
@@ -173,7 +173,7 @@ def _figures(account: Account) -> Iterator[Text]:
         yield _figure("", f"{count:,}", name)
     yield _figure("requests", f"{account.attempts:,}")
     yield _figure("retries", f"{account.retries:,}")
-    yield _figure("throughput", f"{account.done / account.seconds:,.0f}", "look-ups per second")
+    yield _figure("throughput", f"{account.done / account.seconds:,.0f}", "lookups per second")
     if account.slowest is not None:
         yield _figure("slowest", f"{account.slowest.elapsed:.2f}", f"s, {account.slowest.attempts} attempts")
     missing = f"{account.wanted - account.accounted:,}"

@@ -50,8 +50,8 @@ _UNSAFE: Final = re.compile(
     "[\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb"
     "\U000e0000-\U000e007f]"
 )
-"""Characters that JSON allows and that harm whoever shows it: C1 controls, DEL, invisible ones, those that change the
-direction of text, the line breaks of JavaScript, and halves of characters."""
+"""Characters that JSON allows and that harm the program that shows it: C1 controls, DEL, invisible ones, those that
+change the direction of text, the line breaks of JavaScript, and halves of characters."""
 
 
 def document_of(record: Execution) -> bytes:

@@ -64,14 +64,14 @@ class FirstRequest:
 
 
 class Engine:
-    """Sends requests for all look-ups of a client that run in one event loop.
+    """Sends requests for all lookups of a client that run in one event loop.
 
-    Failures are returned, not raised, since most of them are not the end of a look-up.
+    Failures are returned, not raised, since most of them are not the end of a lookup.
 
     Args:
         transport: Sends one request; closed with the engine.
         clock: The time that deadlines, timeouts and waits count in.
-        concurrency: Requests under way at the same time, at most.
+        concurrency: The most requests in flight at the same time.
         attempt_timeout: Seconds for one request.
         limiter: Awaited before each request, as the last thing of its turn.
         key: Gives the API key, if a function of the user's does.
@@ -117,7 +117,7 @@ class Engine:
 
     @property
     def in_flight(self) -> int:
-        """Requests under way."""
+        """Requests in flight."""
         return len(self._sending) + len(self._begun)
 
     async def take_turn(
@@ -451,7 +451,7 @@ class Engine:
             raise self.interruption("while connections were opened") from None
 
     async def close(self, drain: float) -> None:
-        """Refuse new look-ups, end all waits, give requests under way `drain` seconds, then cut them off.
+        """Refuse new lookups, end all waits, give requests in flight `drain` seconds, then cut them off.
 
         A second call shortens the drain of the first if it asks for less, and returns when all is closed.
         """

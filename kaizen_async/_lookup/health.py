@@ -301,7 +301,7 @@ class Health:
         return self.pause is not None and _BAD.get(verdict(error)) is Verdict.REFUSED and self.ends_in() > 0
 
     def ends_in(self) -> float:
-        """Return the seconds until lookups end unsent, at most 0 if they do; math.inf if the pause has no such end."""
+        """Return the seconds until lookups end unsent, at most 0 if they do; math.inf if it does not end them."""
         pause = self.pause
         if pause is None or pause.cause is Verdict.THROTTLED:
             return math.inf

@@ -1,4 +1,4 @@
-"""One look-up, from an id to its outcome: turn, attempt, answer, retry.
+"""One lookup, from an id to its outcome: turn, attempt, response, retry.
 
 Failures travel as values in here; `Outcome.unwrap` is where they are raised.
 """
@@ -134,7 +134,7 @@ class Call:
 
 
 class Lookups(Generic[T]):
-    """Look-ups of one kind, under one retry policy, in one event loop. Equal ids in flight together share a request."""
+    """Lookups of one kind, under one retry policy, in one event loop. Equal ids in flight together share a request."""
 
     def __init__(
         self,
@@ -181,15 +181,15 @@ class Lookups(Generic[T]):
         on_turn: Callable[[], None] | None = None,
         on_back_off: Callable[[bool], None] | None = None,
     ) -> Coroutine[Any, Any, Outcome[T]]:
-        """Look one id up, or share the look-up of the same id that is already under way.
+        """Look one id up, or share the lookup of the same id that is already in flight.
 
-        The first caller's task does the work. Whoever joins waits for its outcome; should the first be cancelled, or
-        have had less time than the others, one of them starts anew.
+        The first caller's task does the work, and the others wait for its outcome. If the first is cancelled, or had
+        less time than the others, one of them starts again.
 
         Args:
             execution_id: A valid id.
             deadline_at: The clock's time at which the lookup ends.
-            on_turn: Called when the first request is about to be sent; not if the look-up of another is shared.
+            on_turn: Called when the first request is about to be sent; not if the lookup of another is shared.
             on_back_off: Called with True when it begins to wait for its next attempt, and with False when that wait
                 has ended. It holds no slot in between.
         """
@@ -309,7 +309,7 @@ class Lookups(Generic[T]):
         try:
             outcome = await self.engine.wait(future, deadline_at)
         except TimeoutError:
-            error = self.engine.interruption("while another look-up of the same id was under way")
+            error = self.engine.interruption("while another lookup of the same id was in flight")
             error.execution_id = execution_id
             self._counters.failed += 1
             return LookupFailed(execution_id, None, error, 0, self._now() - started)
@@ -634,7 +634,7 @@ class Lookups(Generic[T]):
             self._on_event(AttemptEnded(call.execution_id, self.url, call.attempts, elapsed, status, error, peer))
 
     def _refusal(self, call: Call) -> KaizenError | None:
-        """Return why nothing more may be sent for a look-up, if so."""
+        """Return why nothing more may be sent for a lookup, if so."""
         if self.engine.closed:
             return ClientClosedError("the client is closed; create a new KaizenClient")
         if call.deadline_at <= self._now():
@@ -724,7 +724,7 @@ def _fields_of(call: Call, error: KaizenError | None = None) -> dict[str, Any]:
 
 
 def _only_lacked_time(error: KaizenError | None, time_left: float) -> bool:
-    """Return whether a look-up failed for lack of time only, and a caller with that much time may do better."""
+    """Return whether a lookup failed for lack of time only, and a caller with that much time may do better."""
     if isinstance(error, DeadlineExceededError):
         return True
     return error is not None and error.next_attempt_in is not None and error.next_attempt_in < time_left

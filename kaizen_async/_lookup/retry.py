@@ -1,6 +1,6 @@
 """When a failed attempt is followed by another. tenacity runs the loop; it stays in this file.
 
-A look-up only reads: sending it twice is safe, whatever became of the first. That one fact is why this library may
+A lookup only reads: sending it twice is safe, whatever became of the first. That one fact is why this library may
 retry, share one request between callers who ask for the same id, and poll.
 
 Attempts return their errors instead of raising them, so that no traceback ties tenacity's state to the error, and

@@ -28,7 +28,7 @@ class Verdict(Enum):
     """What an error says."""
 
     NOT_FOUND = auto()
-    """The API knows no such execution. It works, and this is its last word on the id."""
+    """The API does not know the execution. The server works, and this response is final for the id."""
     THROTTLED = auto()
     """Send less: 429 and its like."""
     FAILING = auto()

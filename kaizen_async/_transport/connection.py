@@ -191,7 +191,7 @@ class Connection(asyncio.BufferedProtocol):
         self.transport.set_protocol(self)
 
     def give_back(self) -> None:
-        """Give the connection back to aiohttp's pool, for whoever uses the session next."""
+        """Give the connection back to aiohttp's pool, for the next user of the session."""
         borrowed, self._borrowed = self._borrowed, None
         if borrowed is not None:
             self.transport.set_protocol(self.handler)

@@ -1,4 +1,4 @@
-"""Finds what a server, or a gateway before it, calls a request: whoever supports it asks for that."""
+"""Finds what a server, or a gateway before it, calls a request: its support asks for that."""
 
 import re
 from collections.abc import Iterable, Mapping

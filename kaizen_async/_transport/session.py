@@ -1,7 +1,7 @@
 """A request by `session.post`, for sessions with tracing, middlewares, a proxy or classes of their own.
 
-It also does the work on versions of aiohttp that our own connection was not tested with, and for whoever has patched
-aiohttp: mocks and tracers must get every request.
+It also does the work on versions of aiohttp that our own connection was not tested with, and for everything that
+patches aiohttp: mocks and tracers must get every request.
 """
 
 import asyncio
@@ -96,7 +96,7 @@ class _Body(bytes):
     guard: "Guard"
 
     def __deepcopy__(self, memo: dict[int, object]) -> bytes:
-        """Return plain bytes for whoever stores requests, such as vcrpy. The guard belongs to this request alone."""
+        """Return plain bytes, for recorders that store requests. The guard belongs to this request alone."""
         return bytes(self)
 
     def __reduce__(self) -> tuple[type[bytes], tuple[bytes]]:

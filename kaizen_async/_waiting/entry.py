@@ -28,7 +28,7 @@ class Trouble(msgspec.Struct, gc=False):
     """Responses in a row that said nothing about the execution."""
     refused_at: float = 0.0
     missing: int = 0
-    """Responses in a row that said that there is no such execution."""
+    """Responses in a row that said that the execution does not exist."""
     missing_at: float = 0.0
     not_before: float = 0.0
     """When the server allowed the next poll, in the clock's time."""

@@ -396,7 +396,7 @@ class Scheduler:
         self._polls += 1
         self._timetable.remove(entry)
         entry.place = POLLING
-        # The timer runs in the context of whoever set it. The poll belongs to a call, so it runs in that call's.
+        # The timer runs in the context of the code that set it. The poll belongs to a call, so it runs in that call's.
         poll = asyncio.create_task(self._poll(entry, group), context=calls[0].context.copy())
         group.polls[entry.id] = poll
         poll.add_done_callback(functools.partial(self._on_poll_done, entry, group))
@@ -436,7 +436,7 @@ class Scheduler:
         if not poll.cancelled():
             self._arm(self._serve(self.clock.time()))
         elif entry.calls:
-            # None of its calls did it. Whoever ends a program cancels all tasks, and no new ones should come of that.
+            # None of its calls did it. The end of a program cancels all tasks, and that should not start new ones.
             self._schedule_next(entry, group)
         else:
             self._arm(self.clock.time())

@@ -5,7 +5,7 @@ Pure: what is known goes in, a decision comes out. What an error as such says is
 - The way to the server or the server itself fails, or it throttles: never an end. The wait goes on to its deadline.
 - A response that says nothing about the execution (a firewall's 403, a redirect, HTML, a 2xx that is not the record):
   asked again at growing intervals. Only if it lasts does it end the wait.
-- The API says that there is no such execution: an end. After its record was seen, only if it says so repeatedly.
+- The API says that the execution does not exist: an end. After its record was seen, only if it says so repeatedly.
 - No request can work as the client is set up (a certificate, say): an end.
 """
 

@@ -190,7 +190,7 @@ class VirtualClock:
         """Undo one `hold` that was called from the same event loop, or like this outside of any.
 
         Raises:
-            RuntimeError: There is no such hold.
+            RuntimeError: The clock is not held.
         """
         with self._lock:
             part = self._part_here() if _is_in_loop() else None

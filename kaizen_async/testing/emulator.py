@@ -186,7 +186,7 @@ class KaizenEmulator:
         """Forget an execution, so that its id is not found, unless there is a default life.
 
         Raises:
-            KeyError: There is no such execution.
+            KeyError: The emulator does not know the execution.
         """
         if self._executions.pop(execution_id, None) is None:
             raise KeyError(
@@ -197,7 +197,7 @@ class KaizenEmulator:
         """End an execution now with a status, whatever its life was to be.
 
         Raises:
-            KeyError: There is no such execution.
+            KeyError: The emulator does not know the execution.
         """
         execution = self._executions.get(execution_id)
         if execution is None:

@@ -167,7 +167,7 @@ class Recorder:
             self._timer = asyncio.get_running_loop().call_later(BATCH_SECONDS, self._flush_soon)
 
     async def aclose(self) -> None:
-        """Stop. What was not recorded is left to whoever gets the shard next."""
+        """Stop. The next worker with this shard does what was not recorded."""
         if self._timer is not None:
             self._timer.cancel()
         await end(self._flushing)

@@ -269,7 +269,7 @@ class Run:
         """Return where the run is.
 
         Raises:
-            UnknownRunError: There is no such run.
+            UnknownRunError: The run does not exist.
         """
         facts = await self._facts()
         waiting = await self._store.command("LLEN", f"{self._key}:todo")
@@ -305,7 +305,7 @@ class Run:
         time; another one waits until the first is gone.
 
         Raises:
-            UnknownRunError: There is no such run, or it was purged meanwhile.
+            UnknownRunError: The run does not exist, or was purged meanwhile.
             RunCancelledError: The run was cancelled, and everything recorded before was read.
             NoWorkersError: Workers take the invitations but do not know the task.
         """
@@ -320,7 +320,7 @@ class Run:
         Their outcomes are recorded again under the same numbers.
 
         Raises:
-            UnknownRunError, RunCancelledError: There is no such run, or it was cancelled.
+            UnknownRunError, RunCancelledError: The run does not exist, or was cancelled.
         """
         retried: int = 0
         while True:
@@ -341,7 +341,7 @@ class Run:
         """Stop the run: what has no outcome yet gets none. What is recorded can still be read.
 
         Raises:
-            UnknownRunError: There is no such run.
+            UnknownRunError: The run does not exist.
         """
         await self._store.script("cancel", self._key, self._store.runs, self.name)
         return await self.status()
@@ -350,7 +350,7 @@ class Run:
         """Delete everything that Redis has of the run.
 
         Raises:
-            UnknownRunError: There is no such run.
+            UnknownRunError: The run does not exist.
         """
         await self._facts()
         names = ("todo", "later", "ids", "state", "held", "waits", "out", "failed", "members", "invited", "none")
