@@ -39,8 +39,11 @@ class Rule(ABC):
             raise RuntimeError("the interval of another execution is asked for than was polled")
         return self.interval(execution, age)
 
-    def learn(self, workflow_id: str, duration: float) -> None:  # noqa: B027 - these rules do not
-        """Do nothing."""
+    def learn(self, workflow_id: str, duration: float, *, known_from: float = 0.0) -> None:  # noqa: B027
+        """Do nothing: these rules do not learn."""
+
+    def note_running(self, workflow_id: str, known_from: float, age: float) -> None:  # noqa: B027
+        """Do nothing: these rules do not learn."""
 
     @abstractmethod
     def interval(self, execution: Execution, age: float) -> float:

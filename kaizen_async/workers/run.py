@@ -22,6 +22,7 @@ from kaizen_async.workers.errors import (
 )
 from kaizen_async.workers.follower import Follower
 from kaizen_async.workers.options import Kind, Options, decode_options
+from kaizen_async.workers.session import BEAT_SECONDS, DEAD_MS, END_SECONDS
 from kaizen_async.workers.shards import Input, Part, pack, pack_shard
 from kaizen_async.workers.source import AnyIds, in_chunks
 from kaizen_async.workers.store import DEFAULT_URL, Store, require_name
@@ -32,6 +33,8 @@ SHARD_SIZE: Final = 1000
 MOST_IN_SHARD: Final = 100_000
 KEEP: Final = 7 * 86_400.0
 INVITE_SECONDS: Final = 1.0
+LEAVE_SECONDS: Final = DEAD_MS / 1000 + END_SECONDS
+"""Seconds after which no worker can still work on a run that was cancelled."""
 KNOWS_SECONDS: Final = 4.0
 """Time in which a worker that took an invitation reports that it lives, if it knows the task."""
 
@@ -347,12 +350,17 @@ class Run:
         return await self.status()
 
     async def purge(self) -> None:
-        """Delete everything that Redis has of the run.
+        """Delete everything that Redis has of the run, once its workers have left it: within seconds.
 
         Raises:
             UnknownRunError: The run does not exist.
         """
         await self._facts()
+        # Workers leave a cancelled run. Until they have left, they would take a new run of this name for the old one.
+        await self._store.script("cancel", self._key, self._store.runs, self.name)
+        ends_at = time.monotonic() + LEAVE_SECONDS
+        while await self._store.script("members", self._key, DEAD_MS) and time.monotonic() < ends_at:  # noqa: ASYNC110 - Redis tells
+            await asyncio.sleep(BEAT_SECONDS / 4)
         names = ("todo", "later", "ids", "state", "held", "waits", "out", "failed", "members", "invited", "none")
         await self._store.command("SREM", self._store.runs, self.name)
         await self._store.command("UNLINK", self._key, *(f"{self._key}:{name}" for name in names))
