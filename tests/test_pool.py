@@ -1,0 +1,121 @@
+"""Connections that are opened early, kept for a while, and replaced; and names that resolve to addresses."""
+
+import asyncio
+import socket
+import threading
+from typing import Any
+
+import pytest
+from scripted_server import LOOPS, ScriptedServer, client_for, ok, run_on
+
+from kaizen_async import ConnectionPolicy, TransportError
+from kaizen_async._transport import resolver
+from kaizen_async._transport.resolver import ThreadResolver, is_loopback, resolves_to_this_machine
+
+ADDRESS = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 80))]
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_connections_are_open_before_they_are_needed(loop: str) -> None:
+    """A burst uses them, and a second warm-up opens only what is missing."""
+
+    async def scenario() -> None:
+        async with ScriptedServer(lambda request: [ok(request)]) as server, client_for(server) as client:
+            await client.warm_up(3)
+            await client.warm_up(2)
+            await server.until(lambda: server.connections == 3)
+            outcomes = await client.instructor_executions.get_many(["a", "b", "c"])
+            assert all(outcome.ok for outcome in outcomes)
+            assert server.connections == 3
+
+    run_on(loop, scenario())
+
+
+async def test_a_server_that_is_down_cannot_be_warmed_up() -> None:
+    """The error says so, and nothing was retried."""
+    async with ScriptedServer(lambda request: [ok(request)]) as server:
+        client = client_for(server)
+    async with client:
+        with pytest.raises(TransportError):
+            await client.warm_up(2)
+
+
+async def test_an_old_connection_is_replaced() -> None:
+    """So a busy client follows changes of DNS."""
+    async with ScriptedServer(lambda request: [ok(request)]) as server:
+        async with client_for(server, connection_max_age=0.02) as client:
+            await client.instructor_executions.get("a")
+            await asyncio.sleep(0.03)
+            await client.instructor_executions.get("b")
+            assert server.connections == 2
+
+
+async def test_idle_connections_are_closed() -> None:
+    """Each when its own time is over, although nobody asks for one."""
+    async with ScriptedServer(lambda request: [ok(request)]) as server:
+        async with client_for(server, connections=ConnectionPolicy(idle_seconds=0.05)) as client:
+            await client.warm_up(2)
+            await asyncio.sleep(0.03)
+            await client.instructor_executions.get("a")
+            pool = client._engine.transport._pool
+            (address,) = pool._addresses.values()
+            await server.until(lambda: not address.idle and not address.capacity.open)
+
+
+async def test_a_name_resolves_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And an error of the system's resolver is raised where the name was asked for."""
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_options: ADDRESS)
+    (found,) = await ThreadResolver().resolve("some.host", 80)
+    assert (found["host"], found["port"], found["hostname"]) == ("127.0.0.1", 80, "some.host")
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_options: (_ for _ in ()).throw(socket.gaierror(-2)))
+    with pytest.raises(socket.gaierror):
+        await ThreadResolver().resolve("some.host", 80)
+    await ThreadResolver().close()
+
+
+async def test_a_resolver_that_is_late_disturbs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the caller has been cancelled, or the loop is closed."""
+    goes_on = threading.Event()
+    threads: list[Any] = []
+
+    def slow(*_args: Any, **_options: Any) -> Any:
+        threads.append(threading.current_thread())
+        goes_on.wait(10)
+        return ADDRESS
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(ThreadResolver().resolve("some.host", 80), 0.01)
+
+    def in_a_loop_that_ends() -> None:
+        with pytest.raises(TimeoutError):
+            asyncio.run(asyncio.wait_for(ThreadResolver().resolve("some.host", 80), 0.01))
+
+    await asyncio.to_thread(in_a_loop_that_ends)
+    goes_on.set()
+    for thread in threads:
+        await asyncio.to_thread(thread.join)
+
+
+@pytest.mark.parametrize(
+    ("addresses", "is_here"),
+    [(["127.0.0.1", "127.9.9.9"], True), (["127.0.0.1", "192.0.2.1"], False), ([], False)],
+)
+def test_a_name_is_this_machine_if_all_its_addresses_are(
+    addresses: list[str], *, is_here: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that does not resolve is not."""
+
+    def found(*_args: Any, **_options: Any) -> Any:
+        if not addresses:
+            raise socket.gaierror(-2)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in addresses]
+
+    monkeypatch.setattr(resolver.socket, "getaddrinfo", found)
+    assert resolves_to_this_machine("some.host") is is_here
+
+
+def test_loopback_addresses_have_many_spellings() -> None:
+    """127.0.0.0/8, ::1 also with a scope, and IPv4 mapped to IPv6."""
+    assert all(map(is_loopback, ["127.0.0.1", "127.255.0.9", "::1", "::1%lo", "::ffff:127.0.0.1"]))
+    assert not any(map(is_loopback, ["192.0.2.1", "::2", "::ffff:192.0.2.1", "localhost"]))
