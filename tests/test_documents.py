@@ -96,6 +96,7 @@ def test_a_python_block_runs(block: Block, folder: Path, monkeypatch: pytest.Mon
     script.write_text(block.text)
     if has_tests(block):
         monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+        monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)  # they are for plugins
         assert pytest.main([*PYTEST, str(script)]) == pytest.ExitCode.OK
     else:
         runpy.run_path(str(script), run_name="__main__")
