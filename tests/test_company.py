@@ -5,6 +5,7 @@ import copy
 import json
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -20,6 +21,7 @@ from kaizen_async import (
     AuthenticationError,
     DeadlineExceededError,
     DecodeError,
+    InstructorExecution,
     KaizenClient,
     KaizenError,
     NotFoundError,
@@ -29,7 +31,9 @@ from kaizen_async import (
 )
 from kaizen_async._lookup import received as remembering
 from kaizen_async._lookup.received import Received
+from kaizen_async._records.weight import bytes_held
 from kaizen_async._transport.request_id import RequestIds
+from kaizen_async._transport.wire import Endpoint
 from kaizen_async._waiting import memory
 from kaizen_async._waiting.memory import EndedRecords
 from kaizen_async.testing import KaizenEmulator, Life
@@ -342,6 +346,27 @@ async def test_a_record_that_cannot_end_only_grows_old() -> None:
             first = await slim.get("a")
             assert await slim.get("a", max_age=60) is first
             assert await slim.get("a", max_age=0) is not first
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"status": "\U0001f600" + "a" * 20_000},
+        {"status": "\u00e9\u4e2d" * 5_000},
+        {"logins": [{}] * 250, "authentications": [{}] * 250, "contextAuthentications": [{}] * 250},
+        {"logins": [{"id": "a", "name": "b"}] * 250},
+        {"authentications": [{"error": {"message": "x" * 50}}] * 200},
+    ],
+    ids=["one rare character", "wide characters", "empty objects", "small objects", "unknown objects"],
+)
+def test_a_record_weighs_no_more_than_is_estimated(field: dict[str, Any]) -> None:
+    """Its parts are not visited for that, so whatever a server sends, the estimate is the upper end."""
+    fields = {**json.loads((Path(__file__).parent / "samples" / "documented.json").read_bytes()), **field}
+    body = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+    record = Endpoint("get", InstructorExecution).decode(body, fields["id"])
+    received = Received(1)
+    received.put("kind", "a", record, 0.0, body)
+    assert received._bytes >= bytes_held(record)
 
 
 def test_what_is_remembered_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import socket
 import threading
 from typing import Any
+from unittest import mock
 
 import pytest
 from scripted_server import LOOPS, ScriptedServer, client_for, ok, run_on
@@ -119,3 +120,18 @@ def test_loopback_addresses_have_many_spellings() -> None:
     """127.0.0.0/8, ::1 also with a scope, and IPv4 mapped to IPv6."""
     assert all(map(is_loopback, ["127.0.0.1", "127.255.0.9", "::1", "::1%lo", "::ffff:127.0.0.1"]))
     assert not any(map(is_loopback, ["192.0.2.1", "::2", "::ffff:192.0.2.1", "localhost"]))
+
+
+async def test_a_lookup_that_crashes_gives_back_its_slot_and_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on the short way, which sends the first request at once."""
+    async with ScriptedServer(lambda request: [ok(request)]) as server:
+        async with client_for(server, concurrency=1) as client:
+            await client.instructor_executions.get("a")
+            with monkeypatch.context() as patch:
+                patch.setattr(client._received, "put", mock.Mock(side_effect=RuntimeError("a defect")))
+                with pytest.raises(RuntimeError, match="a defect"):
+                    await client.instructor_executions.get("b")
+            stats = client.stats()
+            assert (stats.in_flight, stats.in_progress, stats.failed) == (0, 0, 1)
+            assert (await client.instructor_executions.get("c")).id == "c"
+            assert server.connections == 2

@@ -301,7 +301,7 @@ class Engine:
         self.end_turn()
 
     def abandon(self, first: FirstRequest, error: BaseException) -> None:
-        """Give the slot of a request back, and close its connection, because its lookup was cancelled."""
+        """Give the slot of a request back, and close its connection, because its lookup was cancelled or crashed."""
         pool, connection, _ = first.begun
         pool.fail(connection, error)
         self._forget(first)

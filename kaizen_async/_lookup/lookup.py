@@ -30,6 +30,7 @@ from kaizen_async._transport.key import RotatingKey
 from kaizen_async._transport.response import Answer
 from kaizen_async._transport.statuses import status_error
 from kaizen_async._transport.trace import RequestTrace, begin_trace
+from kaizen_async._transport.transport import LARGE_RESPONSE
 from kaizen_async._transport.wire import Endpoint, request_body
 from kaizen_async.config import RetryPolicy
 from kaizen_async.errors import (
@@ -68,8 +69,6 @@ ROUNDING: Final = 0.001
 """Seconds by which a deadline may exceed the client's and still be the same."""
 EXCUSED_PER_RETRY: Final = 2
 """Rejections that a lookup may get beside each retry: they say that the server is busy, and nothing about this id."""
-LARGE_BODY: Final = 8192
-"""Bytes of body above which the short way leaves a response to the complete one, where such responses take turns."""
 LONGEST_DOUBT: Final = 1.0
 DOUBT_STEP: Final = 0.02
 """Seconds for which a refused lookup waits for others at most, and between two looks."""
@@ -232,11 +231,12 @@ class Lookups(Generic[T]):
         self._health.lookups += 1
         started = self._now()
         outcome: Outcome[T] | None = None
+        first: FirstRequest | None = None
         # Nearly every lookup is one request that can be sent at once, and its response is the record. So each takes
         # this short way first, on which nothing is prepared for what may go wrong. If something is in the way, or does
         # go wrong, `_complete` takes over, with the request that was sent, as if there were no short way.
-        first = self._begin(execution_id, deadline_at, on_turn)
         try:
+            first = self._begin(execution_id, deadline_at, on_turn)
             if first is not None and (answer := await first.begun.response) is not None:
                 outcome = self._found(execution_id, first, answer)
             if outcome is None:
@@ -244,13 +244,13 @@ class Lookups(Generic[T]):
                 call = Call(execution_id, deadline_at, on_turn, on_back_off, is_patient=is_patient, first=first)
                 first = None
                 outcome = await self._complete(call, started)
-        except asyncio.CancelledError as cancelled:
+        except BaseException as error:
             if first is not None:
-                self._abandon(first, cancelled)
-            self._counters.cancelled += 1
-            raise
-        except BaseException:
-            self._counters.failed += 1
+                self._abandon(first, error)
+            if isinstance(error, asyncio.CancelledError):
+                self._counters.cancelled += 1
+            else:
+                self._counters.failed += 1
             raise
         else:
             return outcome
@@ -277,7 +277,7 @@ class Lookups(Generic[T]):
 
     def _found(self, execution_id: str, first: FirstRequest, answer: Answer) -> Outcome[T] | None:
         """Return the outcome if the response to the first request is the record, and all is done; otherwise None."""
-        if answer.status != HTTPStatus.OK or len(answer.body) > LARGE_BODY:
+        if answer.status != HTTPStatus.OK or len(answer.body) > LARGE_RESPONSE:  # large ones take turns in `receive`
             return None
         try:
             record = self.endpoint.decode(answer.body, execution_id)
@@ -285,19 +285,20 @@ class Lookups(Generic[T]):
             return None
         now = self._now()
         elapsed = now - first.sent_at
+        outcome = Found(execution_id, record, None, 1, elapsed, self.engine.transport.request_id(answer))
         self._received.put(self.endpoint, execution_id, record, now, answer.body)
         self._health.accepted(first.number)
         self.engine.end(first, now)
         self._counters.note_attempt(elapsed, answer.status)
         self._counters.succeeded += 1
         _note(execution_id, "%s: attempt %d got the record", 1, attempt=1)
-        return Found(execution_id, record, None, 1, elapsed, self.engine.transport.request_id(answer))
+        return outcome
 
-    def _abandon(self, first: FirstRequest, cancelled: asyncio.CancelledError) -> None:
-        """Give up the first request, because its lookup was cancelled."""
+    def _abandon(self, first: FirstRequest, error: BaseException) -> None:
+        """Give up the first request, because its lookup was cancelled or crashed."""
         self._counters.note_attempt(self._now() - first.sent_at, None)
         self._health.abandoned(first.number)
-        self.engine.abandon(first, cancelled)
+        self.engine.abandon(first, error)
 
     async def _follow(self, execution_id: str, deadline_at: float) -> Outcome[T] | None:
         """Return the outcome of the lookup in flight; None if it came to no end that counts for this caller."""
@@ -358,7 +359,7 @@ class Lookups(Generic[T]):
         """Send, read the response, and report it under the request's number; then give the turn back."""
         if call.on_turn is not None and not call.attempts:
             call.on_turn()
-        self._begin_turn(call, number)
+        call.number = number
         try:
             fresh = self._distrusts_pool(call.last_error)
             key = self.engine.key
@@ -540,10 +541,6 @@ class Lookups(Generic[T]):
             return result
         finally:
             self._note_end(call, answer, result)
-
-    @staticmethod
-    def _begin_turn(call: Call, number: int) -> None:
-        call.number = number
 
     async def _await_connection(self, call: Call, shortage: NoConnectionError, queued_at: float) -> KaizenError | None:
         """Wait until a connection may be free; return why if none will be.

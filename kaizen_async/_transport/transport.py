@@ -47,7 +47,7 @@ _MOST_SECRETS: Final = 32
 _LONGEST_PATIENCE: Final = 1.0
 """Seconds without a byte after which a kept-alive connection, and those like it, look dead to a lookup that ends."""
 
-_LARGE_BODY: Final = 8192
+LARGE_RESPONSE: Final = 8192
 """Bytes of body above which responses are read one after the other, because decoding one may take milliseconds."""
 
 log = logging.getLogger("kaizen_async")
@@ -331,7 +331,8 @@ class Transport:
     def begin(self, url: URL, body: bytes, now: float) -> Begun | None:
         """Send a request on an idle connection of our own; return None, with nothing sent, if there is none.
 
-        `receive` reads the response. A lookup that finds the whole response in the future calls `complete` instead.
+        `receive` returns the response. If the future has all of it, that is not needed: `Engine.end` then gives the
+        connection back to the pool.
 
         Args:
             url: Where to.
@@ -400,7 +401,7 @@ class Transport:
         The caller decodes a response before it awaits anything. So many large ones that arrive together do not stop
         the loop for the sum of their times.
         """
-        if len(response.body) > _LARGE_BODY:
+        if len(response.body) > LARGE_RESPONSE:
             async with self._large:
                 await asyncio.sleep(0)
 
