@@ -4,10 +4,11 @@ from collections.abc import AsyncIterator, Iterator
 
 import click
 
-from kaizen_async._cli.ending import EarlyEndError, Stop, finish, require_accepted_key, run
-from kaizen_async._cli.ids import Ids, ids_of, judge_input
+from kaizen_async._cli.ending import EarlyEndError, Stop, require_accepted_key, run
+from kaizen_async._cli.ids import Ids, ids_of
 from kaizen_async._cli.options import CommonOptions, common_options, executions_of, resume_option, seconds
 from kaizen_async._cli.output import InOrder, Output
+from kaizen_async._cli.plan import Plan
 from kaizen_async._cli.progress import (
     Progress,
     Tally,
@@ -20,7 +21,6 @@ from kaizen_async._cli.progress import (
     words_about_work,
 )
 from kaizen_async._cli.results import ResultFile, ids_to_do, require_resumable
-from kaizen_async.client import KaizenClient
 
 
 @click.command()
@@ -48,84 +48,76 @@ def get(ids: tuple[str, ...], options: CommonOptions, deadline: float | None) ->
     given = ids_of(ids, options.input, optional=options.output.resume)
     output, trouble = Output(options.output, given, keep=options.output.resume), Trouble()
     client = options.client.create(trouble)
-    run(lambda stop: Get(stop, client, given, output, options, trouble).work(deadline))
+    plan = Plan(client=client, ids=given, output=output, options=options, trouble=trouble, deadline=deadline)
+    run(lambda stop: Get(stop, plan).work())
 
 
 class Get:
     """One run of the command."""
 
-    def __init__(
-        self, stop: Stop, client: KaizenClient, ids: Ids, output: Output, options: CommonOptions, trouble: Trouble
-    ) -> None:
+    def __init__(self, stop: Stop, plan: Plan) -> None:
         self._stop = stop
-        self._client = client
-        self._ids = ids
-        self._output = output
-        self._options = options
-        self._trouble = trouble
+        self._plan = plan
         self._tally = Tally()
-        self._results = ResultFile(output, output.file) if options.output.resume and output.file else None
+        output = plan.output
+        self._results = ResultFile(output, output.file) if output.options.resume and output.file else None
 
-    async def work(self, deadline: float | None) -> int:
+    async def work(self) -> int:
         """Look the ids up, write the results, and return the exit status."""
         try:
             if self._results is not None:
                 await self._stop.unless_asked(self._results.load())
             if self._stop.reason:
                 return self._finish()
-            await self._output.open()
-            await self._look_up(deadline)
-            self._output.close()
+            await self._plan.output.open()
+            await self._look_up()
+            self._plan.output.close()
             if self._results is not None:
                 await self._results.settle()
         except EarlyEndError as error:
             self._stop.ask(str(error), error.status)
         return self._finish()
 
-    async def _look_up(self, deadline: float | None) -> None:
-        in_order = InOrder(self._ids if self._results is None else None)
+    async def _look_up(self) -> None:
+        in_order = InOrder(self._plan.ids if self._results is None else None)
         progress = Progress(
             lambda progress: line_of_lookups(progress, self._tally, self._total),
-            wanted=self._options.shows_progress and not self._ids.typed,
-            console=self._output.console,
+            wanted=self._plan.options.shows_progress and not self._plan.ids.typed,
+            console=self._plan.output.console,
             done=lambda: self._tally.done,
-            trouble=self._trouble.words,
+            trouble=self._plan.trouble.words,
         )
-        async with self._client as kaizen:
-            executions = executions_of(kaizen, self._options.kind)
-            stream = executions.stream(self._ids_to_do(), deadline=deadline)
-            async with stream as outcomes, progress, counting(self._ids):
+        async with self._plan.client as kaizen:
+            executions = executions_of(kaizen, self._plan.options.kind)
+            stream = executions.stream(self._ids_to_do(), deadline=self._plan.deadline)
+            async with stream as outcomes, progress, counting(self._plan.ids):
                 async for outcome in self._stop.each(outcomes):
                     require_accepted_key(outcome.error)
                     self._tally.count(outcome)
                     for released in in_order.released_by(outcome):
-                        await self._output.show(released, failed=not released.ok)
+                        await self._plan.output.show(released, failed=not released.ok)
                 for released in in_order.rest():
-                    await self._output.show(released, failed=not released.ok)
+                    await self._plan.output.show(released, failed=not released.ok)
 
     def _ids_to_do(self) -> Ids | AsyncIterator[str]:
-        return self._ids if self._results is None else ids_to_do(self._ids, self._results, self._tally.skip)
+        return self._plan.ids if self._results is None else ids_to_do(self._plan.ids, self._results, self._tally.skip)
 
     @property
     def _total(self) -> int | None:
         """How many ids there are; those that are taken from the file of results are not counted before."""
-        return self._ids.total or (None if self._results is not None else self._ids.total)
+        total = self._plan.ids.total
+        return total if total or self._results is None else None
 
     def _finish(self) -> int:
-        judge_input(self._stop, self._ids, optional=self._results is not None)
-        return finish(
-            self._stop,
-            words=self._words(),
-            failed=self._tally.failed > 0,
-            misuse=self._ids.counts.invalid > 0,
-            quiet=self._options.quiet,
+        return self._plan.finish(
+            self._stop, self._words(), failed=self._tally.failed > 0, optional=self._results is not None
         )
 
     def _words(self) -> Iterator[str]:
         yield ", ".join(self._tally.words("found"))
-        yield from words_about_rest(self._ids, self._tally)
-        yield from words_about_input(self._ids)
-        yield from words_about_work(self._tally, self._client)
-        yield from words_about_output(self._output)
+        yield from words_about_rest(self._plan.ids, self._tally)
+        yield from words_about_input(self._plan.ids)
+        yield from words_about_work(self._tally, self._plan.client)
+        yield from words_about_output(self._plan.output)
         if self._results is not None and (self._stop.reason or self._tally.failed):
             yield "run the same command again to continue"

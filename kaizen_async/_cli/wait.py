@@ -12,10 +12,11 @@ from typing import Self
 import click
 
 from kaizen_async._cli.checkpoints import CheckpointFile, Saved, Saving, Taken, skip_taken
-from kaizen_async._cli.ending import FAILED, OUT_OF_TIME, EarlyEndError, Stop, finish, require_accepted_key, run
-from kaizen_async._cli.ids import Ids, Source, ids_of, judge_input
+from kaizen_async._cli.ending import FAILED, OUT_OF_TIME, EarlyEndError, Stop, require_accepted_key, run
+from kaizen_async._cli.ids import Source, ids_of
 from kaizen_async._cli.options import CommonOptions, common_options, deadline_of_wait, executions_of
 from kaizen_async._cli.output import Output
+from kaizen_async._cli.plan import Plan
 from kaizen_async._cli.progress import (
     Progress,
     Tally,
@@ -30,23 +31,16 @@ from kaizen_async._cli.progress import (
 from kaizen_async._cli.results import ResultFile
 from kaizen_async._cli.table import Execution
 from kaizen_async._waiting.streams import WaitStream
-from kaizen_async.client import KaizenClient
 from kaizen_async.executions import Executions
 from kaizen_async.outcomes import Change
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What a wait is to do."""
+class WaitPlan(Plan):
+    """What a wait works with: also the checkpoint, and what it held."""
 
-    client: KaizenClient
-    ids: Ids
-    output: Output
-    options: CommonOptions
-    deadline: float | None
     file: CheckpointFile | None
     saved: Saved | None
-    trouble: Trouble
 
 
 @click.command()
@@ -81,7 +75,7 @@ def wait(ids: tuple[str, ...], options: CommonOptions, deadline: float | None, c
     file = None if checkpoint is None else CheckpointFile(checkpoint, options.subject)
     saved = None if file is None else file.load()
     given = ids_of(ids, options.input, optional=saved is not None)
-    plan = Plan(
+    plan = WaitPlan(
         client=client,
         ids=given,
         output=Output(options.output, given, keep=saved is not None),
@@ -97,7 +91,7 @@ def wait(ids: tuple[str, ...], options: CommonOptions, deadline: float | None, c
 class Wait:
     """One run of the command."""
 
-    def __init__(self, stop: Stop, plan: Plan) -> None:
+    def __init__(self, stop: Stop, plan: WaitPlan) -> None:
         self._stop = stop
         self._plan = plan
         self._tally = Tally()
@@ -223,15 +217,8 @@ class Wait:
         return taken - self._tally.done - self._tally.already
 
     def _finish(self) -> int:
-        plan, stop, tally = self._plan, self._stop, self._tally
-        judge_input(stop, plan.ids, optional=plan.saved is not None)
-        return finish(
-            stop,
-            words=self._words(),
-            failed=tally.has_failures,
-            misuse=plan.ids.counts.invalid > 0,
-            quiet=plan.options.quiet,
-        )
+        has_saved = self._plan.saved is not None
+        return self._plan.finish(self._stop, self._words(), failed=self._tally.has_failures, optional=has_saved)
 
     def _words(self) -> Iterator[str]:
         plan, stop, tally = self._plan, self._stop, self._tally

@@ -6,10 +6,11 @@ from contextlib import AsyncExitStack
 import click
 
 from kaizen_async._cli.board import Board
-from kaizen_async._cli.ending import EarlyEndError, Stop, finish, require_accepted_key, run
-from kaizen_async._cli.ids import Arguments, Ids, Source, ids_of, judge_input
+from kaizen_async._cli.ending import EarlyEndError, Stop, require_accepted_key, run
+from kaizen_async._cli.ids import Arguments, Source, ids_of
 from kaizen_async._cli.options import CommonOptions, common_options, deadline_of_wait, executions_of
 from kaizen_async._cli.output import CHANGE_COLUMNS, Output
+from kaizen_async._cli.plan import Plan
 from kaizen_async._cli.progress import (
     Progress,
     Tally,
@@ -22,7 +23,6 @@ from kaizen_async._cli.progress import (
     words_about_work,
 )
 from kaizen_async._cli.table import Execution
-from kaizen_async.client import KaizenClient
 from kaizen_async.outcomes import Change
 
 
@@ -46,51 +46,48 @@ def watch(ids: tuple[str, ...], options: CommonOptions, deadline: float | None) 
     if output.format == "table" and output.console is None:
         raise click.UsageError("the live table of watch needs a terminal; write ndjson, json or csv to a file")
     client = options.client.create(trouble)
-    run(lambda stop: Watch(stop, client, given, output, options, trouble).work(deadline))
+    plan = Plan(client=client, ids=given, output=output, options=options, trouble=trouble, deadline=deadline)
+    run(lambda stop: Watch(stop, plan).work())
 
 
 class Watch:
     """One run of the command."""
 
-    def __init__(
-        self, stop: Stop, client: KaizenClient, ids: Ids, output: Output, options: CommonOptions, trouble: Trouble
-    ) -> None:
+    def __init__(self, stop: Stop, plan: Plan) -> None:
         self._stop = stop
-        self._client = client
-        self._ids = ids
-        self._output = output
-        self._options = options
-        self._trouble = trouble
+        self._plan = plan
         self._tally = Tally()
 
-    async def work(self, deadline: float | None) -> int:
+    async def work(self) -> int:
         """Show the changes, and return the exit status."""
         try:
-            await self._output.open()
+            await self._plan.output.open()
             async with AsyncExitStack() as stack:
-                kaizen = await stack.enter_async_context(self._client)
-                executions = executions_of(kaizen, self._options.kind)
-                changes = await stack.enter_async_context(executions.watch(self._ids, deadline=deadline))
-                await stack.enter_async_context(counting(self._ids))
+                kaizen = await stack.enter_async_context(self._plan.client)
+                executions = executions_of(kaizen, self._plan.options.kind)
+                changes = await stack.enter_async_context(
+                    executions.watch(self._plan.ids, deadline=self._plan.deadline)
+                )
+                await stack.enter_async_context(counting(self._plan.ids))
                 board = await self._board(stack)
                 async for change in self._stop.each(changes):
                     require_accepted_key(change.error)
                     self._tally.count_change(change)
                     await self._show(change, board)
-            self._output.close()
+            self._plan.output.close()
         except EarlyEndError as error:
             self._stop.ask(str(error), error.status)
         return self._finish()
 
     async def _board(self, stack: AsyncExitStack) -> Board | None:
         """Return the live table, if there is one; else lines about the work go to standard error."""
-        console, board = self._output.console, None
+        console, board = self._plan.output.console, None
         if console is not None:
-            ids = self._ids if isinstance(self._ids, Arguments) else ()
-            board = await stack.enter_async_context(Board(console, ids, self._trouble.words))
+            ids = self._plan.ids if isinstance(self._plan.ids, Arguments) else ()
+            board = await stack.enter_async_context(Board(console, ids, self._plan.trouble.words))
         if board is None or not board.is_live:
-            wanted = self._options.shows_progress and not self._ids.typed
-            await stack.enter_async_context(Progress(self._line, wanted=wanted, trouble=self._trouble.words))
+            wanted = self._plan.options.shows_progress and not self._plan.ids.typed
+            await stack.enter_async_context(Progress(self._line, wanted=wanted, trouble=self._plan.trouble.words))
         return board
 
     async def _show(self, change: Change[Execution], board: Board | None) -> None:
@@ -98,7 +95,7 @@ class Watch:
             board.show(change)
         else:
             failed = change.error is not None or is_ended_badly(change.after)
-            await self._output.show_change(change, failed=failed)
+            await self._plan.output.show_change(change, failed=failed)
 
     def _line(self, _: Progress) -> str:
         words = [f"{self._tally.found:,} ended", by_status(self._tally.statuses)]
@@ -106,21 +103,14 @@ class Watch:
         return " · ".join(filter(None, words))
 
     def _finish(self) -> int:
-        judge_input(self._stop, self._ids)
-        return finish(
-            self._stop,
-            words=self._words(),
-            failed=self._tally.has_failures,
-            misuse=self._ids.counts.invalid > 0,
-            quiet=self._options.quiet,
-        )
+        return self._plan.finish(self._stop, self._words(), failed=self._tally.has_failures)
 
     def _words(self) -> Iterator[str]:
         yield ", ".join(self._tally.words("ended"))
         if self._tally.running:
             yield f"{len(self._tally.running):,} still running"
-        if isinstance(self._ids, Source) and not self._ids.exhausted:
-            yield f"not all of {self._ids.name} was read"
-        yield from words_about_input(self._ids)
-        yield from words_about_work(self._tally, self._client)
-        yield from words_about_output(self._output)
+        if isinstance(self._plan.ids, Source) and not self._plan.ids.exhausted:
+            yield f"not all of {self._plan.ids.name} was read"
+        yield from words_about_input(self._plan.ids)
+        yield from words_about_work(self._tally, self._plan.client)
+        yield from words_about_output(self._plan.output)

@@ -359,7 +359,7 @@ class Lookups(Generic[T]):
         """Send, read the response, and report it under the request's number; then give the turn back."""
         if call.on_turn is not None and not call.attempts:
             call.on_turn()
-        call.number = number
+        self._begin_turn(call, number)
         try:
             fresh = self._distrusts_pool(call.last_error)
             key = self.engine.key
@@ -541,6 +541,11 @@ class Lookups(Generic[T]):
             return result
         finally:
             self._note_end(call, answer, result)
+
+    @staticmethod
+    def _begin_turn(call: Call, number: int) -> None:
+        # Set in the open, a type checker would take the number for set until the end: what is awaited may take it back.
+        call.number = number
 
     async def _await_connection(self, call: Call, shortage: NoConnectionError, queued_at: float) -> KaizenError | None:
         """Wait until a connection may be free; return why if none will be.
