@@ -1,4 +1,4 @@
-"""The command `kaizen-async` in a process of its own, with pipes or on a terminal of its own."""
+"""The command `kaizen-async`: in the process of the test, or in its own with pipes or on a terminal."""
 
 import fcntl
 import os
@@ -11,10 +11,18 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
+
+import pytest
+from click.testing import CliRunner, Result
+
+from kaizen_async._cli.app import cli
+from kaizen_async.testing import KaizenEmulator
+
+Command = Callable[..., Result]
 
 SECONDS = 20.0
 """How long anything may take that a test waits for."""
@@ -33,6 +41,19 @@ if "announced" in how:
 main()
 """
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+def in_process(server: KaizenEmulator, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Return a function that runs the command against an emulator, in the process of the test."""
+    monkeypatch.setenv("KAIZEN_BASE_URL", server.base_url)
+
+    def run(*arguments: object, given: str | bytes = "") -> Result:
+        result = CliRunner().invoke(cli, [str(argument) for argument in arguments], input=given)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return run
 
 
 def environment(base_url: str, **more: str) -> dict[str, str]:

@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +13,8 @@ from typing import Any
 
 import click
 import pytest
-from click.testing import CliRunner, Result
-from running_command import Piped
+from click.testing import CliRunner
+from running_command import Command, Piped, in_process
 
 import _kaizen_async_command
 from kaizen_async import AuthenticationError, ExecutionStatus, StatusError, WorkflowExecution, __main__
@@ -28,8 +28,6 @@ from kaizen_async._cli.wait import Wait
 from kaizen_async.events import AttemptEnded, Gated, OutageBegan, OutageEnded
 from kaizen_async.testing import KaizenEmulator, Life
 
-Command = Callable[..., Result]
-
 
 @pytest.fixture
 def server() -> Iterator[KaizenEmulator]:
@@ -42,15 +40,7 @@ def server() -> Iterator[KaizenEmulator]:
 @pytest.fixture
 def command(server: KaizenEmulator, monkeypatch: pytest.MonkeyPatch) -> Command:
     """Return a function that runs the command against the emulator."""
-    monkeypatch.setenv("KAIZEN_BASE_URL", server.base_url)
-
-    def run(*arguments: object, given: str | bytes = "") -> Result:
-        result = CliRunner().invoke(cli, [str(argument) for argument in arguments], input=given)
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return result
-
-    return run
+    return in_process(server, monkeypatch)
 
 
 def test_headers_are_sent_and_never_shown(command: Command, server: KaizenEmulator, tmp_path: Path) -> None:

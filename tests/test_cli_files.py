@@ -4,7 +4,7 @@ import csv
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
@@ -12,15 +12,12 @@ from typing import Any
 
 import msgspec
 import pytest
-from click.testing import CliRunner, Result
+from running_command import Command, in_process
 
-from kaizen_async._cli.app import cli
 from kaizen_async._cli.formats import Counts, DetectingReader, Layout, LayoutError, pick
 from kaizen_async._cli.output import cell_of, is_failure, safe
 from kaizen_async._cli.table import moment_of
 from kaizen_async.testing import Fault, KaizenEmulator, Life
-
-Command = Callable[..., Result]
 
 
 @pytest.fixture
@@ -34,15 +31,7 @@ def server() -> Iterator[KaizenEmulator]:
 @pytest.fixture
 def command(server: KaizenEmulator, monkeypatch: pytest.MonkeyPatch) -> Command:
     """Return a function that runs the command against the emulator."""
-    monkeypatch.setenv("KAIZEN_BASE_URL", server.base_url)
-
-    def run(*arguments: object, given: str | bytes = "") -> Result:
-        result = CliRunner().invoke(cli, [str(argument) for argument in arguments], input=given)
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return result
-
-    return run
+    return in_process(server, monkeypatch)
 
 
 def read(given: bytes, size: int, **layout: Any) -> tuple[list[str], list[tuple[int, str]], Counts]:
