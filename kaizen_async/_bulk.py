@@ -16,7 +16,7 @@ from kaizen_async.outcomes import LookupFailed, Outcome
 T = TypeVar("T")
 
 OnBackOff: TypeAlias = Callable[[bool], None]
-"""Told that a lookup begins to wait for its next attempt (True), and that this wait has ended (False)."""
+"""Called with True when a lookup begins to wait for its next attempt, and with False when that wait has ended."""
 LookUp: TypeAlias = Callable[[str, OnBackOff], Awaitable[Outcome[T]]]
 
 READ_AHEAD: Final = 16
@@ -173,7 +173,7 @@ class OutcomeStream(AccountedStream[Outcome[T]], Generic[T]):
         self._room = asyncio.Semaphore(workers + READ_AHEAD)
 
     def checkpoint(self) -> dict[str, Any]:
-        """Return what a later `stream(checkpoint=…)` needs to go on from here, in this process or another.
+        """Return what a later `stream(checkpoint=…)` needs to resume from here, in this process or another.
 
         It holds the ids whose outcome the consumer has not got yet, and those of a collection that were not taken yet:
         plain dicts, lists, strings and numbers. Store it after handling an outcome: each id is then handled once, or

@@ -136,7 +136,7 @@ class Ledger:
         return not before
 
     def add(self, count: int) -> None:
-        """Note that so many ids were added to those of the source."""
+        """Note how many ids were added to those of the source."""
         self._added += count
 
     def resume(self, count: int | None = None) -> Unfinished:

@@ -137,12 +137,12 @@ class AccountedStream(ResultStream[R]):
 
     @property
     def total(self) -> int | None:
-        """How many ids there are; None as long as their source has not told, as a generator cannot until it ends."""
+        """How many ids there are; None until the source has shown it: a generator shows it when it ends."""
         return self._ledger.total
 
 
 async def all_done(tasks: Collection["asyncio.Task[None]"]) -> None:
-    """Wait until cancelled tasks have ended, also if the caller is cancelled meanwhile: nothing may be left behind."""
+    """Wait until cancelled tasks have ended, even if the caller is cancelled too: nothing may be left behind."""
     cancellation: list[asyncio.CancelledError] = []
     while pending := [task for task in tasks if not task.done()]:
         try:

@@ -159,8 +159,9 @@ class KaizenClient:
             `error.request_id`. The first one that the response has counts.
         limiter: An async function that the client awaits before every request, for a rate that you share with others:
             `AsyncLimiter(100, 1).acquire` of aiolimiter, or one over Redis for the workers of all machines. The lookup
-            holds its slot meanwhile, and its deadline includes the time. The client ignores what the function returns.
-            If it raises, the client sends nothing, and the lookup fails with a TransportError that has this cause.
+            holds its slot while it waits, and its deadline includes that time. The client ignores what the function
+            returns. If it raises, the client sends nothing, and the lookup fails with a TransportError that has this
+            cause.
         on_event: A function that the client calls with every event, or several functions: see `kaizen_async.events`.
         clock: Replaces real time for deadlines, timeouts, waits and back-off: see `kaizen_async.testing.VirtualClock`.
 

@@ -123,7 +123,7 @@ class Timeout:
 
 
 class RunningTimer:
-    """Calls back after so many seconds in which the event loop ran, or at a time of the clock if that comes first.
+    """Calls back after `seconds` in which the event loop ran, or at a time of the clock if that comes first.
 
     No response can arrive while something else blocks the loop, so that time does not count. This class measures it by
     how late its timers are: it sets a few of them usually, and one after the other while something blocks the loop.
@@ -169,7 +169,7 @@ class RunningTimer:
 
 
 class RunningTimeout:
-    """Ends its block with a TimeoutError after so many seconds in which the event loop ran.
+    """Ends its block with a TimeoutError after `seconds` in which the event loop ran.
 
     It does what `asyncio.timeout` does, by a `RunningTimer`.
 

@@ -221,7 +221,7 @@ class NotFoundError(StatusError):
 class RateLimitError(StatusError):
     """Raised on 429. Retried after the server's Retry-After, if that fits the deadline; else raised at once.
 
-    With `attempts` 0 nothing was sent for this id: an earlier answer told the client to pause for longer than this
+    With `attempts` 0 nothing was sent for this id: an earlier response asked the client to pause for longer than this
     lookup may take.
     """
 

@@ -1,4 +1,4 @@
-"""What a client tells about its work while it does it: `KaizenClient(on_event=…)` takes a function of one event.
+"""What a client reports about its work: `KaizenClient(on_event=…)` takes a function of one event.
 
     def on_event(event: Event) -> None:
         match event:
@@ -11,7 +11,7 @@ The function is called in the task that does the work, at the very place in it, 
 What it raises is logged once, as an error of the logger `kaizen_async`, and disturbs no lookup. More kinds of events
 may come in later versions: let the ones that you do not know pass.
 
-A lookup tells, in this order: `LookUpStarted`; then for each request `AttemptStarted` and `AttemptEnded`, and between
+A lookup reports, in this order: `LookUpStarted`; then for each request `AttemptStarted` and `AttemptEnded`, and between
 two requests `RetryScheduled`; `LookUpEnded`. If a slow request is sent a second time, `HedgeStarted` and
 `HedgeEnded` come between its `AttemptStarted` and the next `RetryScheduled` or `LookUpEnded`. A lookup that shares the
 request of another reports only its start and its end. A poll of a wait is a lookup.
@@ -71,7 +71,7 @@ class LookUpStarted(msgspec.Struct, frozen=True):
     id: str
     """The execution that is looked up."""
     url: str
-    """Where it is looked up, which tells the kinds of lookups apart."""
+    """Where it is looked up, which identifies the kind of lookup."""
 
 
 class LookUpShared(msgspec.Struct, frozen=True):
@@ -110,7 +110,7 @@ class AttemptStarted(msgspec.Struct, frozen=True):
 class AttemptHeld(msgspec.Struct, frozen=True):
     """A request that was about to be sent is not: a pause began while its connection was made. It queues again.
 
-    `AttemptStarted` is told once more when it is sent after all.
+    `AttemptStarted` follows once more when it is sent after all.
     """
 
     id: str
@@ -205,7 +205,7 @@ class Gated(msgspec.Struct, frozen=True):
 
 
 class Ungated(msgspec.Struct, frozen=True):
-    """A pause is over. Told with the first lookup that is sent after it."""
+    """A pause is over. This event comes with the first lookup that is sent after it."""
 
     pause: float
     """Seconds that it took."""
@@ -214,7 +214,7 @@ class Ungated(msgspec.Struct, frozen=True):
 class OutageBegan(msgspec.Struct, frozen=True):
     """Everything that was sent lately failed: lookups of this kind pause, and probes find out when the server is back.
 
-    Told again if the cause changes meanwhile.
+    This event comes again if the cause changes before the outage ends.
     """
 
     url: str
@@ -236,7 +236,7 @@ class OutageEnded(msgspec.Struct, frozen=True):
     lasted: float
     """Seconds from the first failure to the success."""
     failed: int
-    """Requests that failed meanwhile, probes included."""
+    """Requests that failed during the outage, probes included."""
 
 
 class WaitStarted(msgspec.Struct, frozen=True):
@@ -262,7 +262,7 @@ class WaitEnded(msgspec.Struct, frozen=True):
 
 
 class RecordEnded(msgspec.Struct, frozen=True):
-    """A poll saw that an execution has ended. Told once, however many wait for it."""
+    """A poll saw that an execution has ended. This event comes once, even if many calls wait for it."""
 
     id: str
     url: str
@@ -271,7 +271,7 @@ class RecordEnded(msgspec.Struct, frozen=True):
 
 
 class RecordFailed(msgspec.Struct, frozen=True):
-    """A call of `wait_many` or `watch` ends for one id with an error. Told in each call that waits for the id."""
+    """A call of `wait_many` or `watch` ends for one id with an error. It comes for each call that waits for the id."""
 
     id: str
     url: str
@@ -279,7 +279,7 @@ class RecordFailed(msgspec.Struct, frozen=True):
 
 
 class PollShared(msgspec.Struct, frozen=True):
-    """A call that waits for an execution got its end from the polls of another call. Told in each such call."""
+    """A call that waits for an execution got its end from the polls of another call. It comes for each such call."""
 
     id: str
     url: str
@@ -309,7 +309,7 @@ class BatchEnded(msgspec.Struct, frozen=True):
 
 
 class PollsFailing(msgspec.Struct, frozen=True):
-    """The polls of a wait have failed for a minute. Told once, however many waits there are; they go on."""
+    """The polls of a wait have failed for a minute. This event comes once, even with many waits. The waits continue."""
 
     id: str
     """The execution whose polls have failed for the longest."""

@@ -69,12 +69,12 @@ class Executions(Generic[T]):
         Raises:
             NotFoundError: The API does not know the execution. Not retried.
             AuthenticationError: The key is missing or refused. Not retried.
-            RateLimitError: Still throttled after all attempts, or told to wait past the deadline; see `.retry_after`.
+            RateLimitError: Still throttled after all attempts, or asked to wait past the deadline; see `.retry_after`.
             StatusError: Any other answer outside 2xx. Retried for the policy's statuses.
             TransportError: No usable answer. Retried.
             DecodeError: The response is not a record of this kind.
             DeadlineExceededError: The deadline passed. Its `__cause__` is the last failed attempt.
-            ClientClosedError: The client is closed, or was closed meanwhile.
+            ClientClosedError: The client is closed, or was closed during the call.
             TypeError, ValueError: The id or an argument is invalid. Nothing was sent.
         """
         execution_id = require_id(execution_id)
@@ -179,7 +179,7 @@ class Executions(Generic[T]):
             DeadlineExceededError: It had not ended in time; see `.last_execution`.
             NotFoundError: The API does not know the execution for longer than the policy's `not_found_grace`.
             AuthenticationError, StatusError, TransportError, DecodeError: A poll failed in a way that will not pass.
-            ClientClosedError: The client is closed, or was closed meanwhile.
+            ClientClosedError: The client is closed, or was closed during the call.
             TypeError, ValueError: The id or an argument is invalid. Nothing was sent.
         """
         execution_id = require_id(execution_id)
@@ -200,7 +200,7 @@ class Executions(Generic[T]):
         """Wait for many executions to end, and yield each as it does.
 
         Use it as `async with executions.wait_many(ids) as outcomes: async for outcome in outcomes: ...`. More ids can
-        be added meanwhile: `outcomes.add(id)`. Any number of waits share one scheduler, which takes turns between them.
+        be added later: `outcomes.add(id)`. Any number of waits share one scheduler, which takes turns between them.
 
         Args:
             ids: Any iterable or asynchronous iterable of ids. They are taken in as fast as they can be polled and
@@ -209,7 +209,7 @@ class Executions(Generic[T]):
                 the last record seen. Of a collection that is all that have not ended; a generator is not asked any
                 further.
             poll: Replaces the client's poll policy.
-            checkpoint: What `outcomes.checkpoint()` of an earlier call gave: goes on with those ids beside the others.
+            checkpoint: What `outcomes.checkpoint()` of an earlier call gave: resumes those ids beside the others.
 
         Returns:
             An asynchronous context manager and iterator of outcomes, exactly one for each id taken in. An outcome's
@@ -239,7 +239,7 @@ class Executions(Generic[T]):
 
         Returns:
             An asynchronous context manager and iterator of changes. An id whose watch fails yields its error as its
-            last change; the others go on.
+            last change; the others continue.
 
         Raises:
             TypeError, ValueError: An argument is invalid. (An invalid id yields an InvalidIdError.)

@@ -11,7 +11,7 @@ Spans
     wait, wait_many, watch               INTERNAL  one call, above its polls, which are lookups. The ends of executions,
                                                    and the errors of ids, are events in it.
 
-    A span holds 128 events at most, which is the SDK's own limit; `kaizen.events.dropped` tells how many more
+    A span holds 128 events at most, which is the SDK's own limit; `kaizen.events.dropped` says how many more
     there were.
 
 Metrics
@@ -580,7 +580,7 @@ class Telemetry:
 
 
 def _current() -> _Open:
-    """Return the lookup, wait or batch in whose context an event is told."""
+    """Return the lookup, wait or batch in whose context an event happens."""
     return cast("_Open", context.get_value(_OPEN))
 
 

@@ -12,7 +12,7 @@
             print(error)
 
 An outcome describes the lookup, not the execution: an execution that failed was found, so its outcome is `ok`. Whether
-the execution succeeded is what `outcome.execution.succeeded` tells.
+the execution succeeded is in `outcome.execution.succeeded`.
 """
 
 from typing import TYPE_CHECKING, Generic, Literal, NoReturn, TypeAlias, TypeVar, cast

@@ -75,7 +75,7 @@ EXAMPLES = 3
     "--rate-limit",
     type=click.FloatRange(min=0, min_open=True),
     metavar="RATE",
-    help="Answer 429 to more than so many requests a second.",
+    help="Answer 429 to all requests beyond this rate per second.",
 )
 @click.option("--api-key-required", is_flag=True, help=f"Answer 401 to requests without the key {KEY!r}.")
 @click.option("--api-key", metavar="KEY", help="Answer 401 to requests without this key.")

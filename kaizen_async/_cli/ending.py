@@ -63,7 +63,7 @@ class KeyRefusedError(EarlyEndError):
 
 
 def say(text: str) -> None:
-    """Write a line for people to standard error; if it cannot be written, the work goes on."""
+    """Write a line for people to standard error. If that fails, the command continues."""
     with suppress(OSError, ValueError):
         click.echo(text, file=sys.stderr)
 
@@ -131,7 +131,7 @@ class Stop:
         await self._asked.wait()
 
     async def unless_asked(self, work: Awaitable[R]) -> R | None:
-        """Wait for work that may be cut off anywhere; return None if the command is to end meanwhile."""
+        """Return the result of some work; cancel the work and return None if the command must end first."""
         self._between_results = True
         try:
             return await work

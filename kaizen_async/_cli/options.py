@@ -125,7 +125,7 @@ class ClientOptions:
         """Return a client, not in use yet.
 
         Args:
-            on_event: Told what the client does.
+            on_event: The client calls it with every event.
 
         Raises:
             click.UsageError: A setting cannot work.

@@ -243,7 +243,7 @@ class Progress:
 
 @asynccontextmanager
 async def counting(ids: Ids) -> AsyncGenerator[None]:
-    """Count the ids of a file ahead of the work, while it goes on."""
+    """Count the ids of a file while the work in the block takes them."""
     if isinstance(ids, Arguments):
         yield
         return

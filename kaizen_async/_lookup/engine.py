@@ -75,7 +75,7 @@ class Engine:
         attempt_timeout: Seconds for one request.
         limiter: Awaited before each request, as the last thing of its turn.
         key: Gives the API key, if a function of the user's does.
-        on_event: Told what happens.
+        on_event: Called with every event.
     """
 
     def __init__(
@@ -331,7 +331,7 @@ class Engine:
         """Send one request within the attempt's timeout and the deadline, whichever ends first.
 
         Nothing was sent, and None is returned, if `is_held` says so once there is a connection.
-        After a NoConnectionError, `await_connection` tells when to try again.
+        After a NoConnectionError, `await_connection` waits until it is time to try again.
         """
         send = self.transport.send_fresh if fresh else self.transport.send
         return await self._bounded(send(url, body, is_held), self._attempt_timeout, deadline_at)
@@ -349,7 +349,7 @@ class Engine:
     async def _bounded(
         self, response: Awaitable[Answer | None], allowed: float, deadline_at: float
     ) -> Answer | KaizenError | NoConnectionError | None:
-        """Wait for a response for so many seconds, or until the deadline."""
+        """Wait for a response within `allowed` seconds, or until the deadline if that comes first."""
         timeout = RunningTimeout(self.clock, allowed, deadline_at, self._sweep)
         self._sending.add(timeout)
         self.clock.hold()
@@ -419,7 +419,7 @@ class Engine:
         """Wait for something other than the network.
 
         Raises:
-            TimeoutError: The deadline passed or the client was closed; `interruption` tells which.
+            TimeoutError: The deadline passed or the client was closed; `interruption` says which.
         """
         timeout = Timeout(self.clock, self.clock.time() if self.closed else deadline_at)
         self._waiting.add(timeout)

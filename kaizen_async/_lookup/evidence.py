@@ -66,7 +66,7 @@ class Run:
         self._lookups.clear()
 
     def note_successes(self, count: int) -> None:
-        """Count what succeeded meanwhile."""
+        """Count the successes since then."""
         self._good += count
         if (total := self._good + self._bad) > MEMORY:
             self._good *= MEMORY / total

@@ -13,7 +13,7 @@ on, counted from the first failure, everybody gets that failure unsent. It *thro
 deadlines allow. It *refuses* the key: a few seconds confirm that, and then everybody gets the refusal unsent. Probes go
 on as long as somebody asks, whatever the cause.
 
-Nothing here waits or sends. It is told what happens, and asked.
+Nothing here waits or sends. Others report to it what happened, and ask it what may be sent.
 """
 
 import copy
@@ -77,7 +77,7 @@ MOST_RETRIES: Final = 500.0
 independent attempts take 0.94; so the load stays below twice the lookups, and nothing is lost to the budget before."""
 
 SERVICE_UNAVAILABLE: Final = 503
-"""Sent by a server that is down, and by nginx when it limits the rate: what is accepted meanwhile tells them apart."""
+"""Sent by a server that is down, and by nginx when it limits the rate: requests accepted at the same time show it."""
 
 _BAD: Final = {
     Verdict.FAILING: Verdict.FAILING,
@@ -163,7 +163,7 @@ class Health:
         url: Where the lookups of this kind go, for events.
         concurrency: Requests in flight, at most.
         deadline: Seconds after which an outage ends lookups that were not sent.
-        report: Told of changes.
+        report: Called with every change.
 
     Attributes:
         engaged: Whether a lookup must ask for `delay` before it sends.
@@ -245,7 +245,7 @@ class Health:
         Args:
             number: Of the request.
             error: What came in place of a record.
-            lookup: Tells the lookups apart.
+            lookup: Identifies the lookup.
         """
         said = verdict(error)
         cause = _BAD.get(said)
@@ -301,7 +301,7 @@ class Health:
         return self.pause is not None and _BAD.get(verdict(error)) is Verdict.REFUSED and self.ends_in() > 0
 
     def ends_in(self) -> float:
-        """Return the seconds until lookups end unsent, at most 0 if they do; math.inf if it does not end them."""
+        """Return the seconds until the pause ends lookups unsent, at most 0 if it does so now; math.inf for never."""
         pause = self.pause
         if pause is None or pause.cause is Verdict.THROTTLED:
             return math.inf

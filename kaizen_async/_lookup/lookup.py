@@ -263,7 +263,7 @@ class Lookups(Generic[T]):
                     follower.set_result(outcome)
 
     def _begin(self, execution_id: str, deadline_at: float, on_turn: Callable[[], None] | None) -> FirstRequest | None:
-        """Send the first request if nothing stands in the way, and nobody wants to be told of it."""
+        """Send the first request if nothing stands in the way, and nobody listens to events."""
         if self._on_event is not None:
             self._contexts[execution_id] = copy_context()
         if self._on_event is not None or self._hedging is not None:

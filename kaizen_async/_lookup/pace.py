@@ -62,7 +62,7 @@ USUAL: Final = 1.5
 MOST_IGNORED: Final = 0.5
 LAST_RESULTS: Final = 12
 FEWEST_REJECTED: Final = 3
-"""Of so many last results, the rejections that stop the doubling."""
+"""How many rejections among the last results stop the doubling."""
 REMEMBERED: Final = 1024
 """Accepted results whose times are remembered."""
 LEAST_SECONDS: Final = 0.1

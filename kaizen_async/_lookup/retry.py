@@ -53,7 +53,7 @@ class Retrier:
             spent: Attempts that count against the policy: those that failed in a pause for all do not.
             time_left: Seconds until the deadline.
             sleep: Waits between attempts; may raise to end the call.
-            before_sleep: Told the error and the seconds before each wait.
+            before_sleep: Called with the error and the seconds before each wait.
         """
         made: list[KaizenError] = [first]
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class PydanticSerializer:
-    """Gives a class the serializer that pydantic looks for on objects whose type it was not told, as in `Any`."""
+    """Gives a class the serializer that pydantic looks for on objects whose type it does not know, as in `Any`."""
 
     def __get__(self, part: object | None, owner: type[Any]) -> "SchemaSerializer":
         from pydantic import TypeAdapter  # noqa: PLC0415 - only pydantic asks, and it is optional

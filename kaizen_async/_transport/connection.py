@@ -185,7 +185,7 @@ class Connection(asyncio.BufferedProtocol):
         return self._stage == _NOTHING and not self.lost and not self.spoiled
 
     def lend_again(self, borrowed: BorrowedConnection) -> None:
-        """Take the transport over again, after aiohttp's pool kept the connection meanwhile."""
+        """Take the transport over again, after aiohttp's pool has kept the connection."""
         self._borrowed = borrowed
         self.spoiled = self.spoiled or self.handler.should_close
         self.transport.set_protocol(self)

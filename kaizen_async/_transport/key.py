@@ -16,7 +16,7 @@ class RotatingKey:
 
     Args:
         ask: Returns the key, or an awaitable of it.
-        use: Told each key.
+        use: Called with each key.
         failed: Makes an error that shows no key from an error and its cause.
 
     Attributes:
@@ -39,7 +39,7 @@ class RotatingKey:
         """Ask for another key, unless somebody has done so since key `number` was in use.
 
         Raises:
-            TransportError: The function failed, which another attempt may mend; or what it returned cannot be a key.
+            TransportError: The function failed (another attempt may succeed), or what it returned cannot be a key.
         """
         async with self._lock:
             if self.number != number:

@@ -169,7 +169,7 @@ class Pool:
                     expires_at=expires_at,
                 )
                 _notice_dead_peers(connection.transport)
-                # Of those that aiohttp's pool keeps meanwhile, it does not say when it closes them.
+                # aiohttp's pool keeps some of them, and does not report when it closes one.
                 self._known = {known: ours for known, ours in self._known.items() if known.is_connected()}
                 self._known[connection.handler] = connection
                 return connection

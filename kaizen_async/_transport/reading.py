@@ -84,7 +84,7 @@ async def read_body(
         headers: Its header fields.
         content: Its body.
         limits: What it may take.
-        is_packed: Whether the body is still as its Content-Encoding says. aiohttp unpacks it, unless told otherwise.
+        is_packed: Whether the body is still as its Content-Encoding says. aiohttp unpacks it by default.
 
     Raises:
         TooLargeError: The body of a success is larger than allowed.

@@ -61,7 +61,7 @@ class ThreadResolver(AbstractResolver):
                 results = _lookup(host, port, family)
             except Exception as error:  # noqa: BLE001 - it is raised where the name was asked for
                 failure = error
-            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile, and nobody waits any more
+            with contextlib.suppress(RuntimeError):  # the loop is closed by now, and nobody waits any more
                 loop.call_soon_threadsafe(settle, results, failure)
 
         threading.Thread(target=work, name=f"kaizen_async resolves {host}", daemon=True).start()

@@ -188,7 +188,7 @@ def _quotas(headers: Mapping[str, str], now: float) -> Iterator[tuple[float | No
 
 
 def _sent_at(headers: Mapping[str, str], now: float) -> float:
-    """Return when a response was sent, by the server's own clock if it tells."""
+    """Return when a response was sent, by the server's own clock if the response has a date."""
     sent = _parse_http_date(headers.get("Date", ""))
     return now if sent is None else sent
 

@@ -125,7 +125,7 @@ class _State(msgspec.Struct):
 
 
 class Cadence:
-    """Intervals between polls under one policy, learned from the executions that it is told of.
+    """Intervals between polls under one policy, learned from the executions that are reported to it.
 
     Ages and durations must count from the same moment. The same calls with the same `random` give the same intervals.
     """
@@ -170,7 +170,7 @@ class Cadence:
         Args:
             workflow_id: The workflow.
             duration: Seconds that the execution took.
-            known_from: The age up to which `note_running` was told that it was running, in seconds.
+            known_from: The age up to which `note_running` reported that it was running, in seconds.
         """
         if not self._policy.learn or not 0 < duration < math.inf or len(workflow_id) > LONGEST_NAME:
             return

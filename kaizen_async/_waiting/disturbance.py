@@ -86,7 +86,7 @@ class Disturbance:
             self.probe_at = now + pause(self._probes)
 
     def outlasts(self, patience: float, now: float, waiting: int) -> bool:
-        """Return whether all waits with that patience, so many in all, are to end."""
+        """Return whether all waits with that patience must end, when there are `waiting` of them."""
         return (
             self.is_on
             and now - self._began >= patience * ALMOST

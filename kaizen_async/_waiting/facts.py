@@ -1,6 +1,6 @@
 """What a record tells a wait: whether the execution has ended, when it started, its workflow, how long it took.
 
-A record of the user's own type tells less; what it does not tell is not known.
+A record of the user's own type may lack some of that. Then the wait does without it.
 """
 
 from datetime import UTC, datetime
@@ -28,13 +28,13 @@ def workflow_of(record: Any) -> str | None:
 
 
 def start_of(record: Any) -> float | None:
-    """Return when an execution started, in seconds since the epoch, if its record tells."""
+    """Return when an execution started, in seconds since the epoch, if its record says so."""
     start_time = getattr(record, "start_time", None)
     return _timestamp(start_time) if isinstance(start_time, datetime) else None
 
 
 def duration_of(record: Any) -> float | None:
-    """Return the seconds that an ended execution took, if its record tells."""
+    """Return the seconds that an ended execution took, if its record says so."""
     milliseconds = getattr(record, "duration_ms", None)
     if isinstance(milliseconds, (int, float)):
         return milliseconds / 1000

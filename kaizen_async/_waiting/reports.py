@@ -1,4 +1,4 @@
-"""What `on_event` is told about one call for waiting."""
+"""The events of one call that waits."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from kaizen_async.outcomes import Outcome
 
 
 class Report:
-    """Tells the start of a call when it is made, and its end, in the context that the call's polls inherit."""
+    """Reports the start of a call when it is made, and its end, in the context that the call's polls inherit."""
 
     def __init__(self, scheduler: Scheduler, call: Call, verb: Verb, execution_id: str | None = None) -> None:
         self._hook = scheduler.engine.on_event

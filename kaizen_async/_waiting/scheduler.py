@@ -1,4 +1,4 @@
-"""One scheduler for all waits of a client: it polls what is due, and tells the calls what came of it.
+"""One scheduler for all waits of a client: it polls what is due, and reports the results to the calls.
 
 An execution costs one entry, however many calls wait for it, and no task: a task exists only for a poll in flight, and
 those are as many as the client's concurrency. The parts are in files of their own:
@@ -55,7 +55,7 @@ LAST_POLLS_RATE: Final = 1000.0
 DELAY_WEIGHT: Final = 0.05
 """Weight of the newest poll in the running mean of the delay."""
 FROZEN: Final = 1.0
-"""Seconds by which a deadline is noticed too late from which on the process counts as frozen meanwhile."""
+"""If a deadline is noticed later than this many seconds, the process was frozen."""
 AFTER_THAW: Final = 5.0
 """Seconds that a call has for one more poll after the process was frozen, and more if it waits for many."""
 MOST_AGE: Final = 366 * 86_400.0
@@ -116,7 +116,7 @@ class Scheduler:
     # Calls
 
     def open(self, call: Call) -> None:
-        """Take a call up. Until `close_call`, it is told of everything, and its group is not forgotten."""
+        """Take a call up. Until `close_call`, it gets every result, and its group is not forgotten."""
         call.group = self._groups.setdefault((call.group.lookups.endpoint, call.group.policy), call.group)
         call.group.open_calls += 1
         self._numbers += 1
@@ -142,7 +142,7 @@ class Scheduler:
         now = self.clock.time()
         late = now - call.deadline_at
         if late > FROZEN and not call.has_thawed:
-            # The process stood still beyond the deadline. What ended meanwhile is seen if everything is polled again.
+            # The process stood still beyond the deadline. A last poll of everything shows what has ended since.
             call.has_thawed = True
             call.deadline_at = now + min(late, AFTER_THAW)
             call.deadline_at += min(late, call.on_thaw() / LAST_POLLS_RATE)
@@ -154,7 +154,7 @@ class Scheduler:
     def subscribe(
         self, call: Call, execution_id: str, *, age: float = 0.0, delay: float = 0.0, seen: bool = False
     ) -> None:
-        """Have an execution polled until it has ended. The call may be told something at once.
+        """Have an execution polled until it has ended. The call may get a result at once.
 
         Args:
             call: An open call.
@@ -329,7 +329,7 @@ class Scheduler:
         self._arm(max(now, self._timetable.next_due()))
 
     def _serve(self, now: float) -> float:
-        """Start polls while there are slots; return when to go on, unless the end of a poll comes first."""
+        """Start polls while there are slots; return when to try again, unless the end of a poll comes first."""
         if self._disturbance.is_on:
             return self._serve_probe(now)
         for _ in range(AT_ONCE):
@@ -343,7 +343,7 @@ class Scheduler:
         return now
 
     def _serve_probe(self, now: float) -> float:
-        """Start the one poll that speaks for all, if it is time for it; return when to go on."""
+        """Start the one poll that speaks for all, if it is time for it; return when to try again."""
         if self.engine.closed or self._polls:
             return math.inf
         if now < self._disturbance.probe_at:
@@ -578,7 +578,7 @@ class Scheduler:
             call.on_end(separate(outcome) if index else outcome)
 
     def _forget(self, entry: Entry, group: Group) -> list[Call]:
-        """Remove an entry, and return the calls that must be told."""
+        """Remove an entry, and return the calls that must hear of it."""
         calls = list(self._calls_of(entry))
         entry.calls = ()
         self._timetable.remove(entry)

@@ -14,10 +14,10 @@ REPORTED_AFTER: Final = 60.0
 
 
 class Silence:
-    """What people are told about polls that fail.
+    """Reports polls that fail, for people.
 
     Args:
-        hook: Told what is logged, too.
+        hook: Called with what is logged, too.
 
     Attributes:
         since: When the first poll failed after the last one that was answered; None if none has.

@@ -209,7 +209,7 @@ class WaitStream(PolledStream[Outcome[T]], Generic[T]):
         self._unwaited_at: float | None = None
 
     def checkpoint(self) -> dict[str, Any]:
-        """Return what a later `wait_many(checkpoint=…)` needs to go on from here, in this process or another.
+        """Return what a later `wait_many(checkpoint=…)` needs to resume from here, in this process or another.
 
         It holds the ids whose outcome the consumer has not got yet (those of a collection that were not taken yet too),
         their ages, and what was learned about durations: plain dicts, lists, strings and numbers. Store it after
@@ -249,7 +249,7 @@ class WaitStream(PolledStream[Outcome[T]], Generic[T]):
         self._run(self._resume())
 
     async def _resume(self) -> None:
-        """Take the ids of a checkpoint up. Polls that fell due meanwhile are spread as their next ones would be."""
+        """Wait for the ids of a checkpoint. Overdue polls are spread as their next ones would be."""
         ledger = self._ledger
         while ledger.resumed:
             entry = ledger.resume()

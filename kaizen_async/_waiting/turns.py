@@ -22,7 +22,7 @@ class Turns:
     """The queues of all calls.
 
     Attributes:
-        resumes_at: When a group that its rate held back at the last `next` may go on; math.inf if there is none.
+        resumes_at: When a group that its rate held back at the last `next` may poll again; math.inf if there is none.
     """
 
     def __init__(self) -> None:

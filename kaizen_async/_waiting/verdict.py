@@ -2,7 +2,7 @@
 
 Pure: what is known goes in, a decision comes out. What an error as such says is in `_lookup/verdicts.py`.
 
-- The way to the server or the server itself fails, or it throttles: never an end. The wait goes on to its deadline.
+- The server, or the way to it, fails or throttles: never an end. The wait continues until its deadline.
 - A response that says nothing about the execution (a firewall's 403, a redirect, HTML, a 2xx that is not the record):
   asked again at growing intervals. Only if it lasts does it end the wait.
 - The API says that the execution does not exist: an end. After its record was seen, only if it says so repeatedly.
@@ -112,5 +112,5 @@ def needed(least: int, chance: float) -> int:
 
 
 def pause(count: int) -> float:
-    """Return the seconds before the next question, after so many that were answered in such a way."""
+    """Return the seconds before the next poll, after a number of polls with such responses."""
     return min(math.ldexp(1.0, min(count - 1, 10)), LONGEST_PAUSE)

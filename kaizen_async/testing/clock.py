@@ -225,7 +225,8 @@ class VirtualClock:
     ) -> Any:
         """Deliver a request of a client to an emulator of this process, or over the wire if it needs a connection.
 
-        The client holds the clock meanwhile. An emulator lets go of it while virtual time has to pass.
+        The client holds the clock until the response is there. An emulator lets go of it while virtual time has to
+        pass.
 
         Args:
             url: Where the request goes.
@@ -314,7 +315,7 @@ class VirtualClock:
                 self._jump(part.loop)
 
     def _jump(self, here: asyncio.AbstractEventLoop) -> None:
-        """Go on to the next thing that is due, if all loops are idle and nothing holds time."""
+        """Move to the next thing that is due, if all loops are idle and nothing holds time."""
         parts = self._open_parts()
         if len(parts) > 1:
             self._watch(self._parts[here])

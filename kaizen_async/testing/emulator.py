@@ -304,7 +304,7 @@ class KaizenEmulator:
     def assert_called(
         self, execution_id: str | None = None, *, times: int | None = None, path: str | None = None
     ) -> None:
-        """Fail unless requests came in: for an id, to a path, so many times; without `times`, at least one.
+        """Fail unless requests came in: for an id, to a path, `times` times; without `times`, at least one.
 
         Raises:
             AssertionError: They did not; the message lists the latest requests.
@@ -316,10 +316,10 @@ class KaizenEmulator:
     async def wait_for_request(
         self, execution_id: str | None = None, *, times: int = 1, path: str | None = None, within: float = 5.0
     ) -> Request:
-        """Wait until so many requests have come in, for an id or to a path, and return the latest of them.
+        """Wait until `times` requests have come in, for an id or to a path, and return the latest of them.
 
         Raises:
-            TimeoutError: They have not within so many real seconds; the message lists the latest requests.
+            TimeoutError: They have not within `within` real seconds; the message lists the latest requests.
         """
         check_count("times", times)
         deadline = time.monotonic() + within
@@ -340,7 +340,7 @@ class KaizenEmulator:
         return self._moment(self._now())
 
     async def start(self) -> None:
-        """Begin to serve, on the same port as before; lives went on meanwhile."""
+        """Begin to serve, on the same port as before; lives have continued."""
         await self._at_home(self._server.start)
         self._register()
 
@@ -356,7 +356,7 @@ class KaizenEmulator:
         after may come too early.
 
         Raises:
-            TimeoutError: After so many seconds some still are.
+            TimeoutError: Some still are after `within` real seconds.
         """
         deadline = time.monotonic() + within
         while self.open_connections:

@@ -236,7 +236,7 @@ class Fault:
 
     @classmethod
     def trickle(cls, seconds_per_byte: float) -> "Fault":
-        """The client sees the ordinary answer, whole, its body at one byte per so many seconds."""
+        """The client sees the ordinary response, complete. Its body comes with `seconds_per_byte` between two bytes."""
         check_seconds("seconds_per_byte", seconds_per_byte)
 
         async def play(exchange: Exchange) -> web.StreamResponse:
@@ -251,7 +251,7 @@ class Fault:
 
     @classmethod
     def raw(cls, *script: bytes | float, then: Ending = "close") -> "Fault":
-        r"""The client sees these bytes as they are, with pauses of so many seconds, then what `then` says.
+        r"""The client sees these bytes as they are, with a pause for each number of seconds, then what `then` says.
 
         For what HTTP libraries refuse to send, such as a chunk that is none, after the headers have been read:
         `Fault.raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", 0.03, b"ZZ\r\n", then="hang")`.

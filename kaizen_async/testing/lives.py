@@ -77,7 +77,7 @@ class Life:
         return replace(self, steps=(first, *self.steps[1:]))
 
     def finished_at(self, seconds: float, status: str) -> "Life":
-        """Return the same life up to so many seconds after its start, where it ends with a status."""
+        """Return the same life up to `seconds` after its start, where it ends with a status."""
         past = tuple(step for step in self.steps if step[1] < seconds) or (self.steps[0],)
         return replace(self, steps=(*past, (status, max(seconds, 0.0))), ends=True)
 
@@ -100,7 +100,7 @@ class Life:
 
 
 def reached(steps: Sequence[Step], seconds: float) -> str:
-    """Return the last status that is reached after so many seconds; before the start, the first."""
+    """Return the last status that is reached after `seconds`; before the start, the first."""
     current = steps[0][0]
     for step in steps:
         if step[1] > seconds:

@@ -98,7 +98,7 @@ def create_broker(url: str = DEFAULT_URL, *, namespace: str = "kaizen") -> Async
 
 
 async def takes_unknown_tasks(broker: AsyncBroker) -> bool:
-    """Return whether workers of a broker have taken all messages of its queue, if that can be told."""
+    """Return whether workers of a broker have taken all messages of its queue, if that can be known."""
     if not isinstance(broker, RedisStreamBroker):
         return False
     from redis.asyncio import Redis  # noqa: PLC0415

@@ -23,7 +23,7 @@ MOST_SEEN: Final = 5_000
 """Ends of one entry; of more, the latest ones count."""
 KEEP_MS: Final = 7 * 86_400_000
 _AT_ONCE: Final = 200
-"""Ends that are learned from before the event loop goes on."""
+"""Ends that are learned from before other tasks run."""
 
 _Seen = list[tuple[str, float]]
 _decode: Final = msgspec.json.Decoder(_Seen).decode

@@ -182,7 +182,7 @@ class SharedLimit:
         unused = self._returned + len(self._permits)
         self._permits.clear()
         if unused and self._rate:
-            # The schedule goes on in real time: permits that are not returned are lost for a moment only.
+            # The schedule continues in real time: permits that are not returned are lost for a moment only.
             with suppress(TimeoutError):
                 async with asyncio.timeout(1):
                     await self._permits_of(0, unused)

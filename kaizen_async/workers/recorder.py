@@ -90,7 +90,8 @@ class Recorder:
     Args:
         store: Where they go.
         run: The run's name.
-        on_recorded: Told of the shards whose outcomes are recorded; `lost` is set on those of which they were refused.
+        on_recorded: Called with the shards whose outcomes are recorded; `lost` is set on those of which they were
+            refused.
     """
 
     def __init__(self, store: Store, run: str, on_recorded: Callable[[list[Held]], None]) -> None:

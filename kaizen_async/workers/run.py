@@ -77,7 +77,7 @@ class RunStatus(msgspec.Struct, frozen=True):
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds until it is finished at this rate; None if that cannot be told."""
+        """Seconds until it is finished at this rate; None if that is not known."""
         if self.total is None or not self.rate or self.state != "running":
             return None
         return (self.total - self.done) / self.rate
@@ -308,7 +308,7 @@ class Run:
         time; another one waits until the first is gone.
 
         Raises:
-            UnknownRunError: The run does not exist, or was purged meanwhile.
+            UnknownRunError: The run does not exist, or was purged during the call.
             RunCancelledError: The run was cancelled, and everything recorded before was read.
             NoWorkersError: Workers take the invitations but do not know the task.
         """
@@ -359,7 +359,7 @@ class Run:
         # Workers leave a cancelled run. Until they have left, they would take a new run of this name for the old one.
         await self._store.script("cancel", self._key, self._store.runs, self.name)
         ends_at = time.monotonic() + LEAVE_SECONDS
-        while await self._store.script("members", self._key, DEAD_MS) and time.monotonic() < ends_at:  # noqa: ASYNC110 - Redis tells
+        while await self._store.script("members", self._key, DEAD_MS) and time.monotonic() < ends_at:  # noqa: ASYNC110 - only Redis knows
             await asyncio.sleep(BEAT_SECONDS / 4)
         names = ("todo", "later", "ids", "state", "held", "waits", "out", "failed", "members", "invited", "none")
         await self._store.command("SREM", self._store.runs, self.name)

@@ -180,7 +180,7 @@ class Store:
     Args:
         url: See `connect`.
         namespace: Keeps what belongs together apart from others on the same server, for instance two accounts.
-        on_trouble: Told when the server cannot be used for now, and with an empty text when it can again.
+        on_trouble: Called when the server cannot be used for now, and with an empty text when it can again.
     """
 
     def __init__(
@@ -315,7 +315,7 @@ def _ignore(_trouble: str) -> None:
 
 
 async def _heeding_cancel(attempt: Callable[[], Awaitable[Any]]) -> Any:
-    """Make an attempt, and raise CancelledError if the task was cancelled meanwhile.
+    """Make an attempt, and raise CancelledError if the task was cancelled during it.
 
     redis-py sends with `asyncio.wait_for`, which on Python 3.11 may return a result instead of raising it.
     """
