@@ -1,12 +1,12 @@
 """Everything this library raises about a lookup.
 
     KaizenError
-    ├── TransportError                 no usable answer came back                        retried
+    ├── TransportError                 no usable response came back                      retried
     │   └── AttemptTimeoutError        one attempt took too long; also a TimeoutError    retried
-    ├── StatusError                    an answer outside 2xx                             by status
-    │   ├── AuthenticationError        401, 403                                          not retried
+    ├── StatusError                    a response outside 2xx                            by status
+    │   ├── AuthenticationError        401, and 403 that names no time                   not retried
     │   ├── NotFoundError              404                                               not retried
-    │   └── RateLimitError             429                                               retried
+    │   └── RateLimitError             420, 429, and 403 that names a time               retried
     ├── DecodeError                    2xx, but not such a record                        see its docstring
     ├── DeadlineExceededError          the caller's deadline passed; also a TimeoutError
     ├── InvalidIdError                 an id among many that cannot be sent; also a ValueError
@@ -27,7 +27,7 @@ MESSAGE_LIMIT = 200
 """Characters of foreign text that enter a message."""
 
 BODY_LIMIT = 4096
-"""Bytes of a refused answer that an error keeps."""
+"""Bytes of a refused response that an error keeps."""
 
 _E = TypeVar("_E", bound="KaizenError")
 _QUOTE, _UNQUOTE = "\ufdd0", "\ufdd1"
@@ -60,8 +60,9 @@ def _restore(cls: type[_E], state: dict[str, Any]) -> _E:
 class KaizenError(Exception):
     """Base of every error of this library; catch it to catch them all.
 
-    `type(error)(*error.args)` makes an equal error, also after `args` was written as JSON and read again. Task queues
-    rebuild errors in this way. What JSON cannot hold is then missing: `last_execution`, and bytes that are not text.
+    `type(error)(*error.args)` rebuilds an error: its class, its text and its attributes, even after `args` was written
+    as JSON and read again. Task queues do it in this way. What JSON cannot hold is then missing: `last_execution`, and
+    bytes that are not text.
 
     Attributes:
         execution_id: The id whose lookup failed.
@@ -211,7 +212,10 @@ class StatusError(KaizenError):
 
 
 class AuthenticationError(StatusError):
-    """Raised on 401 and 403: the API key is missing, wrong or not allowed to see this. Not retried."""
+    """Raised on 401, and on 403 that names no time to wait: the API key is missing, wrong or not allowed to see this.
+
+    Not retried.
+    """
 
 
 class NotFoundError(StatusError):
@@ -219,7 +223,9 @@ class NotFoundError(StatusError):
 
 
 class RateLimitError(StatusError):
-    """Raised on 429. Retried after the server's Retry-After, if that fits the deadline; else raised at once.
+    """Raised on 420 and 429, and on 403 that names a time to wait.
+
+    Retried after the time that the server named, if that fits the deadline; else raised at once.
 
     With `attempts` 0 nothing was sent for this id: an earlier response asked the client to pause for longer than this
     lookup may take.
@@ -227,7 +233,7 @@ class RateLimitError(StatusError):
 
 
 class DecodeError(KaizenError):
-    """Raised when a 2xx answer is not a record of this kind.
+    """Raised when a 2xx response is not a record of this kind.
 
     Retried once if the transfer may be at fault (the body is cut off, empty, no JSON at all, or the record of another
     id). Never retried if the JSON is well-formed and does not fit: it would not fit the next time either.

@@ -81,7 +81,7 @@ class ClientStats(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     hedges_won: int
     """Hedges whose response was the first good one. The slow request was then aborted, and counts as `unanswered`."""
     throttled: int
-    """Responses that asked for fewer requests: 429 and its like, and 503 with Retry-After."""
+    """Responses that asked for fewer requests: 420, 429, 529, and 403, 503 or 509 that name a time."""
     pauses: int
     """Times that all lookups of a kind paused because the server rejected everything."""
     pause_seconds: float
