@@ -5,11 +5,13 @@ import json
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import click
 import pytest
@@ -20,13 +22,14 @@ import _kaizen_async_command
 from kaizen_async import AuthenticationError, ExecutionStatus, StatusError, WorkflowExecution, __main__
 from kaizen_async._cli import app, checkpoints, progress, results
 from kaizen_async._cli.app import cli
+from kaizen_async._cli.ending import OutputError
 from kaizen_async._cli.formats import Layout
 from kaizen_async._cli.ids import Arguments, Source
 from kaizen_async._cli.output import Output, OutputOptions, _document_for
 from kaizen_async._cli.progress import Progress, Tally, Trouble, by_status, line_of_lookups
 from kaizen_async._cli.wait import Wait
 from kaizen_async.events import AttemptEnded, Gated, OutageBegan, OutageEnded
-from kaizen_async.testing import KaizenEmulator, Life
+from kaizen_async.testing import Fault, KaizenEmulator, Life
 
 
 @pytest.fixture
@@ -376,3 +379,71 @@ def test_the_emulator_plays_a_script_on_every_address(tmp_path: Path) -> None:
     script.write_text("[]")
     refused = CliRunner().invoke(cli, ["emulator", "--config", str(script)])
     assert refused.exit_code == 2
+
+
+def test_a_refused_key_loses_no_result_and_leaves_whole_json(
+    command: Command, server: KaizenEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record that waits for its turn in the order of the arguments is written, too."""
+    server.faults.always(Fault.status(401), id="b")
+    ended = command("get", "a", "b", "c", "--format", "json", "--concurrency", "1")
+    assert ended.exit_code == 2
+    assert "the server refuses the API key" in ended.stderr
+    assert [record["id"] for record in json.loads(ended.stdout)] == ["a"]
+    ended = command("get", "b", "c", "--format", "json")
+    assert ended.exit_code == 2
+    assert {record["id"] for record in json.loads(ended.stdout)} <= {"c"}
+
+
+def test_failed_ids_of_a_json_file_are_repeated_once_each(
+    command: Command, server: KaizenEmulator, tmp_path: Path
+) -> None:
+    """New results are written over the end of the file while the old ones are read."""
+    file = tmp_path / "out.json"
+    ids = [f"x{number}" for number in range(300)]
+    error = {"type": "NotFoundError", "message": "no", "attempts": 1, "retryable": False}
+    lines = ",\n".join(json.dumps({"id": each, "error": error}) for each in ids)
+    file.write_text(f"[\n{lines}\n]\n")
+    ended = command("get", "-o", file, "--format", "json", "--resume")
+    assert ended.exit_code == 1
+    assert Counter(server.requests_for(each) for each in ids) == {1: 300}
+    assert sorted(record["id"] for record in json.loads(file.read_text())) == sorted(ids)
+
+
+async def test_a_failed_sync_does_not_end_the_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is reported, and tried again."""
+    monkeypatch.setattr(checkpoints, "SAVE_EVERY", 0.001)
+    said: list[str] = []
+    monkeypatch.setattr(checkpoints, "say", said.append)
+    saved = checkpoints.Saved(base_url="http://x/", taken=checkpoints.Taken(), unprinted=[], waiting={})
+    again = asyncio.Event()
+    answers = iter([saved, OutputError("cannot write out.ndjson"), saved])
+
+    def snapshot() -> checkpoints.Saved:
+        answer = next(answers, None)
+        if isinstance(answer, OutputError):
+            raise answer
+        if answer is None:
+            again.set()
+        return saved
+
+    async with checkpoints.Saving(checkpoints.CheckpointFile(tmp_path / "saved", "http://x/"), snapshot):
+        await asyncio.wait_for(again.wait(), 10)
+    assert said == ["cannot write out.ndjson; trying again"]
+
+
+def test_ctrl_c_before_the_work_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Click turns it into an exception of its own."""
+    monkeypatch.setattr(app, "cli", mock.Mock(side_effect=click.Abort))
+    assert app._run() == 130
+
+
+def test_fields_choose_a_format_that_has_them(
+    command: Command, server: KaizenEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table has columns of its own, and a list of ids has none."""
+    assert OutputOptions(fields=("id",)).resolved == "ndjson"
+    for other in (["--format", "table"], ["--only-ids"]):
+        refused = command("get", "a", "--fields", "id", *other)
+        assert refused.exit_code == 2
+        assert f"{' '.join(other)} has no use for --fields" in refused.stderr

@@ -12,7 +12,7 @@ from click.shell_completion import BashComplete, FishComplete, ShellComplete, Zs
 
 from kaizen_async._cli.demo import demo
 from kaizen_async._cli.emulator import emulator
-from kaizen_async._cli.ending import FAILED, say
+from kaizen_async._cli.ending import FAILED, INTERRUPTED, say
 from kaizen_async._cli.get import get
 from kaizen_async._cli.run import run
 from kaizen_async._cli.wait import wait
@@ -71,6 +71,8 @@ def _run() -> Any:
     except click.ClickException as error:
         error.show(sys.stderr)  # left to itself, click writes UTF-8 to an ASCII terminal
         return error.exit_code
+    except click.Abort:  # Ctrl-C outside the event loop of a command
+        return INTERRUPTED
     except SystemExit as ending:  # how click ends shell completion
         return ending.code
 

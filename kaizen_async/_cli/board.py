@@ -72,16 +72,16 @@ class Board:
     async def __aenter__(self) -> Self:
         if self.is_live:
             self._live.start()
-        self._task = asyncio.create_task(self._refresh())
+            self._task = asyncio.create_task(self._refresh())
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
         if self.is_live:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
             self._live.update(Text())
             self._live.transient = True
             self._live.stop()
@@ -132,11 +132,11 @@ class Board:
             table.add_row(plain(execution_id), *_cells(line))
         hidden = self._size - len(shown)
         counts = by_status(self._statuses, self._errors) + f" · {hidden:,} not shown" * bool(hidden)
-        trouble = [Text(self._trouble(), style="yellow")] if not last and self._trouble() else []
-        return Group(table, Text(counts, style="dim"), *trouble)
+        trouble = "" if last else self._trouble()
+        return Group(table, Text(counts, style="dim"), *([Text(trouble, style="yellow")] if trouble else []))
 
     async def _refresh(self) -> None:
-        while self.is_live:
+        while True:
             self._live.update(self.picture(), refresh=True)
             await asyncio.sleep(REFRESH)
 

@@ -27,7 +27,7 @@ from typing import Annotated, Any, Final, Self
 import click
 import msgspec
 
-from kaizen_async._cli.ending import Stop, say
+from kaizen_async._cli.ending import OutputError, Stop, say
 from kaizen_async._cli.ids import Arguments, Ids
 from kaizen_async._cli.output import replacing
 from kaizen_async._ids import require_id
@@ -224,8 +224,8 @@ class Saving:
             began = time.monotonic()
             try:
                 file.save(self._snapshot())
-            except CheckpointError as error:
-                say(f"{error.message}; trying again")
+            except (CheckpointError, OutputError) as error:
+                say(f"{error}; trying again")
             took = time.monotonic() - began
 
 

@@ -43,40 +43,14 @@ class OutputClosedError(Exception):
     """Raised when the reader of standard output has stopped reading."""
 
 
-class EarlyEndError(Exception):
-    """Raised when the work cannot continue; the message says why."""
-
-    status = FAILED
-
-
-class OutputError(EarlyEndError):
+class OutputError(Exception):
     """Raised when results cannot be written, for instance because the disk is full."""
-
-
-class KeyRefusedError(EarlyEndError):
-    """Raised when the server refuses the API key, so that no lookup can succeed.
-
-    A 403 is another matter: it may concern a single execution.
-    """
-
-    status = MISUSE
 
 
 def say(text: str) -> None:
     """Write a line for people to standard error. If that fails, the command continues."""
     with suppress(OSError, ValueError):
         click.echo(text, file=sys.stderr)
-
-
-def require_accepted_key(error: KaizenError | None) -> None:
-    """End the command if an error says that the key was refused.
-
-    Raises:
-        KeyRefusedError: It does.
-    """
-    if isinstance(error, AuthenticationError) and error.status == UNAUTHORIZED:
-        found = "look at how KAIZEN_API_KEY is set" if os.environ.get("KAIZEN_API_KEY") else "KAIZEN_API_KEY is not set"
-        raise KeyRefusedError(f"the server refuses the API key (it responded with 401): {found}")
 
 
 class Stop:
@@ -125,6 +99,17 @@ class Stop:
         self._asked.set()
         if self._between_results:
             self._task.cancel()
+
+    def if_key_is_refused(self, error: KaizenError | None) -> bool:
+        """Ask for the end if an error says that the server refuses the key, so that no lookup can succeed; return that.
+
+        A 403 is another matter: it may concern a single execution.
+        """
+        if not isinstance(error, AuthenticationError) or error.status != UNAUTHORIZED:
+            return False
+        found = "look at how KAIZEN_API_KEY is set" if os.environ.get("KAIZEN_API_KEY") else "KAIZEN_API_KEY is not set"
+        self.ask(f"the server refuses the API key (it responded with 401): {found}", MISUSE)
+        return True
 
     async def asked(self) -> None:
         """Wait for the request to end."""

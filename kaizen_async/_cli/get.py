@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import click
 
-from kaizen_async._cli.ending import EarlyEndError, Stop, require_accepted_key, run
+from kaizen_async._cli.ending import FAILED, OutputError, Stop, run
 from kaizen_async._cli.ids import Ids, ids_of
 from kaizen_async._cli.options import CommonOptions, common_options, executions_of, resume_option, seconds
 from kaizen_async._cli.output import InOrder, Output
@@ -15,10 +15,8 @@ from kaizen_async._cli.progress import (
     Trouble,
     counting,
     line_of_lookups,
-    words_about_input,
-    words_about_output,
     words_about_rest,
-    words_about_work,
+    words_about_run,
 )
 from kaizen_async._cli.results import ResultFile, ids_to_do, require_resumable
 
@@ -74,15 +72,16 @@ class Get:
             self._plan.output.close()
             if self._results is not None:
                 await self._results.settle()
-        except EarlyEndError as error:
-            self._stop.ask(str(error), error.status)
+        except OutputError as error:
+            self._stop.ask(str(error), FAILED)
         return self._finish()
 
     async def _look_up(self) -> None:
         in_order = InOrder(self._plan.ids if self._results is None else None)
+        shown = self._plan.options.shows_progress and not self._plan.ids.typed
         progress = Progress(
             lambda progress: line_of_lookups(progress, self._tally, self._total),
-            wanted=self._plan.options.shows_progress and not self._plan.ids.typed,
+            wanted=shown,
             console=self._plan.output.console,
             done=lambda: self._tally.done,
             trouble=self._plan.trouble.words,
@@ -90,9 +89,10 @@ class Get:
         async with self._plan.client as kaizen:
             executions = executions_of(kaizen, self._plan.options.kind)
             stream = executions.stream(self._ids_to_do(), deadline=self._plan.deadline)
-            async with stream as outcomes, progress, counting(self._plan.ids):
+            async with stream as outcomes, progress, counting(self._plan.ids, wanted=shown):
                 async for outcome in self._stop.each(outcomes):
-                    require_accepted_key(outcome.error)
+                    if self._stop.if_key_is_refused(outcome.error):
+                        continue  # that ends the loop
                     self._tally.count(outcome)
                     for released in in_order.released_by(outcome):
                         await self._plan.output.show(released, failed=not released.ok)
@@ -116,8 +116,6 @@ class Get:
     def _words(self) -> Iterator[str]:
         yield ", ".join(self._tally.words("found"))
         yield from words_about_rest(self._plan.ids, self._tally)
-        yield from words_about_input(self._plan.ids)
-        yield from words_about_work(self._tally, self._plan.client)
-        yield from words_about_output(self._plan.output)
+        yield from words_about_run(self._plan.ids, self._tally, self._plan.client, self._plan.output)
         if self._results is not None and (self._stop.reason or self._tally.failed):
             yield "run the same command again to continue"

@@ -193,6 +193,9 @@ def common_options(command: Command) -> Command:
     def with_common_options(**given: Any) -> Any:
         if given["null"] and given["input_format"] not in (None, "nul"):
             raise click.UsageError("-0 and --input-format contradict each other")
+        if given["fields"] and (given["only_ids"] or given["output_format"] == "table"):
+            other = "--only-ids" if given["only_ids"] else "--format table"
+            raise click.UsageError(f"{other} has no use for --fields; leave one of them out")
         options = CommonOptions(
             client=ClientOptions(**{name: given.pop(name) for name in ClientOptions.__dataclass_fields__}),
             input=InputOptions(

@@ -43,6 +43,8 @@ COLUMNS: Final = (
 )
 """The columns of CSV, unless `--fields` names others."""
 
+JSON_TAIL: Final = b"\n]\n"
+"""How a file of JSON ends, after its results."""
 CHANGE_COLUMNS: Final = ("id", "before.status", "after.status", *COLUMNS[6:])
 """The columns of CSV for the changes that `watch` sees."""
 
@@ -149,7 +151,7 @@ class OutputOptions:
             return self.format
         if self.file is not None:
             return "csv" if self.file.suffix.lower() == ".csv" else "ndjson"
-        return "table" if sys.stdout.isatty() else "ndjson"
+        return "table" if sys.stdout.isatty() and not self.fields else "ndjson"
 
 
 class Writer(Protocol):
@@ -225,7 +227,7 @@ class StreamWriter:
         """End a JSON array."""
         if self._array:
             with _telling_errors(self._name):
-                self._stream.write(b"\n]\n" if self._any else b"[]\n")
+                self._stream.write(JSON_TAIL if self._any else b"[]\n")
                 self._stream.flush()
 
 
@@ -241,7 +243,7 @@ class FileWriter:
     def __init__(self, file: BinaryIO, name: str, *, array: bool) -> None:
         self._file = file
         self._name = name
-        self._tail = b"\n]\n" if array else b""
+        self._tail = JSON_TAIL if array else b""
         self._end = os.fstat(file.fileno()).st_size
         if array and not self._end:
             self._put(b"[" + self._tail, 0)

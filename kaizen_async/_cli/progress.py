@@ -44,7 +44,7 @@ class Tally:
         found: Records; for waits, executions that have ended.
         failures: Failed lookups by kind of error.
         statuses: Records by status.
-        running: Executions that are watched and have not ended, by id.
+        running: Ids of executions that are watched and have not ended.
         already: Ids that were not looked up, because an earlier run has a result for them.
     """
 
@@ -52,7 +52,7 @@ class Tally:
         self.found = 0
         self.failures: Counter[str] = Counter()
         self.statuses: Counter[str] = Counter()
-        self.running: dict[str, str] = {}
+        self.running: set[str] = set()
         self.already = 0
         self._began = time.monotonic()
 
@@ -86,14 +86,14 @@ class Tally:
 
     def count_change(self, change: Change[Execution]) -> None:
         """Count one change of an execution that is watched."""
-        self.running.pop(change.id, None)
+        self.running.discard(change.id)
         if change.error is not None:
             self.failures[_kind_of(change.error)] += 1
         elif change.after.is_finished:
             self.found += 1
             self.statuses[change.after.status] += 1
         else:
-            self.running[change.id] = change.after.status
+            self.running.add(change.id)
 
     def skip(self) -> None:
         """Count an id that an earlier run has a result for."""
@@ -242,9 +242,9 @@ class Progress:
 
 
 @asynccontextmanager
-async def counting(ids: Ids) -> AsyncGenerator[None]:
-    """Count the ids of a file while the work in the block takes them."""
-    if isinstance(ids, Arguments):
+async def counting(ids: Ids, *, wanted: bool) -> AsyncGenerator[None]:
+    """Count the ids of a file while the work in the block takes them, if the count is wanted, for a progress line."""
+    if not wanted or isinstance(ids, Arguments):
         yield
         return
     task = asyncio.create_task(ids.count_ahead())
@@ -274,15 +274,21 @@ def clock_time(seconds: float) -> str:
 
 
 def words_about_rest(ids: Ids, tally: Tally) -> Iterator[str]:
-    """Yield how many ids have no result."""
-    if isinstance(ids, Source) and not ids.exhausted:
-        yield f"not all of {ids.name} was read"
-    elif ids.total and ids.total > tally.done + tally.already:
+    """Yield how many ids have no result, once it is known how many there are."""
+    if (isinstance(ids, Arguments) or ids.exhausted) and ids.total and ids.total > tally.done + tally.already:
         yield f"{ids.total - tally.done - tally.already:,} not looked up"
 
 
-def words_about_input(ids: Ids) -> Iterator[str]:
-    """Yield what was skipped in the input."""
+def words_about_run(ids: Ids, tally: Tally, kaizen: KaizenClient, output: Output) -> Iterator[str]:
+    """Yield what every command says at its end: of its input, of its work and of its output."""
+    yield from _words_about_input(ids)
+    yield from _words_about_work(tally, kaizen)
+    yield from _words_about_output(output)
+
+
+def _words_about_input(ids: Ids) -> Iterator[str]:
+    if isinstance(ids, Source) and not ids.exhausted:
+        yield f"not all of {ids.name} was read"
     counts = ids.counts
     names = {"comment": counts.comments, "blank line": counts.blank}
     skipped = [f"{count:,} {name}{'s' * (count != 1)}" for name, count in names.items() if count]
@@ -292,15 +298,13 @@ def words_about_input(ids: Ids) -> Iterator[str]:
         yield f"{counts.invalid:,} line{'s' * (counts.invalid != 1)} without a valid id"
 
 
-def words_about_work(tally: Tally, kaizen: KaizenClient) -> Iterator[str]:
-    """Yield how long it took, and how many requests."""
+def _words_about_work(tally: Tally, kaizen: KaizenClient) -> Iterator[str]:
     requests = kaizen.stats().attempts
     yield f"{tally.seconds:.1f} s" if tally.seconds < 10 else spell(tally.seconds)  # noqa: PLR2004 - two digits
     yield f"{requests:,} request{'s' * (requests != 1)}"
 
 
-def words_about_output(output: Output) -> Iterator[str]:
-    """Yield where the results are."""
+def _words_about_output(output: Output) -> Iterator[str]:
     yield output.place
     if output.unused_fields:
         yield f"no result has a field {' or '.join(map(printable, output.unused_fields))}"

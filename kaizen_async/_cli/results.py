@@ -20,7 +20,7 @@ import msgspec
 
 from kaizen_async._cli.formats import without_apostrophe
 from kaizen_async._cli.ids import Arguments, Ids
-from kaizen_async._cli.output import Output, OutputOptions, is_failure, replacing
+from kaizen_async._cli.output import JSON_TAIL, Output, OutputOptions, is_failure, replacing
 from kaizen_async.errors import printable
 
 LONGEST_LINE: Final = 1 << 24
@@ -132,7 +132,7 @@ class ResultFile:
 
     async def failed_ids(self) -> AsyncIterator[str]:
         """Yield the ids in the file whose lookup failed."""
-        end = self._path.stat().st_size  # new results are behind it
+        end = self._path.stat().st_size - len(JSON_TAIL) * (self._format == "json")  # where new results begin
         with self._path.open("rb") as file:
             async for line in self._lines(file, end):
                 if line.execution_id is not None and not line.found:
@@ -166,7 +166,7 @@ class ResultFile:
                     lines = [line.removesuffix(b",") for line in lines if line not in (b"", b",", b"]")]
                     lines += [last] * _is_json(last)
                     lead = b"\n" if place == 1 else b",\n"
-                    whole = (lead + b",\n".join(lines)) * bool(lines) + b"\n]\n"
+                    whole = (lead + b",\n".join(lines)) * bool(lines) + JSON_TAIL
                 else:
                     whole = b"".join(line + b"\n" for line in lines)
                 ids = Counter(self._id_in(line) for line in lines)
@@ -200,7 +200,7 @@ class ResultFile:
                     new.write(line.text if self._format != "json" else lead + line.text.rstrip(b",\r\n"))
                     lead = b",\n"
             if self._format == "json":
-                new.write(b"\n]\n" if lead == b",\n" else b"[\n]\n")
+                new.write(JSON_TAIL if lead == b",\n" else b"[\n]\n")
 
     async def _lines(self, file: BinaryIO, end: float = math.inf) -> AsyncIterator[Line]:
         place = number = 0
@@ -248,8 +248,8 @@ async def ids_to_do(ids: Ids, results: ResultFile, on_skip: Callable[[], None]) 
             on_skip()
     if ids.total == 0 and not ids.counts.invalid:
         async for execution_id in results.failed_ids():
-            results.take(execution_id)
-            yield execution_id
+            if results.take(execution_id):
+                yield execution_id
 
 
 async def _each(ids: Arguments) -> AsyncIterator[str]:
@@ -271,4 +271,4 @@ def _is_json(line: bytes) -> bool:
 
 def _ends_array(file: BinaryIO, size: int) -> bool:
     file.seek(max(0, size - 3))
-    return file.read() == b"\n]\n"
+    return file.read() == JSON_TAIL

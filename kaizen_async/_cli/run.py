@@ -280,7 +280,7 @@ async def _print(stop: Stop, run: "Run", follower: "Follower") -> int:
             async for line in stop.each(_lines_of(follower)):
                 await output.write(line + b"\n")
     except OutputError as error:
-        stop.ask(str(error), error.status)
+        stop.ask(str(error), FAILED)
     finally:
         reporting.cancel()
         await asyncio.gather(reporting, return_exceptions=True)

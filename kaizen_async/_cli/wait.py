@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -12,7 +13,7 @@ from typing import Self
 import click
 
 from kaizen_async._cli.checkpoints import CheckpointFile, Saved, Saving, Taken, skip_taken
-from kaizen_async._cli.ending import FAILED, OUT_OF_TIME, EarlyEndError, Stop, require_accepted_key, run
+from kaizen_async._cli.ending import FAILED, OUT_OF_TIME, OutputError, Stop, run
 from kaizen_async._cli.ids import Source, ids_of
 from kaizen_async._cli.options import CommonOptions, common_options, deadline_of_wait, executions_of
 from kaizen_async._cli.output import Output
@@ -24,9 +25,7 @@ from kaizen_async._cli.progress import (
     by_status,
     counting,
     is_ended_badly,
-    words_about_input,
-    words_about_output,
-    words_about_work,
+    words_about_run,
 )
 from kaizen_async._cli.results import ResultFile
 from kaizen_async._cli.table import Execution
@@ -101,7 +100,7 @@ class Wait:
         self._taken = Taken()
         self._taken_before = 0
         self._skipped = 0
-        self._resumed: Counter[str] = Counter() if plan.saved is None else plan.saved.counts()
+        self._resumed = 0 if plan.saved is None else plan.saved.counts().total()  # ids that an earlier run left
         self._unprinted: list[str] = []
 
     async def work(self) -> int:
@@ -122,8 +121,8 @@ class Wait:
             async with plan.client as kaizen:
                 await self._write_ends(executions_of(kaizen, plan.options.kind), deadline)
             plan.output.close()
-        except EarlyEndError as error:
-            stop.ask(str(error), error.status)
+        except OutputError as error:
+            stop.ask(str(error), FAILED)
         return self._finish()
 
     def _without_written(self, saved: Saved) -> Saved:
@@ -132,28 +131,34 @@ class Wait:
         if saved.written is None or output.file is None or not output.shows_ids:
             return saved
         self._written = ResultFile(output, output.file).ids_since(saved.written)
+        newer = self._written.total()
         waiting = saved.without(self._written)
-        self._tally.already = sum(saved.counts().values()) - sum(waiting.counts().values())
+        self._tally.already = newer - self._written.total()
         return waiting
 
     async def _write_ends(self, executions: Executions[Execution], deadline: float | None) -> None:
         plan, stop = self._plan, self._stop
         shown = plan.options.shows_progress and not plan.ids.typed
         source = self._source()
-        watched = self._to_do if self._saved is None else [*self._saved.counts(), *self._to_do]
-        self._statuses = Statuses(executions, watched, wanted=shown)
+        resumed = self._saved.counts() if shown and self._saved is not None else ()
+        self._statuses = Statuses(executions, chain(resumed, self._to_do), wanted=shown)
         progress = Progress(self._line, wanted=shown, console=plan.output.console, trouble=plan.trouble.words)
         async with self._ends(executions, source, deadline) as ends:
             ends.add(*([] if self._saved is None else self._saved.unprinted))
-            async with Saving(plan.file, lambda: self._snapshot(ends)) as saving, self._statuses, counting(plan.ids):
-                async with progress:
-                    async for outcome in stop.each(ends):
-                        self._unprinted = [outcome.id]
-                        require_accepted_key(outcome.error)
-                        failed = not outcome.ok or is_ended_badly(outcome.execution)
-                        await plan.output.show(outcome, failed=failed)
-                        self._unprinted = []
-                        self._tally.count(outcome)
+            async with (
+                Saving(plan.file, lambda: self._snapshot(ends)) as saving,
+                self._statuses,
+                counting(plan.ids, wanted=shown),
+                progress,
+            ):
+                async for outcome in stop.each(ends):
+                    self._unprinted = [outcome.id]
+                    if stop.if_key_is_refused(outcome.error):
+                        continue  # that ends the loop
+                    failed = not outcome.ok or is_ended_badly(outcome.execution)
+                    await plan.output.show(outcome, failed=failed)
+                    self._unprinted = []
+                    self._tally.count(outcome)
                 saving.complete = not stop.reason and plan.ids.exhausted
 
     def _ends(
@@ -208,12 +213,12 @@ class Wait:
         total = self._plan.ids.total
         if total is None:
             return None
-        return sum(self._resumed.values()) + max(0, total - self._skipped)
+        return self._resumed + max(0, total - self._skipped)
 
     @property
     def _pending(self) -> int:
         """How many were taken and have no end yet."""
-        taken = sum(self._resumed.values()) + self._taken.count - self._taken_before
+        taken = self._resumed + self._taken.count - self._taken_before
         return taken - self._tally.done - self._tally.already
 
     def _finish(self) -> int:
@@ -225,11 +230,7 @@ class Wait:
         yield ", ".join(tally.words("ended"))
         if self._pending:
             yield f"{self._pending:,} still waited for"
-        if isinstance(plan.ids, Source) and not plan.ids.exhausted:
-            yield f"not all of {plan.ids.name} was read"
-        yield from words_about_input(plan.ids)
-        yield from words_about_work(tally, plan.client)
-        yield from words_about_output(plan.output)
+        yield from words_about_run(plan.ids, tally, plan.client, plan.output)
         if plan.file is not None and stop.reason:
             yield f"run the same command again to continue from {plan.file.shown}"
         elif plan.file is not None:

@@ -6,8 +6,8 @@ from contextlib import AsyncExitStack
 import click
 
 from kaizen_async._cli.board import Board
-from kaizen_async._cli.ending import EarlyEndError, Stop, require_accepted_key, run
-from kaizen_async._cli.ids import Arguments, Source, ids_of
+from kaizen_async._cli.ending import FAILED, OutputError, Stop, run
+from kaizen_async._cli.ids import Arguments, ids_of
 from kaizen_async._cli.options import CommonOptions, common_options, deadline_of_wait, executions_of
 from kaizen_async._cli.output import CHANGE_COLUMNS, Output
 from kaizen_async._cli.plan import Plan
@@ -16,11 +16,8 @@ from kaizen_async._cli.progress import (
     Tally,
     Trouble,
     by_status,
-    counting,
     is_ended_badly,
-    words_about_input,
-    words_about_output,
-    words_about_work,
+    words_about_run,
 )
 from kaizen_async._cli.table import Execution
 from kaizen_async.outcomes import Change
@@ -68,15 +65,15 @@ class Watch:
                 changes = await stack.enter_async_context(
                     executions.watch(self._plan.ids, deadline=self._plan.deadline)
                 )
-                await stack.enter_async_context(counting(self._plan.ids))
                 board = await self._board(stack)
                 async for change in self._stop.each(changes):
-                    require_accepted_key(change.error)
+                    if self._stop.if_key_is_refused(change.error):
+                        continue  # that ends the loop
                     self._tally.count_change(change)
                     await self._show(change, board)
             self._plan.output.close()
-        except EarlyEndError as error:
-            self._stop.ask(str(error), error.status)
+        except OutputError as error:
+            self._stop.ask(str(error), FAILED)
         return self._finish()
 
     async def _board(self, stack: AsyncExitStack) -> Board | None:
@@ -109,8 +106,4 @@ class Watch:
         yield ", ".join(self._tally.words("ended"))
         if self._tally.running:
             yield f"{len(self._tally.running):,} still running"
-        if isinstance(self._plan.ids, Source) and not self._plan.ids.exhausted:
-            yield f"not all of {self._plan.ids.name} was read"
-        yield from words_about_input(self._plan.ids)
-        yield from words_about_work(self._tally, self._plan.client)
-        yield from words_about_output(self._plan.output)
+        yield from words_about_run(self._plan.ids, self._tally, self._plan.client, self._plan.output)
