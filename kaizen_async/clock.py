@@ -163,7 +163,8 @@ class RunningTimer:
         self._left -= self._interval
         if self._left <= 0 or self._clock.time() >= self._when:
             # The loop reads what arrived while it was blocked in its next step. Only then may the timer call back.
-            self._timer = self._clock.call_at(self._clock.time(), self._callback)
+            self._called_at, self._interval = self._clock.time(), 0.0
+            self._timer = self._clock.call_at(self._called_at, self._callback)
         else:
             self._set_timer(SHORTEST_INTERVAL if late > BLOCKED else self._left * LONGEST_SHARE + SHORTEST_INTERVAL)
 
@@ -172,7 +173,6 @@ class RunningTimeout:
     """Ends its block with a TimeoutError after `seconds` in which the event loop ran.
 
     It does what `asyncio.timeout` does, by a `RunningTimer`.
-
 
     Args:
         clock: The clock of all times here.
@@ -207,7 +207,8 @@ class RunningTimeout:
         self._task = task
         self._cancelling = task.cancelling()
         self._entered_at = self._clock.time()
-        if self._sweep is None or self._when <= self._sweep.next_after(self._entered_at):
+        ends_at = min(self._when, self._entered_at + self._seconds)
+        if self._sweep is None or ends_at <= self._sweep.next_after(self._entered_at):
             self._set_timer(self._seconds)
 
     def __exit__(

@@ -32,7 +32,7 @@ from kaizen_async._lookup.health import Health
 from kaizen_async._lookup.hedge import MARGIN, MOST_SAVED, Hedging, Race
 from kaizen_async._transport.capacity import NoConnectionError
 from kaizen_async._transport.transport import Answer
-from kaizen_async.clock import BLOCKED
+from kaizen_async.clock import BLOCKED, SystemClock
 from kaizen_async.events import AttemptEnded, AttemptStarted, Event, HedgeEnded, HedgeStarted
 from kaizen_async.testing import Fault, KaizenEmulator, Life, VirtualClock
 
@@ -534,6 +534,36 @@ async def test_time_that_is_not_the_request_s_is_not_counted() -> None:
     assert seconds == [2.78]
     first.set_result("first")
     assert await run == "first"
+
+
+async def test_two_cancellations_leave_nothing_of_a_second_request() -> None:
+    """However long its clean-up takes, the lookup ends after it. What was saved for it is given back."""
+    hedging = Hedging(HedgePolicy(max_share=0.99), Health(lambda: 0.0, Random(1)))
+    for _ in range(10):
+        hedging.earn()
+    saved = hedging._saved
+    begun, cleaned = asyncio.Event(), asyncio.Event()
+
+    async def second(_: Race[str]) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            for _ in range(5):
+                await asyncio.sleep(0)
+            cleaned.set()
+
+    now = asyncio.get_running_loop().time()
+    race: Race[str] = Race(SystemClock(), hedging, 0.001, lambda: now, second)
+    run = asyncio.create_task(race.run(asyncio.sleep(60, "first"), lambda _: True))
+    await begun.wait()
+    run.cancel()
+    await asyncio.sleep(0)
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    assert cleaned.is_set()
+    assert hedging._saved == saved
 
 
 def test_a_quantile_of_recent_requests_is_learned() -> None:

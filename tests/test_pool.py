@@ -1,17 +1,21 @@
 """Connections that are opened early, kept for a while, and replaced; and names that resolve to addresses."""
 
 import asyncio
+import logging
+import math
 import socket
 import threading
 from typing import Any
 from unittest import mock
 
 import pytest
-from scripted_server import LOOPS, ScriptedServer, client_for, ok, run_on
+from scripted_server import LOOPS, SILENCE, ScriptedServer, client_for, ok, run_on
 
-from kaizen_async import ConnectionPolicy, TransportError
+from kaizen_async import ClientClosedError, ConnectionPolicy, DeadlineExceededError, TransportError
 from kaizen_async._transport import resolver
+from kaizen_async._transport.connection import Connection
 from kaizen_async._transport.resolver import ThreadResolver, is_loopback, resolves_to_this_machine
+from kaizen_async.clock import RunningTimeout, RunningTimer, Sweep, SystemClock
 
 ADDRESS = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 80))]
 
@@ -135,3 +139,65 @@ async def test_a_lookup_that_crashes_gives_back_its_slot_and_connection(monkeypa
             assert (stats.in_flight, stats.in_progress, stats.failed) == (0, 0, 1)
             assert (await client.instructor_executions.get("c")).id == "c"
             assert server.connections == 2
+
+
+async def test_a_request_in_the_moment_of_closing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first bytes of an unusual response come in the step in which the client cuts what is in flight."""
+    half = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;x\r\n"
+    received = Connection.buffer_updated
+
+    def receive_and_cut(connection: Connection, size: int) -> None:
+        received(connection, size)
+        client._engine._cut()
+
+    async with ScriptedServer(lambda request: [ok(request)] if request.id == "a" else [half, SILENCE]) as server:
+        async with client_for(server, attempt_timeout=25, deadline=None) as client:
+            await client.instructor_executions.get("a")
+            monkeypatch.setattr(Connection, "buffer_updated", receive_and_cut)
+            lookup = asyncio.create_task(client.instructor_executions.get("b"))
+            await asyncio.wait({lookup}, timeout=5)
+            assert isinstance(lookup.exception(), DeadlineExceededError | ClientClosedError)
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.0])
+async def test_what_is_left_of_an_attempt_may_be_less_than_the_time_to_the_next_sweep(seconds: float) -> None:
+    """So a timeout for it sets a timer of its own, however far the sweep is."""
+    clock = SystemClock()
+    sweep = Sweep(clock, clock.time, 400.0, lambda late: None)
+    async with asyncio.timeout(5):
+        with pytest.raises(TimeoutError), RunningTimeout(clock, seconds, math.inf, sweep):
+            await asyncio.sleep(60)
+    sweep.stop()
+
+
+async def test_a_timer_that_is_due_has_nothing_left() -> None:
+    """Also in the moment between its end and the call."""
+    clock = SystemClock()
+    called = asyncio.Event()
+    timer = RunningTimer(clock, 0.01, math.inf, called.set)
+    await called.wait()
+    assert -0.001 < timer.left <= 0
+
+
+async def test_a_logger_that_raises_leaves_slots_and_connections_as_they_are(caplog: pytest.LogCaptureFixture) -> None:
+    """The lookup fails with that error; nothing is given back twice."""
+
+    def refuse(record: logging.LogRecord) -> bool:
+        raise RuntimeError("a filter of the user's")
+
+    log = logging.getLogger("kaizen_async")
+    caplog.set_level(logging.DEBUG, "kaizen_async")
+    async with ScriptedServer(lambda request: [ok(request)]) as server:
+        async with client_for(server, concurrency=2) as client:
+            await client.instructor_executions.get("a")
+            log.addFilter(refuse)
+            try:
+                for _ in range(2):
+                    with pytest.raises(RuntimeError, match="of the user's"):
+                        await client.instructor_executions.get("b")
+            finally:
+                log.removeFilter(refuse)
+            (address,) = client._engine.transport._pool._addresses.values()
+            assert client._engine._free_slots == 2
+            assert address.capacity.open == len(address.idle)
+            assert client.stats().failed == 2

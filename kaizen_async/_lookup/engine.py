@@ -146,7 +146,9 @@ class Engine:
             turn = await self._queue(health, deadline_at, is_patient=is_patient, is_urgent=is_urgent)
         if self._limiter is None or isinstance(turn, KaizenError):
             return turn
-        return await self._pass_limiter(self._limiter, health, turn, deadline_at, is_patient=is_patient)
+        return await self._pass_limiter(
+            self._limiter, health, turn, deadline_at, is_patient=is_patient, is_urgent=is_urgent
+        )
 
     async def _queue(
         self, health: Health, deadline_at: float, *, is_patient: bool, is_urgent: bool
@@ -239,7 +241,14 @@ class Engine:
             self._timer = None
 
     async def _pass_limiter(
-        self, limiter: Limiter, health: Health, number: int, deadline_at: float, *, is_patient: bool
+        self,
+        limiter: Limiter,
+        health: Health,
+        number: int,
+        deadline_at: float,
+        *,
+        is_patient: bool,
+        is_urgent: bool,
     ) -> int | KaizenError:
         """Wait for the limiter; and for another turn if a pause has begun before it let through."""
         passed = False
@@ -256,7 +265,7 @@ class Engine:
             return number
         if refusal is None and self.closed:
             refusal = self.interruption("while it waited for its turn to send")
-        return refusal or await self.take_turn(health, deadline_at, is_patient=is_patient)
+        return refusal or await self.take_turn(health, deadline_at, is_patient=is_patient, is_urgent=is_urgent)
 
     async def _ask_limiter(self, limiter: Limiter) -> KaizenError | None:
         """Wait for the limiter. Like a request it takes real time, and what it raises fails one lookup only."""
@@ -296,14 +305,17 @@ class Engine:
         """Give the slot of a request back, and the connection on which its response was received completely."""
         pool, connection, _ = first.begun
         pool.complete(connection, now)
-        self._forget(first)
-        self._note_end()
-        self.end_turn()
+        self._finish(first)
 
     def abandon(self, first: FirstRequest, error: BaseException) -> None:
         """Give the slot of a request back, and close its connection, because its lookup was cancelled or crashed."""
         pool, connection, _ = first.begun
-        pool.fail(connection, error)
+        try:
+            pool.fail(connection, error)
+        finally:
+            self._finish(first)
+
+    def _finish(self, first: FirstRequest) -> None:
         self._forget(first)
         self._note_end()
         self.end_turn()
@@ -344,7 +356,7 @@ class Engine:
         elif self._sweep is not None:
             left -= min(self.now() - first.sent_at, self._sweep.interval)
         self._forget(first)
-        return await self._bounded(self.transport.receive(first.begun), left, first.deadline_at)
+        return await self._bounded(self.transport.receive(first.begun), max(0.0, left), first.deadline_at)
 
     async def _bounded(
         self, response: Awaitable[Answer | None], allowed: float, deadline_at: float
@@ -355,8 +367,11 @@ class Engine:
         self.clock.hold()
         try:
             with timeout:
+                if self._cut_off:
+                    self.loop.call_soon(timeout.expire)  # what begins after the cut ends at once, too
                 return await response
-        except (TimeoutError, ExpiredError):
+        except (TimeoutError, ExpiredError) as error:
+            without_frames(error)  # the connection keeps it, and its frames refer to the connection
             if self._cut_off or deadline_at <= self.clock.time():
                 return self.interruption("during an attempt")
             return AttemptTimeoutError(f"no complete answer within {seconds(self._attempt_timeout)}")

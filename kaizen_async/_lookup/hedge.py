@@ -15,6 +15,7 @@ from contextvars import copy_context
 from typing import Any, Final, Generic, TypeVar
 
 from kaizen_async._lookup.health import Health
+from kaizen_async._streams import all_done
 from kaizen_async.clock import BLOCKED, SHORTEST_INTERVAL, Clock, Timeout, Timer
 from kaizen_async.config import HedgePolicy
 
@@ -138,11 +139,13 @@ class Race(Generic[T]):
             pass  # that is `win`
         finally:
             self._timer.cancel()
-            if self._task is not None and not self._task.done():
+            if self._task is not None:
                 self._task.cancel()
-                await asyncio.wait({self._task})
-            if self._task is not None and not self.is_second_sent:
-                self._hedging.give_back()
+                try:
+                    await all_done([self._task])
+                finally:
+                    if not self.is_second_sent:
+                        self._hedging.give_back()
         if self._task is not None and not self._task.cancelled():
             self._task.result()  # raises what should not happen
         return response

@@ -213,7 +213,7 @@ class Lookups(Generic[T]):
         finally:
             hook(LookUpEnded(execution_id, self.url, outcome, self._now() - started))
 
-    async def _look_up(  # noqa: C901 - flat, since every lookup passes through it
+    async def _look_up(  # noqa: C901, PLR0912 - flat, since every lookup passes through it
         self,
         execution_id: str,
         deadline_at: float,
@@ -226,6 +226,8 @@ class Lookups(Generic[T]):
                 return shared
         followers: list[asyncio.Future[Outcome[T] | None]] = []
         self._followers[execution_id] = followers
+        if self._on_event is not None:
+            self._contexts[execution_id] = copy_context()
         self._counters.lookups += 1
         self._counters.in_progress += 1
         self._health.lookups += 1
@@ -257,15 +259,14 @@ class Lookups(Generic[T]):
         finally:
             self._counters.in_progress -= 1
             del self._followers[execution_id]
-            self._contexts.pop(execution_id, None)
+            if self._on_event is not None:
+                del self._contexts[execution_id]
             for follower in followers:
                 if not follower.done():
                     follower.set_result(outcome)
 
     def _begin(self, execution_id: str, deadline_at: float, on_turn: Callable[[], None] | None) -> FirstRequest | None:
         """Send the first request if nothing stands in the way, and nobody listens to events."""
-        if self._on_event is not None:
-            self._contexts[execution_id] = copy_context()
         if self._on_event is not None or self._hedging is not None:
             return None
         first = self.engine.begin(self._url, request_body(execution_id), self._health, deadline_at)
@@ -283,6 +284,7 @@ class Lookups(Generic[T]):
             record = self.endpoint.decode(answer.body, execution_id)
         except DecodeError:
             return None
+        _note(execution_id, "%s: attempt %d got the record", 1, attempt=1)
         now = self._now()
         elapsed = now - first.sent_at
         outcome = Found(execution_id, record, None, 1, elapsed, self.engine.transport.request_id(answer))
@@ -291,7 +293,6 @@ class Lookups(Generic[T]):
         self.engine.end(first, now)
         self._counters.note_attempt(elapsed, answer.status)
         self._counters.succeeded += 1
-        _note(execution_id, "%s: attempt %d got the record", 1, attempt=1)
         return outcome
 
     def _abandon(self, first: FirstRequest, error: BaseException) -> None:
