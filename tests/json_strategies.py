@@ -2,9 +2,12 @@
 
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
+
+SAMPLES = Path(__file__).parent / "samples"
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 ids = texts.filter(bool)
@@ -14,6 +17,12 @@ json_values: st.SearchStrategy[Any] = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
     max_leaves=12,
 )
+
+
+def changed(**fields: Any) -> bytes:
+    """Return the documented example with some fields replaced, or left out where the value is `...`."""
+    record = {**json.loads((SAMPLES / "documented.json").read_bytes()), **fields}
+    return json.dumps({name: value for name, value in record.items() if value is not ...}).encode()
 
 
 def spelled(moment: datetime) -> str:

@@ -1,6 +1,8 @@
 """The command `kaizen-async`: in the process of the test, or in its own with pipes or on a terminal."""
 
+import csv
 import fcntl
+import json
 import os
 import pty
 import re
@@ -54,6 +56,15 @@ def in_process(server: KaizenEmulator, monkeypatch: pytest.MonkeyPatch) -> Comma
         return result
 
     return run
+
+
+def ids_in(file: Path) -> list[str]:
+    """Return the ids in a file of results."""
+    text = file.read_text()
+    if file.suffix == ".csv":
+        return [row["id"] for row in csv.DictReader(text.splitlines())]
+    records = json.loads(text) if file.suffix == ".json" else map(json.loads, text.splitlines())
+    return [record["id"] for record in records]
 
 
 def environment(base_url: str, **more: str) -> dict[str, str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 from unittest import mock
 
+import pytest
 from virtual_time import LoopClock
 from yarl import URL
 
@@ -158,3 +159,19 @@ def throttle(client: KaizenClient, retry_after: float) -> None:
     health = health_of(client)
     error = RateLimitError("rejected", status=429, retry_after=retry_after, retryable=True)
     health.failed(health.send(), error, "somebody")
+
+
+class SlowToConnect(ScriptedTransport):
+    """Takes 1.5 seconds to connect for ids with "slow" in them; then it asks whether it may still send."""
+
+    async def send(self, url: URL, body: bytes, is_held: Callable[[], bool]) -> Answer:
+        """Take a request, and answer it; return None if it must not be sent any more."""
+        await asyncio.sleep(1.5 if b"slow" in body else 0.0)
+        return None if is_held() else await super().send(url, body, is_held)  # type: ignore[return-value]
+
+
+async def failing(client: KaizenClient, execution_id: str = "a", **options: Any) -> KaizenError:
+    """Return the error that a lookup raises."""
+    with pytest.raises(KaizenError) as caught:
+        await client.instructor_executions.get(execution_id, **options)
+    return caught.value

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from scripted_lives import later
 from scripted_transport import AT_ONCE, NEVER, Reply, ScriptedTransport, record, status
 from virtual_time import VirtualLoop, virtual_time
 from yarl import URL
@@ -29,13 +30,6 @@ from kaizen_async import (
 from kaizen_async._bulk import READ_AHEAD
 from kaizen_async._ids import Ids, require_id
 from kaizen_async._transport.transport import Answer
-
-
-async def later(ids: Iterable[str], pause: float = 0) -> AsyncIterator[str]:
-    """Yield ids asynchronously."""
-    for execution_id in ids:
-        await asyncio.sleep(pause)
-        yield execution_id
 
 
 class Unsized:

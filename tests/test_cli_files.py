@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from running_command import Command, in_process
+from running_command import Command, ids_in, in_process
 
 from kaizen_async._cli.formats import Counts, DetectingReader, Layout, LayoutError, pick
 from kaizen_async._cli.output import cell_of, is_failure, safe
@@ -337,12 +337,3 @@ class TestCheckpointFiles:
             refused = command("wait", "a", "--checkpoint", path)
             assert refused.exit_code == 2
             assert "checkpoint" in refused.stderr
-
-
-def ids_in(file: Path) -> list[str]:
-    """Return the ids in a file of results."""
-    text = file.read_text()
-    if file.suffix == ".csv":
-        return [row["id"] for row in csv.DictReader(StringIO(text))]
-    records = json.loads(text) if file.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
-    return [record["id"] for record in records]

@@ -1,7 +1,5 @@
 """Runs of the command that are ended in every way, and the one after them: each id has exactly one line."""
 
-import csv
-import json
 import signal
 import subprocess
 import time
@@ -11,7 +9,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from running_command import SECONDS, environment, launch
+from running_command import SECONDS, environment, ids_in, launch
 
 from kaizen_async.testing import Fault, KaizenEmulator, Life
 
@@ -30,15 +28,6 @@ def server() -> Iterator[KaizenEmulator]:
 def lines_of(file: Path) -> int:
     """Return how many line breaks a file has."""
     return file.read_bytes().count(b"\n") if file.exists() else 0
-
-
-def ids_in(file: Path) -> list[str]:
-    """Return the ids in a file of results."""
-    text = file.read_text()
-    if file.suffix == ".csv":
-        return [row["id"] for row in csv.DictReader(text.splitlines())]
-    records = json.loads(text) if file.suffix == ".json" else map(json.loads, text.splitlines())
-    return [record["id"] for record in records]
 
 
 def run_until(server: KaizenEmulator, arguments: list[str], file: Path, signum: int | None, more: int) -> int:

@@ -3,10 +3,9 @@
 import asyncio
 import math
 from collections.abc import Callable
-from typing import Any
 
 import pytest
-from scripted_transport import NEVER, Reply, ScriptedTransport, health_of, record, status, throttle
+from scripted_transport import NEVER, Reply, ScriptedTransport, failing, health_of, record, status, throttle
 from virtual_time import virtual_time
 from yarl import URL
 
@@ -15,7 +14,6 @@ from kaizen_async import (
     ClientClosedError,
     DeadlineExceededError,
     KaizenClient,
-    KaizenError,
     RateLimitError,
     RetryPolicy,
     StatusError,
@@ -23,13 +21,6 @@ from kaizen_async import (
 from kaizen_async._transport.transport import Answer
 
 ONCE = RetryPolicy(max_attempts=1)
-
-
-async def fails(client: KaizenClient, execution_id: str = "a", **options: Any) -> KaizenError:
-    """Return the error that a lookup raises."""
-    with pytest.raises(KaizenError) as caught:
-        await client.instructor_executions.get(execution_id, **options)
-    return caught.value
 
 
 def now() -> float:
@@ -81,7 +72,7 @@ async def test_an_attempt_that_takes_too_long_says_so() -> None:
     """It is a timeout of the attempt, not of the deadline."""
     transport = ScriptedTransport(latency=NEVER)
     async with transport.client(attempt_timeout=2, retry=ONCE) as client:
-        error = await fails(client)
+        error = await failing(client)
         assert type(error) is AttemptTimeoutError
         assert str(error) == "a: no complete answer within 2 s (after 1 attempt)"
         assert now() == 2
@@ -92,7 +83,7 @@ async def test_the_deadline_ends_an_attempt() -> None:
     """It passes first, so it is what is told."""
     transport = ScriptedTransport(latency=NEVER)
     async with transport.client(attempt_timeout=30, deadline=0.5) as client:
-        error = await fails(client)
+        error = await failing(client)
         assert type(error) is DeadlineExceededError
         assert str(error) == "a: its deadline passed during an attempt (after 1 attempt)"
         assert error.__cause__ is None
@@ -105,9 +96,9 @@ async def test_the_deadline_counts_the_wait_for_a_slot() -> None:
     """Nothing was sent, and the error says that too."""
     transport = ScriptedTransport(latency=NEVER)
     async with transport.client(concurrency=1, attempt_timeout=10, deadline=None, retry=ONCE) as client:
-        first = asyncio.create_task(fails(client, "first"))
+        first = asyncio.create_task(failing(client, "first"))
         await asyncio.sleep(0)
-        error = await fails(client, "second", deadline=3)
+        error = await failing(client, "second", deadline=3)
         assert type(error) is DeadlineExceededError
         assert str(error) == "second: its deadline passed while it waited for its turn to send"
         assert error.attempts == 0
@@ -153,8 +144,8 @@ async def test_a_pause_longer_than_the_deadline_is_told_at_once_and_nothing_is_s
     """The caller need not wait to hear it."""
     transport = ScriptedTransport(lambda *_: status(429, retry_after="3600"))
     async with transport.client(deadline=5) as client:
-        first = await fails(client, "a")
-        second = await fails(client, "b")
+        first = await failing(client, "a")
+        second = await failing(client, "b")
         assert now() == pytest.approx(0.1)
         assert type(first) is type(second) is RateLimitError
         assert isinstance(first, RateLimitError)
@@ -197,7 +188,7 @@ async def test_closing_refuses_what_comes_after() -> None:
     transport = ScriptedTransport()
     client = transport.client()
     await client.aclose()
-    error = await fails(client)
+    error = await failing(client)
     assert type(error) is ClientClosedError
     assert str(error) == "a: the client is closed; create a new KaizenClient"
     (outcome,) = await client.instructor_executions.get_many(["b"])
@@ -215,7 +206,7 @@ async def test_closing_ends_requests_queues_and_back_offs_at_once() -> None:
 
     transport = ScriptedTransport(play)
     client = transport.client(concurrency=2, retry=RetryPolicy(initial_backoff=1e6, max_backoff=1e6), deadline=None)
-    tasks = [asyncio.create_task(fails(client, name)) for name in ("backing off", "sending", "sending too", "queued")]
+    tasks = [asyncio.create_task(failing(client, name)) for name in ("backing off", "sending", "sending too", "queued")]
     await asyncio.sleep(1)
     assert client.stats().in_flight == 2
     await client.aclose()
@@ -237,7 +228,7 @@ async def test_closing_ends_a_wait_at_the_gate() -> None:
     """A pause of the server's does not keep anybody in a closed client."""
     transport = ScriptedTransport(lambda *_: status(429, retry_after="50"))
     client = transport.client(deadline=100)
-    tasks = [asyncio.create_task(fails(client, name)) for name in "ab"]
+    tasks = [asyncio.create_task(failing(client, name)) for name in "ab"]
     await asyncio.sleep(1)
     await client.aclose()
     assert {type(error) for error in await asyncio.gather(*tasks)} == {ClientClosedError}
@@ -255,9 +246,9 @@ async def test_a_drain_lets_requests_finish_but_nothing_new_begin() -> None:
     transport = ScriptedTransport(play)
     client = transport.client(concurrency=2)
     slow = asyncio.create_task(client.instructor_executions.get("slow"))
-    endless = asyncio.create_task(fails(client, "endless"))
+    endless = asyncio.create_task(failing(client, "endless"))
     await asyncio.sleep(1)
-    queued = asyncio.create_task(fails(client, "queued"))
+    queued = asyncio.create_task(failing(client, "queued"))
     await asyncio.sleep(0)
     closing = asyncio.create_task(client.aclose(drain=10))
     assert isinstance(await queued, ClientClosedError)
@@ -300,7 +291,7 @@ def test_a_second_close_may_shorten_a_drain_but_not_prolong_it(first: float, sec
     async def play() -> None:
         transport = ScriptedTransport(latency=NEVER)
         client = transport.client()
-        task = asyncio.create_task(fails(client))
+        task = asyncio.create_task(failing(client))
         await asyncio.sleep(0)
         closings = [asyncio.create_task(client.aclose(drain=first))]
         await asyncio.sleep(1)
@@ -318,7 +309,7 @@ async def test_a_cancelled_close_can_be_taken_up_again() -> None:
     """The drain goes on for the requests; a later call closes the rest."""
     transport = ScriptedTransport(latency=NEVER)
     client = transport.client()
-    task = asyncio.create_task(fails(client))
+    task = asyncio.create_task(failing(client))
     await asyncio.sleep(0)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(1):
@@ -366,7 +357,7 @@ async def test_what_gives_up_at_the_gate_gives_its_moment_back() -> None:
         lambda execution_id, _: status(429, retry_after="1") if execution_id == "a" else record(execution_id)
     )
     async with transport.client(retry=ONCE, deadline=None) as client:
-        await fails(client, "a")
+        await failing(client, "a")
         waiting = [asyncio.create_task(client.instructor_executions.get(f"b{n}")) for n in range(20)]
         await asyncio.sleep(1.2)
         for task in waiting:
@@ -384,9 +375,9 @@ async def test_the_error_before_is_the_cause_of_not_being_sent_again() -> None:
     replies = {"a": status(500), "b": status(429, retry_after="3600")}
     transport = ScriptedTransport(lambda execution_id, _: replies[execution_id])
     async with transport.client(retry=RetryPolicy(initial_backoff=1), deadline=60) as client:
-        first = asyncio.create_task(fails(client, "a"))
+        first = asyncio.create_task(failing(client, "a"))
         await asyncio.sleep(0.15)
-        await fails(client, "b")
+        await failing(client, "b")
         error = await first
         assert isinstance(error, RateLimitError)
         assert error.attempts == 1
@@ -426,7 +417,7 @@ async def test_what_is_held_after_connecting_ends_in_time(end: str) -> None:
 
     transport = Held()
     client = transport.client(deadline=5 if end == "the deadline" else None)
-    task = asyncio.create_task(fails(client, "a"))
+    task = asyncio.create_task(failing(client, "a"))
     await asyncio.sleep(1)
     await client.aclose()
     error = await task

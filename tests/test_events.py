@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import pytest
 from scripted_lives import EVERY_SECOND, EVERY_TEN, ended, ending, never_ending, now, running
-from scripted_transport import NEVER, Reply, ScriptedTransport, health_of, record, status
+from scripted_transport import NEVER, Reply, ScriptedTransport, SlowToConnect, failing, health_of, record, status
 from virtual_time import virtual_time
 
 import kaizen_async._bulk
@@ -68,13 +68,6 @@ def names(events: list[Event]) -> list[str]:
 def of(kind: type, events: list[Event]) -> list[Any]:
     """Return the events of one kind."""
     return [event for event in events if isinstance(event, kind)]
-
-
-async def failing(client: KaizenClient, execution_id: str = "a", **options: Any) -> KaizenError:
-    """Return the error that a lookup raises."""
-    with pytest.raises(KaizenError) as caught:
-        await client.instructor_executions.get(execution_id, **options)
-    return caught.value
 
 
 def test_every_event_is_public_and_in_the_union() -> None:
@@ -339,11 +332,6 @@ async def test_a_batch_tells_its_start_and_its_end() -> None:
 async def test_a_request_that_a_pause_holds_is_in_the_queue() -> None:
     """What began to connect before the pause is not in flight during it, and its wait is not the network's."""
     events: list[Event] = []
-
-    class SlowToConnect(ScriptedTransport):
-        async def send(self, url: Any, body: bytes, is_held: Any) -> Answer:
-            await asyncio.sleep(1.5 if b"slow" in body else 0.0)
-            return None if is_held() else await super().send(url, body, is_held)  # type: ignore[return-value]
 
     transport = SlowToConnect(lambda i, n: status(429, retry_after="20") if (i, n) == ("a", 1) else record(i))
     async with transport.client(on_event=events.append, attempt_timeout=3) as client:

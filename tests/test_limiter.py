@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 from aiolimiter import AsyncLimiter
-from scripted_transport import AT_ONCE, NEVER, ScriptedTransport, record, status
+from scripted_transport import AT_ONCE, NEVER, ScriptedTransport, failing, record, status
 from virtual_time import virtual_time
 
-from kaizen_async import ClientClosedError, DeadlineExceededError, KaizenClient, KaizenError, TransportError
+from kaizen_async import ClientClosedError, DeadlineExceededError, KaizenClient, TransportError
 from kaizen_async.events import AttemptStarted, Event
 from kaizen_async.testing import KaizenEmulator, Life, VirtualClock
 
@@ -39,13 +39,6 @@ class Turnstile:
             self.cancelled += 1
             raise
         return "whatever"
-
-
-async def failing(client: KaizenClient, **options: Any) -> KaizenError:
-    """Return the error that a lookup raises."""
-    with pytest.raises(KaizenError) as caught:
-        await client.instructor_executions.get("a", **options)
-    return caught.value
 
 
 def assert_idle(client: KaizenClient) -> None:

@@ -5,10 +5,9 @@ import contextlib
 import gc
 import logging
 import traceback
-from typing import Any
 
 import pytest
-from scripted_transport import AT_ONCE, NEVER, Reply, ScriptedTransport, record, status
+from scripted_transport import AT_ONCE, NEVER, Reply, ScriptedTransport, failing, record, status
 from virtual_time import virtual_time
 
 from kaizen_async import (
@@ -17,7 +16,6 @@ from kaizen_async import (
     DeadlineExceededError,
     DecodeError,
     InstructorExecution,
-    KaizenClient,
     KaizenError,
     NotFoundError,
     RateLimitError,
@@ -27,13 +25,6 @@ from kaizen_async import (
 )
 from kaizen_async._transport.transport import Answer
 from kaizen_async.client import MOST_POLICIES
-
-
-async def fails(client: KaizenClient, execution_id: str = "a", **options: Any) -> KaizenError:
-    """Return the error that a lookup raises."""
-    with pytest.raises(KaizenError) as caught:
-        await client.instructor_executions.get(execution_id, **options)
-    return caught.value
 
 
 @virtual_time
@@ -70,7 +61,7 @@ def test_these_statuses_are_not_retried(code: int) -> None:
     async def play() -> None:
         transport = ScriptedTransport(lambda *_: status(code))
         async with transport.client() as client:
-            error = await fails(client)
+            error = await failing(client)
             assert isinstance(error, StatusError)
             assert error.status == code
             assert error.attempts == 1
@@ -105,7 +96,7 @@ def test_what_lasts_comes_out_after_so_many_attempts(
     async def play() -> None:
         transport = ScriptedTransport(lambda *_: reply)
         async with transport.client(deadline=None) as client:
-            raised = await fails(client)
+            raised = await failing(client)
             assert type(raised) is error
             assert raised.attempts == len(transport.sent) == attempts
             assert raised.execution_id == "a"
@@ -120,7 +111,7 @@ async def test_the_last_error_is_the_one_that_comes_out() -> None:
     """Not the first, and no wrapper."""
     transport = ScriptedTransport(lambda _, number: status(500) if number < 3 else status(404))
     async with transport.client() as client:
-        error = await fails(client)
+        error = await failing(client)
         assert isinstance(error, NotFoundError)
         assert error.attempts == 3
         assert error.__cause__ is None
@@ -131,7 +122,7 @@ async def test_a_deadline_that_passes_names_the_last_failure_as_its_cause() -> N
     """Why it took so long is told with it."""
     transport = ScriptedTransport(lambda i, number: status(502) if number == 1 else (NEVER, record(i)))
     async with transport.client(deadline=5, retry=AT_ONCE) as client:
-        error = await fails(client)
+        error = await failing(client)
         assert type(error) is DeadlineExceededError
         assert error.attempts == 2
         assert isinstance(error.__cause__, StatusError)
@@ -143,8 +134,8 @@ async def test_a_deadline_of_the_call_replaces_the_clients() -> None:
     """It may be shorter, longer, or none."""
     transport = ScriptedTransport(lambda i, _: (20, record(i)))
     async with transport.client(deadline=10) as client:
-        assert isinstance(await fails(client), DeadlineExceededError)
-        assert isinstance(await fails(client, deadline=1), DeadlineExceededError)
+        assert isinstance(await failing(client), DeadlineExceededError)
+        assert isinstance(await failing(client, deadline=1), DeadlineExceededError)
         assert (await client.instructor_executions.get("a", deadline=21)).id == "a"
         assert (await client.instructor_executions.get("a", deadline=None)).id == "a"
 
@@ -167,8 +158,8 @@ async def test_a_retry_policy_of_the_call_replaces_the_clients() -> None:
     """For that call only."""
     transport = ScriptedTransport(lambda *_: status(500))
     async with transport.client(retry=RetryPolicy(max_attempts=2)) as client:
-        assert (await fails(client, retry=RetryPolicy(max_attempts=3))).attempts == 3
-        assert (await fails(client)).attempts == 2
+        assert (await failing(client, retry=RetryPolicy(max_attempts=3))).attempts == 3
+        assert (await failing(client)).attempts == 2
 
 
 @virtual_time
@@ -180,7 +171,7 @@ async def test_the_statuses_of_the_policy_are_retried() -> None:
         assert (await client.instructor_executions.get("a")).id == "a"
     transport = ScriptedTransport(lambda *_: status(503))
     async with transport.client(retry=patient) as client:
-        assert (await fails(client)).attempts == 1
+        assert (await failing(client)).attempts == 1
 
 
 @virtual_time
@@ -202,7 +193,7 @@ async def test_a_shared_failure_is_an_error_of_its_own_for_each_caller() -> None
     """Tracebacks of one do not grow by the raising of another."""
     transport = ScriptedTransport(lambda *_: status(404))
     async with transport.client() as client:
-        errors = await asyncio.gather(*(fails(client) for _ in range(3)))
+        errors = await asyncio.gather(*(failing(client) for _ in range(3)))
         assert transport.ids == ["a"]
         assert len({id(error) for error in errors}) == 3
         assert {str(error) for error in errors} == {
@@ -221,7 +212,7 @@ async def test_a_shared_failure_keeps_its_cause() -> None:
         return error
 
     async with ScriptedTransport(play).client() as client:
-        for error in await asyncio.gather(*(fails(client) for _ in range(3))):
+        for error in await asyncio.gather(*(failing(client) for _ in range(3))):
             assert isinstance(error.__cause__, ConnectionResetError)
 
 
@@ -260,7 +251,7 @@ async def test_a_followers_own_deadline_holds() -> None:
     async with transport.client() as client:
         first = asyncio.create_task(client.instructor_executions.get("a"))
         await asyncio.sleep(0)
-        error = await fails(client, deadline=2)
+        error = await failing(client, deadline=2)
         assert type(error) is DeadlineExceededError
         assert str(error) == "a: its deadline passed while another lookup of the same id was in flight"
         assert asyncio.get_running_loop().time() == pytest.approx(2)
@@ -272,7 +263,7 @@ async def test_a_follower_is_not_bound_by_the_first_callers_deadline() -> None:
     """If that passes, whoever has more time goes on."""
     transport = ScriptedTransport(lambda i, number: (NEVER if number == 1 else 0.1, record(i)))
     async with transport.client() as client:
-        first = asyncio.create_task(fails(client, deadline=1))
+        first = asyncio.create_task(failing(client, deadline=1))
         await asyncio.sleep(0)
         assert (await client.instructor_executions.get("a", deadline=30)).id == "a"
         assert isinstance(await first, DeadlineExceededError)
@@ -288,7 +279,7 @@ def test_a_follower_with_time_for_the_next_attempt_makes_it(failure: Answer) -> 
     async def play() -> None:
         transport = ScriptedTransport(lambda i, number: failure if number == 1 else record(i))
         async with transport.client() as client:
-            first = asyncio.create_task(fails(client, deadline=1))
+            first = asyncio.create_task(failing(client, deadline=1))
             await asyncio.sleep(0)
             assert (await client.instructor_executions.get("a", deadline=30)).id == "a"
             assert isinstance(await first, StatusError)
@@ -303,7 +294,7 @@ async def test_a_follower_without_time_for_the_next_attempt_shares_the_failure()
     """Asking again would only get the same answer."""
     transport = ScriptedTransport(lambda *_: status(429, retry_after="50"))
     async with transport.client(deadline=10) as client:
-        errors = await asyncio.gather(fails(client), fails(client), fails(client, deadline=20))
+        errors = await asyncio.gather(failing(client), failing(client), failing(client, deadline=20))
         assert transport.ids == ["a"]
         assert {type(error) for error in errors} == {RateLimitError}
 
@@ -313,7 +304,7 @@ async def test_a_follower_of_exhausted_attempts_shares_the_failure() -> None:
     """It does not start a series of its own."""
     transport = ScriptedTransport(lambda *_: status(500))
     async with transport.client(retry=AT_ONCE) as client:
-        errors = await asyncio.gather(fails(client), fails(client, deadline=None))
+        errors = await asyncio.gather(failing(client), failing(client, deadline=None))
         assert len(transport.ids) == 5
         assert [error.attempts for error in errors] == [5, 5]
 
@@ -323,7 +314,7 @@ async def test_closing_reaches_followers_too() -> None:
     """They get a ClientClosedError of their own."""
     transport = ScriptedTransport(latency=NEVER)
     client = transport.client()
-    tasks = [asyncio.create_task(fails(client)) for _ in range(3)]
+    tasks = [asyncio.create_task(failing(client)) for _ in range(3)]
     await asyncio.sleep(1)
     await client.aclose()
     for task in tasks:
@@ -360,7 +351,7 @@ async def test_counts_add_up() -> None:
     transport = ScriptedTransport(play)
     async with transport.client(retry=AT_ONCE) as client:
         await client.instructor_executions.get("flaky")
-        await fails(client, "missing")
+        await failing(client, "missing")
         busy = asyncio.create_task(client.instructor_executions.get("good"))
         await asyncio.sleep(0)
         assert client.stats().in_flight == 1

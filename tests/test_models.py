@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from json_strategies import changed
 
 from kaizen_async import (
     Authentication,
@@ -31,12 +32,6 @@ SAMPLES = Path(__file__).parent / "samples"
 def recorded(name: str) -> InstructorExecution:
     """Return the record in a sample file."""
     return msgspec.json.decode((SAMPLES / f"{name}.json").read_bytes(), type=InstructorExecution)
-
-
-def changed(**fields: Any) -> bytes:
-    """Return the documented example with some fields replaced, or left out where the value is `...`."""
-    record = {**json.loads((SAMPLES / "documented.json").read_bytes()), **fields}
-    return json.dumps({name: value for name, value in record.items() if value is not ...}).encode()
 
 
 def with_times(record: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode, get_current_span
 from scripted_lives import EVERY_SECOND, EVERY_TEN, ended, ending, never_ending
-from scripted_transport import NEVER, Reply, ScriptedTransport, health_of, record, status
+from scripted_transport import NEVER, Reply, ScriptedTransport, SlowToConnect, failing, health_of, record, status
 from virtual_time import virtual_time
 
 from kaizen_async import (
@@ -137,13 +137,6 @@ def id_of(span: ReadableSpan) -> int:
     """Return the id of a span."""
     assert span.context is not None
     return span.context.span_id
-
-
-async def failing(client: KaizenClient, execution_id: str = "a", **options: Any) -> KaizenError:
-    """Return the error that a lookup raises."""
-    with pytest.raises(KaizenError) as caught:
-        await client.instructor_executions.get(execution_id, **options)
-    return caught.value
 
 
 @virtual_time
@@ -442,12 +435,6 @@ async def test_a_shared_poll_is_linked_to_the_one_that_was_sent(backend: Backend
 @virtual_time
 async def test_a_request_that_a_pause_holds_ends_its_span(backend: Backend, *, spans: bool) -> None:
     """It was not sent, and is not active during the pause; the one after the pause has a span of its own."""
-
-    class SlowToConnect(ScriptedTransport):
-        async def send(self, url: Any, body: bytes, is_held: Any) -> Answer:
-            await asyncio.sleep(1.5 if b"slow" in body else 0.0)
-            return None if is_held() else await super().send(url, body, is_held)  # type: ignore[return-value]
-
     transport = SlowToConnect(lambda i, n: status(429, retry_after="20") if (i, n) == ("a", 1) else record(i))
     async with transport.client(on_event=backend.telemetry(spans=spans), attempt_timeout=3) as client:
         many = asyncio.create_task(client.instructor_executions.get_many(["a", "slow"]))

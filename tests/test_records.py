@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from json_strategies import changed
 
 from kaizen_async import (
     DecodeError,
@@ -204,12 +205,6 @@ def test_from_dict_takes_what_to_dict_gives(execution: InstructorExecution) -> N
     assert cls.from_dict({**fields, "unknown": object()}) == execution
     with pytest.raises(ValueError, match=r"\$\.status"):
         cls.from_dict({**fields, "status": 5})
-
-
-def changed(**fields: Any) -> bytes:
-    """Return the documented example with some fields replaced, or left out where the value is `...`."""
-    record = {**json.loads((SAMPLES / "documented.json").read_bytes()), **fields}
-    return json.dumps({name: value for name, value in record.items() if value is not ...}).encode()
 
 
 NULLS = {
