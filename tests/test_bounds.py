@@ -1,4 +1,4 @@
-"""However much a server sends, a lookup keeps little of it, says so in few printable words, and goes on working."""
+"""However much a server sends, a lookup keeps little of it, says so in few printable words, and continues."""
 
 import asyncio
 import gzip

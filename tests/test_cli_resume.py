@@ -31,7 +31,7 @@ def lines_of(file: Path) -> int:
 
 
 def run_until(server: KaizenEmulator, arguments: list[str], file: Path, signum: int | None, more: int) -> int:
-    """Run a command; send it a signal once the file has grown by so many lines. Return the exit status."""
+    """Run a command; send it a signal once the file has grown by `more` lines. Return the exit status."""
     before = lines_of(file)
     limit = "ulimit -f 20; " if signum == signal.SIGXFSZ else ""  # as if the disk had 10 kB
     command = ["/bin/sh", "-c", f'{limit}exec "$@"', "sh", *launch(*arguments)]

@@ -87,7 +87,7 @@ def test_a_run_can_be_sent_and_left(command: Command) -> None:
 
 
 def test_output_that_cannot_be_written_ends_the_command(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The run goes on, and the same command resumes it."""
+    """The run continues, and the same command resumes it."""
 
     class Full:
         def __init__(self, *_args: object, **_options: object) -> None:

@@ -179,7 +179,7 @@ async def test_a_key_is_asked_for_once_and_again_when_it_is_refused() -> None:
 
 
 async def test_a_key_may_come_from_a_plain_function() -> None:
-    """It is asked anew in each event loop, and not when the client is made."""
+    """Each event loop calls it again. Creating the client does not call it."""
     ask = mock.Mock(return_value="sk-plain")
     async with ScriptedServer(lambda request: [ok(request)]) as server, client_for(server, api_key=ask) as client:
         assert not ask.called
@@ -326,7 +326,7 @@ async def test_a_recent_record_may_answer() -> None:
 
 @pytest.mark.parametrize("size", [0, 2])
 async def test_how_many_are_remembered_is_a_setting(size: int) -> None:
-    """Of the latest, so many."""
+    """The latest ones, up to a number."""
     async with KaizenEmulator(default_life=Life.ended(duration=5)) as emulator:
         async with KaizenClient(base_url=emulator.base_url, ended_records=size) as client:
             for execution_id in ("a", "b", "c", "c", "b", "a"):

@@ -230,7 +230,7 @@ async def test_a_probe_is_made_for_a_wait_that_goes_on() -> None:
 
 @virtual_time
 async def test_an_outage_during_a_disturbance_says_nothing_about_it() -> None:
-    """A probe that gets no response is repeated later; afterwards every wait goes on."""
+    """A probe that gets no response is repeated later. Then every wait continues."""
     script = {5: status(401), 6: status(401), 7: status(401), 8: status(401), 9: status(503), 10: status(503)}
     transport = at_once(lambda i, _: script.get(min(int(now()), 10)) if 5 <= now() < 100 else ending(110)(i, 0))
     async with transport.client(poll=EVERY_SECOND, retry=ONE_ATTEMPT) as client:
@@ -278,7 +278,7 @@ async def test_an_execution_that_is_gone_ends_its_wait() -> None:
 
 @pytest.mark.parametrize("verb", ["wait", "wait_many"])
 def test_a_process_that_was_frozen_polls_once_more(verb: str) -> None:
-    """An execution that ended meanwhile is not given up; one that still runs is, soon after."""
+    """An execution that has ended since is not given up. One that still runs is given up soon after."""
 
     @virtual_time
     async def play() -> None:

@@ -445,7 +445,7 @@ async def test_a_lookup_cancelled_just_as_an_outage_ends_it_leaves_nothing_behin
 
 @virtual_time
 async def test_a_lookup_with_a_longer_deadline_outlives_the_end_of_the_others() -> None:
-    """The client's deadline ends those that have no other; it goes on to probe, and gets its record."""
+    """The client's deadline ends those that have no other. This one keeps probing, and gets its record."""
     transport = ScriptedTransport(lambda execution_id, _: status(502) if now() < 100 else record(execution_id))
     async with transport.client(deadline=10) as client:
         patient = asyncio.create_task(client.instructor_executions.get("patient", deadline=300))

@@ -10,7 +10,7 @@ from scripted_server import ScriptedServer, client_for, ok
 
 
 async def test_a_recorder_gets_plain_bytes_and_text() -> None:
-    """It stores copies, in YAML for instance, which knows no classes of ours. The request itself goes on as ever."""
+    """It stores copies, in YAML for instance, which does not know our classes. The request itself is sent as usual."""
     seen: list[dict[str, Any]] = []
     genuine = aiohttp.ClientSession._request
 

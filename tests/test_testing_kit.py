@@ -565,7 +565,7 @@ class ClosingLoop(asyncio.SelectorEventLoop):
 
 @pytest.mark.parametrize("left", ["a timer", "a hold", "an advance"])
 def test_a_loop_that_closes_stops_nobody_else(left: str) -> None:
-    """What was due in it is forgotten, and the other loop's time goes on."""
+    """What was due in it is forgotten, and the other loop's time continues."""
     clock = VirtualClock()
     there = ClosingLoop()
 

@@ -426,7 +426,7 @@ async def test_a_part_that_another_producer_cut_in_two_is_completed() -> None:
 
 
 async def test_ids_that_another_producer_left_out_are_refused() -> None:
-    """It ended its input where this one goes on."""
+    """It ended its input where this one continues."""
     digest = added(["a", "b"]).digest.encode()
     replies = {"command": [b"running", b"0", b"", b"0"], "append": [0, b"running", b"2", digest, b"1"]}
     run, _ = run_on(lambda name, *_: replies[name])

@@ -99,7 +99,7 @@ async def test_a_heartbeat_that_fails_is_logged_and_repeated(
 
 
 async def test_outcomes_are_recorded_when_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By their size or their number, without waiting; and those that come meanwhile in the next batch."""
+    """By their size or their number, without waiting. Those that come during that time are in the next batch."""
     monkeypatch.setattr("kaizen_async.workers.recorder.BATCH_BYTES", 10)
     monkeypatch.setattr("kaizen_async.workers.recorder.BATCH_SECONDS", 0.01)
     monkeypatch.setattr("kaizen_async.workers.recorder.MOST_UNRECORDED", 2)

@@ -363,7 +363,7 @@ async def events_of(
 async def with_pauses(
     changes: AsyncIterator[Change[InstructorExecution]], seconds: float
 ) -> AsyncIterator[Change[InstructorExecution] | None]:
-    """Yield changes, and None whenever so many seconds have passed without one."""
+    """Yield changes, and None after each pause of `seconds` without one."""
     upcoming = asyncio.ensure_future(anext(changes))
     try:
         while True:
