@@ -330,6 +330,11 @@ class Lookups(Generic[T]):
         result = await self._attempt(call)
         if call.attempts and self._retrier.is_worth_retrying(result):
             result = await self._retry(call, result)
+        pause = self._health.pause
+        if isinstance(result, DeadlineExceededError) and pause is not None and pause.cause is Verdict.FAILING:
+            # The deadline came while this lookup was probing. It gets the same error as those that waited for it.
+            result = self._health.refusal()
+            result.execution_id = call.execution_id
         elapsed = self._now() - started
         if not isinstance(result, KaizenError):
             self._counters.succeeded += 1
