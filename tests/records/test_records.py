@@ -27,7 +27,7 @@ from kaizen_async._records.weight import bytes_held
 from kaizen_async._transport.wire import LARGE_BODY, Endpoint
 from kaizen_async.testing import KaizenEmulator, Life
 
-SAMPLES = Path(__file__).parent / "samples"
+SAMPLES = Path(__file__).parents[1] / "samples"
 EXECUTIONS = Endpoint("instructor/executions/get", InstructorExecution)
 RUNS = Endpoint("executions/get", WorkflowExecution, "execution")
 

@@ -26,7 +26,7 @@ from kaizen_async import (
     models,
 )
 
-SAMPLES = Path(__file__).parent / "samples"
+SAMPLES = Path(__file__).parents[1] / "samples"
 
 
 def recorded(name: str) -> InstructorExecution:

@@ -23,7 +23,7 @@ from kaizen_async import KaizenError
 from kaizen_async.errors import __doc__ as documented_tree
 from kaizen_async.testing import KaizenEmulator, Life
 
-PROJECT = Path(__file__).parent.parent
+PROJECT = Path(__file__).parents[2]
 README = PROJECT / "README.md"
 PYTEST = [
     *("-q", "-s", "--rootdir=.", "--import-mode=importlib", "-Werror", "-pno:cacheprovider", "-pno:faulthandler"),

@@ -41,7 +41,7 @@ from kaizen_async._transport.wire import Endpoint
 from kaizen_async.testing import KaizenEmulator, Life
 
 SENT = {
-    **json.loads((Path(__file__).parent / "samples" / "documented.json").read_bytes()),
+    **json.loads((Path(__file__).parents[1] / "samples" / "documented.json").read_bytes()),
     "durationMs": 123,
     "params": {"a": [1, None]},
 }
@@ -56,7 +56,7 @@ def needs(name: str) -> Any:
 
 def recipe(title: str) -> types.ModuleType:
     """Run the code under a heading of docs/web-apps.md; return what it defines as a module."""
-    document = (Path(__file__).parents[1] / "docs" / "web-apps.md").read_text()
+    document = (Path(__file__).parents[2] / "docs" / "web-apps.md").read_text()
     found = re.search(rf"^## {re.escape(title)}$.*?^```python\n(.*?)^```$", document, re.MULTILINE | re.DOTALL)
     assert found is not None
     module = types.ModuleType(f"recipe_{title.split(maxsplit=1)[0].lower().replace('.', '_')}")

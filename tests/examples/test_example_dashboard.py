@@ -24,7 +24,7 @@ pytest.importorskip("uvicorn", reason="pip install 'kaizen-async[examples]'")
 
 pytestmark = [pytest.mark.example, pytest.mark.timeout(120)]
 
-FOLDER = Path(__file__).parent.parent / "examples" / "fastapi_dashboard"
+FOLDER = Path(__file__).parents[2] / "examples" / "fastapi_dashboard"
 PATIENCE = 30.0
 VIEWERS = 200
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -15,7 +15,7 @@ from kaizen_async import (
 from kaizen_async._transport.wire import Endpoint, request_body
 from kaizen_async.errors import BODY_LIMIT, MESSAGE_LIMIT
 
-SAMPLES = Path(__file__).parent / "samples"
+SAMPLES = Path(__file__).parents[1] / "samples"
 DOCUMENTED = (SAMPLES / "documented.json").read_bytes()
 EXECUTIONS = Endpoint("instructor/executions/get", InstructorExecution)
 

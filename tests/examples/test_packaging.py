@@ -13,7 +13,7 @@ import pytest
 
 import kaizen_async
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 BESIDE = {"_kaizen_async_command.py", "_kaizen_async_pytest_plugin.py"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 

@@ -72,7 +72,7 @@ def tls(stack: ExitStack, folder: Path) -> str:
 def acl(stack: ExitStack, folder: Path) -> str:
     """Start a server, and make the user that the documentation names; return its URL."""
     server = stack.enter_context(RedisServer(folder))
-    documented = Path(__file__).parent.parent / "docs" / "workers.md"
+    documented = Path(__file__).parents[2] / "docs" / "workers.md"
     (line,) = (line for line in documented.read_text().splitlines() if line.startswith("ACL SETUSER"))
     with Redis.from_url(server.url) as redis:
         redis.execute_command(*line.replace(">PASSWORD", ">secret").split())
