@@ -72,14 +72,16 @@ class Follower:
         self._left_in_batch = 0
         self._acked_at = -ACK_SECONDS
         self._decoder: msgspec.json.Decoder[Any] | None = None
+        self._run_id = b""
 
     async def __aenter__(self) -> Self:
-        stored = await self._store.command("HMGET", self._key, "options", "acked")
+        stored = await self._store.command("HMGET", self._key, "options", "acked", "id")
         if stored[0] is None:
             raise UnknownRunError(self._unknown)
         kind: Any = decode_options(stored[0]).record
         self._decoder = msgspec.json.Decoder(RunOutcome[kind])
         self._acked = self._last = stored[1].decode()
+        self._run_id = stored[2]
         self._tasks = [asyncio.create_task(work()) for work in self._beside]
         return self
 
@@ -87,7 +89,7 @@ class Follower:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await end(*self._tasks)
-        with suppress(TimeoutError):
+        with suppress(TimeoutError, UnknownRunError):
             async with asyncio.timeout(LEAVE_SECONDS):
                 await self._acknowledge(lease_ms=0)
 
@@ -138,6 +140,8 @@ class Follower:
         words = ("XREAD", "COUNT", AT_ONCE, "BLOCK", BLOCK_MS, "STREAMS", f"{self._key}:out", self._last)
         reply = await self._store.command(*words)
         entries = _entries(reply)
+        if entries and await self._store.command("HGET", self._key, "id") != self._run_id:
+            raise UnknownRunError(self._unknown)  # and these may be outcomes of another run that took the name
         for entry, fields in entries:
             lines = list(lines_of(fields[b"b"]))
             self._lines.extend(lines)
@@ -163,7 +167,7 @@ class Follower:
         """Let Redis forget what was handled, keep the lease of the only reader, and learn the state of the run."""
         entry = self._handled_entry or self._acked
         mine, state, acked = await self._store.script(
-            "ack", self._key, self._keep_ms, self._reader, lease_ms, self._acked, entry, *self._handled
+            "ack", self._key, self._keep_ms, self._reader, lease_ms, self._acked, entry, *self._handled, self._run_id
         )
         self._acked_at = time.monotonic()
         if state == b"unknown":

@@ -21,7 +21,7 @@ class Held:
 
     Attributes:
         number: Of the shard in its run.
-        epoch: Counts its claims; outcomes of an earlier claim are refused.
+        token: Of its claim; outcomes of an earlier claim are refused.
         shard: The ids.
         tries: Earlier tries that failed.
         why: What failed in the last of them.
@@ -31,9 +31,9 @@ class Held:
         is_set_aside: Whether the next outcomes are those of a shard that is given up.
     """
 
-    def __init__(self, number: int, epoch: int, tries: int, why: str, shard: Shard, bits: bytes) -> None:
+    def __init__(self, number: int, token: str, tries: int, why: str, shard: Shard, bits: bytes) -> None:
         self.number = number
-        self.epoch = epoch
+        self.token = token
         self.tries = tries
         self.shard = shard
         self.why = why
@@ -70,7 +70,7 @@ class Held:
         )
         batch = [
             self.number,
-            self.epoch,
+            self.token,
             self._sequence,
             len(self._lines),
             len(self._failed),
@@ -90,13 +90,15 @@ class Recorder:
     Args:
         store: Where they go.
         run: The run's name.
+        run_id: Its id.
         on_recorded: Called with the shards whose outcomes are recorded; `lost` is set on those of which they were
             refused.
     """
 
-    def __init__(self, store: Store, run: str, on_recorded: Callable[[list[Held]], None]) -> None:
+    def __init__(self, store: Store, run: str, run_id: bytes, on_recorded: Callable[[list[Held]], None]) -> None:
         self._store = store
         self._run = run
+        self._run_id = run_id
         self._on_recorded = on_recorded
         self._pending: dict[int, Held] = {}
         self._count = 0
@@ -155,7 +157,7 @@ class Recorder:
         try:
             arguments = await asyncio.to_thread(_packed, [held.take_batch() for held in shards])
             replies = await self._store.script(
-                "record", self._store.run(self._run), self._store.runs, self._run, *arguments
+                "record", self._store.run(self._run), self._store.runs, self._run, *arguments, self._run_id
             )
             for held, is_ours in zip(shards, replies, strict=True):
                 held.lost = held.lost or not is_ours

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+import uuid
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
@@ -22,7 +23,6 @@ from kaizen_async.workers.errors import (
 )
 from kaizen_async.workers.follower import Follower
 from kaizen_async.workers.options import Kind, Options, decode_options
-from kaizen_async.workers.session import BEAT_SECONDS, DEAD_MS, END_SECONDS
 from kaizen_async.workers.shards import Input, Part, pack, pack_shard
 from kaizen_async.workers.source import AnyIds, in_chunks
 from kaizen_async.workers.store import DEFAULT_URL, Store, require_name
@@ -32,9 +32,9 @@ from kaizen_async.workers.worker import invite
 SHARD_SIZE: Final = 1000
 MOST_IN_SHARD: Final = 100_000
 KEEP: Final = 7 * 86_400.0
+ANY_RUN: Final = ""
+"""In place of the id of a run, for what concerns the run that has the name now."""
 INVITE_SECONDS: Final = 1.0
-LEAVE_SECONDS: Final = DEAD_MS / 1000 + END_SECONDS
-"""Seconds after which no worker can still work on a run that was cancelled."""
 KNOWS_SECONDS: Final = 4.0
 """Time in which a worker that took an invitation reports that it lives, if it knows the task."""
 
@@ -156,10 +156,10 @@ class Run:
             RunCancelledError: It was cancelled.
             RunError: Redis refused a command for good.
         """
-        await self._create(ids, Options(kind, wait), size)
+        run_id = await self._create(ids, Options(kind, wait), size)
         inviting = asyncio.create_task(self._invite())
         try:
-            await self._send(ids, size)
+            await self._send(run_id, ids, size)
         finally:
             await end(inviting)
         return await self.status()
@@ -172,26 +172,27 @@ class Run:
 
         Arguments and errors are those of `produce` and `follow`.
         """
-        await self._create(ids, Options(kind, wait), size)
-        async with self._follower(self._invite, partial(self._send, ids, size)) as outcomes:
+        run_id = await self._create(ids, Options(kind, wait), size)
+        async with self._follower(self._invite, partial(self._send, run_id, ids, size)) as outcomes:
             yield outcomes
 
-    async def _create(self, ids: AnyIds, options: Options, size: int) -> None:
+    async def _create(self, ids: AnyIds, options: Options, size: int) -> bytes:
+        """Create the run unless there is one, of the same options; return its id."""
         if isinstance(ids, (str, bytes)):
             raise TypeError(f"ids must be an iterable of ids, not one {type(ids).__name__}; pass [id]")
         if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= MOST_IN_SHARD:
             raise ValueError(f"size must be an int from 1 to {MOST_IN_SHARD:,}, not {size!r}")
-        arguments = (self._store.runs, self.name, options.encoded(), self._keep_ms)
-        if not await self._store.script("create", self._key, *arguments):
-            facts = await self._facts()
-            stored = decode_options(facts["options"].encode())
-            if stored != options:
-                raise OtherInputError(
-                    f"run {self.name} was started with {_described(stored)}, not with {_described(options)}; "
-                    "choose another name, or purge the run"
-                )
+        arguments = (self._store.runs, self.name, options.encoded(), self._keep_ms, uuid.uuid4().hex)
+        encoded, run_id = await self._store.script("create", self._key, *arguments, ANY_RUN)
+        stored = decode_options(encoded)
+        if stored != options:
+            raise OtherInputError(
+                f"run {self.name} was started with {_described(stored)}, not with {_described(options)}; "
+                "choose another name, or purge the run"
+            )
+        return cast("bytes", run_id)
 
-    async def _send(self, ids: AnyIds, size: int) -> None:
+    async def _send(self, run_id: bytes, ids: AnyIds, size: int) -> None:
         sent = Input(size)
         stored = await self._stored()
         async for chunk in in_chunks(ids, size):
@@ -203,20 +204,21 @@ class Run:
                     if is_full or sent.count == stored.count:
                         sent.skip()
                 elif is_full or stored.is_all:
-                    stored = await self._append(sent, stored)
+                    stored = await self._append(run_id, sent, stored)
             if len(chunk) < size and sent.count > stored.count:
-                stored = await self._append(sent, stored)
+                stored = await self._append(run_id, sent, stored)
         while sent.count > stored.count:
-            stored = await self._append(sent, stored)
-        await self._finish_input(sent, stored)
+            stored = await self._append(run_id, sent, stored)
+        await self._finish_input(run_id, sent, stored)
 
-    async def _append(self, sent: Input, stored: "_Stored") -> "_Stored":
+    async def _append(self, run_id: bytes, sent: Input, stored: "_Stored") -> "_Stored":
         """Store a part, or find out that another producer has; return how much of the input is stored then."""
         part = sent.part()
         if part is None:
             return stored
         if not stored.is_all:
-            is_mine, *reply = await self._store.script("append", self._key, *_arguments(self._keep_ms, part))
+            arguments = _arguments(self._keep_ms, part)
+            is_mine, *reply = await self._store.script("append", self._key, *arguments, run_id)
             stored = self._read(*reply)
             if is_mine:
                 sent.skip()
@@ -232,11 +234,11 @@ class Run:
             self._require_same(stored, sent.skip_to(stored.count), stored.count)
         return stored
 
-    async def _finish_input(self, sent: Input, stored: "_Stored") -> None:
+    async def _finish_input(self, run_id: bytes, sent: Input, stored: "_Stored") -> None:
         self._require_same(stored, sent.digest, sent.count)
         if not stored.is_all:
             arguments = (self._store.runs, self.name, sent.count, sent.digest)
-            _, *reply = await self._store.script("produced", self._key, *arguments)
+            _, *reply = await self._store.script("produced", self._key, *arguments, run_id)
             self._require_same(self._read(*reply), sent.digest, sent.count)
 
     async def _stored(self) -> "_Stored":
@@ -328,7 +330,7 @@ class Run:
         retried: int = 0
         while True:
             arguments = (self._store.runs, self.name, 100)
-            ids, left, state = await self._store.script("retry", self._key, *arguments)
+            ids, left, state = await self._store.script("retry", self._key, *arguments, ANY_RUN)
             if state == b"unknown":
                 raise UnknownRunError(self._unknown())
             if state == b"cancelled":
@@ -346,24 +348,17 @@ class Run:
         Raises:
             UnknownRunError: The run does not exist.
         """
-        await self._store.script("cancel", self._key, self._store.runs, self.name)
+        await self._store.script("cancel", self._key, self._store.runs, self.name, ANY_RUN)
         return await self.status()
 
     async def purge(self) -> None:
-        """Delete everything that Redis has of the run, once its workers have left it: within seconds.
+        """Delete everything that Redis has of the run. Workers and readers of it end within a moment.
 
         Raises:
             UnknownRunError: The run does not exist.
         """
-        await self._facts()
-        # Workers leave a cancelled run. Until they have left, they would take a new run of this name for the old one.
-        await self._store.script("cancel", self._key, self._store.runs, self.name)
-        ends_at = time.monotonic() + LEAVE_SECONDS
-        while await self._store.script("members", self._key, DEAD_MS) and time.monotonic() < ends_at:  # noqa: ASYNC110 - only Redis knows
-            await asyncio.sleep(BEAT_SECONDS / 4)
-        names = ("todo", "later", "ids", "state", "held", "waits", "out", "failed", "members", "invited", "none")
-        await self._store.command("SREM", self._store.runs, self.name)
-        await self._store.command("UNLINK", self._key, *(f"{self._key}:{name}" for name in names))
+        if not await self._store.script("purge", self._key, self._store.runs, self.name, ANY_RUN):
+            raise UnknownRunError(self._unknown())
 
     async def _invite(self) -> None:
         """Bring workers to the run for as long as somebody produces or follows; workers do it among themselves, too."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import uuid
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from typing import Any, Final
@@ -65,6 +66,7 @@ class Session(ABC):
         store: The run's home.
         worker: Id of the worker process.
         run: Name of the run.
+        run_id: Its id. If it is purged, a run that takes its name is not worked on by this session.
         options: What to do with the ids.
         kaizen: Sends the requests.
         limits: Bounds.
@@ -74,16 +76,23 @@ class Session(ABC):
     """
 
     def __init__(
-        self, store: Store, worker: str, run: str, options: Options, kaizen: KaizenClient, limits: Limits
+        self,
+        store: Store,
+        worker: str,
+        run: str,
+        run_id: bytes,
+        options: Options,
+        kaizen: KaizenClient,
+        limits: Limits,
     ) -> None:
         self.state = "running"
         self._store = store
         self._worker = worker
         self._run = run
-        self._key = store.run(run)
+        self._run_id = run_id
         self._executions: Any = options.executions_of(kaizen)
         self._limits = limits
-        self._recorder = Recorder(store, run, self._on_recorded)
+        self._recorder = Recorder(store, run, run_id, self._on_recorded)
         self._held: dict[int, Held] = {}
         self._claiming = asyncio.Lock()
         self._changed = asyncio.Event()
@@ -122,9 +131,7 @@ class Session(ABC):
         """Report that this worker lives and what it holds, and learn whether the run is over."""
         while True:
             async with self._claiming:
-                reply = await self._store.script(
-                    "beat", self._key, self._store.workers, self._worker, DEAD_MS, FAULT_MS, *self._held
-                )
+                reply = await self._script("beat", self._store.workers, self._worker, DEAD_MS, FAULT_MS, *self._held)
             self.state = reply.decode()
             if self.state != "running":
                 self._changed.set()
@@ -136,12 +143,13 @@ class Session(ABC):
             if self._is_over:
                 return []
             keep = round(self._limits.keep * 1000)
-            state, *rows = await self._store.script(
-                "claim", self._key, keep, self._worker, most, len(self._held), self._limits.unread_bytes
+            token = uuid.uuid4().hex
+            state, *rows = await self._script(
+                "claim", keep, self._worker, most, len(self._held), self._limits.unread_bytes, token
             )
             if state != b"unread":
                 self.state = state.decode()
-            claims = [self._opened(*row) for row in rows]
+            claims = [self._opened(token, *row) for row in rows]
             self._held.update((claim.held.number, claim.held) for claim in claims)
         for claim in claims:
             if claim.held.tries >= MOST_TRIES:
@@ -150,8 +158,8 @@ class Session(ABC):
 
     def _opened(
         self,
+        token: str,
         number: int,
-        epoch: int,
         size: int,
         tries: int,
         age_ms: int,
@@ -166,7 +174,7 @@ class Session(ABC):
         except ValueError as error:
             reason = f"what Redis holds of it cannot be read: {printable(str(error))}"
             shard, tries = Shard([""] * size), MOST_TRIES
-        return Claim(Held(number, epoch, tries, reason, shard, bits), checkpoint, age_ms / 1000)
+        return Claim(Held(number, token, tries, reason, shard, bits), checkpoint, age_ms / 1000)
 
     async def _set_aside(self, held: Held) -> None:
         """Give up a shard: each of its ids gets the error of the last try, or one that says why there is none."""
@@ -212,9 +220,7 @@ class Session(ABC):
         """Give a shard back (`back`, `failed`), or save where its waits are (`keep`)."""
         if what != "keep":
             self._forget(held)
-        await self._store.script(
-            "release", self._key, held.number, held.epoch, what, round(delay * 1000), checkpoint, held.why
-        )
+        await self._script("release", held.number, held.token, what, round(delay * 1000), checkpoint, held.why)
 
     def _on_recorded(self, shards: list[Held]) -> None:
         for held in shards:
@@ -233,4 +239,7 @@ class Session(ABC):
             async with asyncio.timeout(LEAVE_SECONDS):
                 for held in list(self._held.values()):
                     await self._release(held, "back")
-                await self._store.script("leave", self._key, self._worker)
+                await self._script("leave", self._worker)
+
+    async def _script(self, name: str, *arguments: Any) -> Any:
+        return await self._store.script(name, self._store.run(self._run), *arguments, self._run_id)

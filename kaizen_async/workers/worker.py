@@ -180,35 +180,45 @@ class Worker:
         await self._store.aclose()
 
     async def work(self, run: str) -> None:
-        """Work on a run until it is over, unless this worker does so already."""
+        """Work on a run until it is over, unless this worker does so already.
+
+        If it is purged, go on with the run that has taken its name by then.
+        """
         try:
             require_name("run", run)
         except (TypeError, ValueError) as error:
             log.warning("an invitation to no valid run: %s", error)
             return
+        is_purged = True
+        while is_purged and (session := await self._session_of(run)) is not None:
+            self._sessions[run] = session
+            self._idle.clear()
+            log.info("works on run %s", run)
+            try:
+                await session.serve()
+            finally:
+                del self._sessions[run]
+                if not self._sessions:
+                    self._idle.set()
+            is_purged = session.state == "unknown"
+            log.info("run %s is %s", run, {"running": "left", "unknown": "purged"}.get(session.state, session.state))
+
+    async def _session_of(self, run: str) -> Session | None:
+        """Return a session of a run, unless the run cannot be worked on or is worked on already."""
         if run in self._sessions or self._stopping:
-            return
-        stored = await self._store.command("HGET", self._store.run(run), "options")
-        if stored is None or run in self._sessions or self._stopping:
-            return
+            return None
+        stored, run_id = await self._store.command("HMGET", self._store.run(run), "options", "id")
+        if stored is None or run_id is None or run in self._sessions or self._stopping:
+            return None
         try:
             options = decode_options(stored)
         except ValueError as error:
             log.warning("run %s cannot be worked on by this version: %s", run, printable(str(error)))
-            return
+            return None
         if options.wait:
             self._share_durations(options)
         kind = WaitSession if options.wait else LookupSession
-        session = self._sessions[run] = kind(self._store, self.id, run, options, self._kaizen, self._limits)
-        self._idle.clear()
-        log.info("works on run %s", run)
-        try:
-            await session.serve()
-        finally:
-            del self._sessions[run]
-            if not self._sessions:
-                self._idle.set()
-        log.info("run %s is %s", run, "left" if session.state == "running" else session.state)
+        return kind(self._store, self.id, run, run_id, options, self._kaizen, self._limits)
 
     async def _beat(self) -> None:
         while True:

@@ -48,4 +48,4 @@ class Replies:
 
 def held(size: int = 10) -> Held:
     """Return a shard that a worker holds."""
-    return Held(1, 1, 0, "", Shard([f"exec_{number}" for number in range(size)], 1), b"")
+    return Held(1, "token", 0, "", Shard([f"exec_{number}" for number in range(size)], 1), b"")

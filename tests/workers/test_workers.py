@@ -275,6 +275,56 @@ async def test_a_run_can_be_cancelled_and_purged(site: Site, redis: Any, emulato
         assert_once_each(await all_of(run), ["exec_1"])
 
 
+async def test_a_run_is_not_touched_by_what_is_left_of_one_before_it(site: Site, redis: Any) -> None:
+    """A worker, a producer and a reader that slept while their run was purged change nothing of the next one."""
+    async with site.run("r") as run:
+        await run.produce(numbered(20), size=10)
+        old = await redis.hget(site.key("r"), "id")
+        state, *_ = await run._store.script("claim", site.key("r"), 60_000, "late", 9, 0, 0, "token", old)
+        assert state == b"running"
+        async with run.follow() as reader:
+            await run.purge()
+            await run.produce(numbered(20, "other"), size=10)
+            before = [await redis.dump(site.key("r", part)) for part in ("", "todo", "ids", "state", "held", "out")]
+            late = {
+                "claim": (60_000, "late", 9, 0, 0, "token"),
+                "beat": (f"{{{site.namespace}}}:workers", "late", 8000, 60_000, 1, 2),
+                "record": ("runs", "r", 1, "token", 1, 10, 0, 0, b"\xff\x03", b"outcomes", b""),
+                "release": (1, "token", "failed", 0, b"waits", "why"),
+                "leave": ("late",),
+                "append": (60_000, 20, 1, "digest", b"ids", 1, b"", 0),
+                "produced": ("runs", "r", 20, "digest"),
+                "ack": (60_000, "reader", 10_000, "0-0", "9-0", 5, 5),
+            }
+            replies = {name: await run._store.script(name, site.key("r"), *words, old) for name, words in late.items()}
+            assert replies["claim"] == [b"unknown"]
+            assert (replies["beat"], replies["record"], replies["ack"][1]) == (b"unknown", [0], b"unknown")
+            assert (replies["append"][:2], replies["produced"][:2]) == ([0, None], [0, None])
+            after = [await redis.dump(site.key("r", part)) for part in ("", "todo", "ids", "state", "held", "out")]
+            assert before == after
+            async with site.worker() as broker, site.run("r", broker) as new:
+                await new.produce(numbered(20, "other"), size=10)
+                while not await redis.xlen(site.key("r", "out")):  # noqa: ASYNC110 - of another process
+                    await asyncio.sleep(0.01)
+                reader._has_lease = True
+                with pytest.raises(UnknownRunError):
+                    await reader._fetch()
+                assert_once_each(await all_of(new), numbered(20, "other"))
+
+
+async def test_workers_leave_a_run_that_is_purged_for_the_next_of_its_name(
+    site: Site, emulator: KaizenEmulator
+) -> None:
+    """They do with its ids what it asks, not what the run before it did."""
+    emulator.add_many(ids := numbered(20, "long"), Life.lasting(600))
+    async with site.worker() as broker, site.run("r", broker) as run:
+        await run.produce(ids, wait=True, size=10)
+        await until(lambda: emulator.requests_for(ids[-1]) > 0)
+        await run.purge()
+        await run.produce(ids)
+        assert_once_each(await all_of(run), ids)
+
+
 async def test_a_worker_that_ends_hands_its_shards_over(site: Site, emulator: KaizenEmulator) -> None:
     """Waits go with their ages: the next worker polls on as one process alone does, which waits beside them."""
     emulator.add_many(ids := numbered(60, "long"), Life.lasting(8))
@@ -313,13 +363,13 @@ async def test_the_shard_of_a_dead_worker_goes_to_another(
     ids = numbered(40)
     async with site.run("r") as run:
         await run.produce(ids, size=20)
-        claim = ("claim", site.key("r"), 60_000, "dead", 9, 0, 0)
+        claim = ("claim", site.key("r"), 60_000, "dead", 9, 0, 0, "first", "")
         _, *rows = await run._store.script(*claim)
-        assert [row[:4] for row in rows] == [[1, 1, 20, 0], [2, 1, 20, 0]]
+        assert [row[:3] for row in rows] == [[1, 20, 0], [2, 20, 0]]
         async with site.worker() as broker:
             run.broker = broker
             assert_once_each(await all_of(run), ids)
-        late = ("record", site.key("r"), "{x}:runs", "r", 1, 1, 1, 1, 0, 0, b"\x01", b"late", b"")
+        late = ("record", site.key("r"), "{x}:runs", "r", 1, "first", 1, 1, 0, 0, b"\x01", b"late", b"", "")
         assert await run._store.script(*late) == [0]
         assert (await run.status()).done == 40
 
@@ -329,7 +379,7 @@ async def test_a_claim_whose_reply_was_lost_is_taken_back(site: Site, monkeypatc
     async with site.worker() as broker, site.run("r", broker) as run:
         await run.produce(numbered(20), size=20)
         ((live, _),) = await run._store.command("ZRANGE", run._store.workers, 0, 0, "WITHSCORES")
-        await run._store.script("claim", site.key("r"), 60_000, live, 9, 0, 0)
+        await run._store.script("claim", site.key("r"), 60_000, live, 9, 0, 0, "lost", "")
         assert_once_each(await all_of(run), numbered(20))
 
 

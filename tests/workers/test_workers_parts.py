@@ -395,10 +395,10 @@ async def test_a_run_of_which_redis_lost_a_part_says_so() -> None:
     sent = added(["a", "b"])
     sent.skip()
     stored = run._read(b"running", b"2", sent.digest.encode(), b"0")
-    assert await run._append(sent, stored) is stored
+    assert await run._append(b"id", sent, stored) is stored
     sent.add("c")
     with pytest.raises(RunError, match="has lost part of its input"):
-        await run._append(sent, stored)
+        await run._append(b"id", sent, stored)
     with pytest.raises(UnknownRunError, match="no run r in redis://h"):
         run._read(None, None, b"", b"")
 
@@ -420,7 +420,7 @@ async def test_a_part_that_another_producer_cut_in_two_is_completed() -> None:
         "produced": iter([[1, b"running", b"3", whole, b"1"]]),
     }
     run, _ = run_on(lambda name, *_: next(replies[name]))
-    await run._send(["a", "b", "c"], 3)
+    await run._send(b"id", ["a", "b", "c"], 3)
     parts = [words for words in run._store.called if words[0] == "append"]
     assert [words[3:5] for words in parts] == [(0, 3), (2, 1)]
 
@@ -431,7 +431,7 @@ async def test_ids_that_another_producer_left_out_are_refused() -> None:
     replies = {"command": [b"running", b"0", b"", b"0"], "append": [0, b"running", b"2", digest, b"1"]}
     run, _ = run_on(lambda name, *_: replies[name])
     with pytest.raises(OtherInputError, match="started with other ids: 2 of digest"):
-        await run._send(["a", "b", "c"], 3)
+        await run._send(b"id", ["a", "b", "c"], 3)
 
 
 async def test_failed_ids_are_retried_in_parts() -> None:

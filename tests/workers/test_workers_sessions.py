@@ -64,7 +64,7 @@ async def test_an_invitation_is_input(
 ) -> None:
     """One that leads nowhere is left, and the log says why."""
     caplog.set_level(logging.WARNING)
-    worker = worker_of(Replies(lambda *_: stored))
+    worker = worker_of(Replies(lambda *_: [stored, b"id"]))
     await worker.work(run)
     assert text in caplog.text
     assert bool(text) == bool(caplog.records)
@@ -105,7 +105,7 @@ async def test_outcomes_are_recorded_when_there_are_many(monkeypatch: pytest.Mon
     monkeypatch.setattr("kaizen_async.workers.recorder.MOST_UNRECORDED", 2)
     store: Any = Replies(lambda *_: [1])
     shard = held()
-    recorder = Recorder(store, "r", lambda _: None)
+    recorder = Recorder(store, "r", "id", lambda _: None)
     recorder.put_line(shard, 0, b"x" * 20, failed=False)
     for place in range(1, 4):
         recorder.put_line(shard, place, b"x", failed=True)
@@ -135,7 +135,7 @@ async def test_a_batch_that_filled_up_meanwhile_follows_at_once(monkeypatch: pyt
         return [1]
 
     store: Any = Replies(lambda *_: reply())
-    recorder = Recorder(store, "r", lambda _: None)
+    recorder = Recorder(store, "r", "id", lambda _: None)
     shard = held(4)
     for place in (0, 1):
         recorder.put_line(shard, place, b"x", failed=False)
@@ -158,7 +158,7 @@ async def test_what_cannot_be_recorded_is_raised() -> None:
         raise RunError("refused a command")
 
     store: Any = Replies(refuse)
-    recorder = Recorder(store, "r", lambda _: None)
+    recorder = Recorder(store, "r", "id", lambda _: None)
     recorder.put_line(held(), 0, b"x", failed=False)
     with pytest.raises(RunError, match="refused"):
         await recorder.flush()
@@ -172,7 +172,7 @@ def session_of(kind: type[LookupSession] | type[WaitSession], executions: Any, r
     class Kaizen:
         instructor_executions = executions
 
-    return kind(Replies(reply), "me", "r", Options(), Kaizen(), Limits())  # type: ignore[arg-type]
+    return kind(Replies(reply), "me", "r", "id", Options(), Kaizen(), Limits())  # type: ignore[arg-type]
 
 
 class Closed:
@@ -407,6 +407,10 @@ async def test_a_shard_that_was_claimed_again_is_not_forgotten() -> None:
     assert session._store.called == []
 
 
+STORED = [Options().encoded(), b"0-0", b"id"]
+"""What Redis holds of a run that a reader asks for first."""
+
+
 class Acked:
     """Redis as a reader sees it: what a script `ack` and the commands reply, one after another."""
 
@@ -420,7 +424,7 @@ class Acked:
             return [*next(self.acks), b"0-0"]
         if words[0] == "XREAD":
             return asyncio.sleep(0)
-        return self.entries if words[0] == "XLEN" else [Options().encoded(), b"0-0"]
+        return self.entries if words[0] == "XLEN" else STORED
 
 
 def follower_of(redis: Callable[..., Any], *beside: Any) -> tuple[Any, list[str]]:
@@ -464,6 +468,6 @@ async def test_a_reader_of_a_run_that_is_gone_ends(state: bytes, error: type[Exc
 async def test_a_reader_leaves_although_redis_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it has not acknowledged comes again."""
     monkeypatch.setattr("kaizen_async.workers.follower.LEAVE_SECONDS", 0)
-    follower, _ = follower_of(lambda name, *_: asyncio.sleep(20) if name == "ack" else [Options().encoded(), b"0-0"])
+    follower, _ = follower_of(lambda name, *_: asyncio.sleep(20) if name == "ack" else STORED)
     async with follower:
         pass

@@ -4,7 +4,7 @@ although_full()
 local now = clock()
 local meta = redis.call('HMGET', run, 'state', 'reader', 'reader_until', 'acked')
 if not meta[1] then
-    return {1, 'unknown'}
+    return {1, 'unknown', '0-0'}
 end
 local mine = not meta[2] or meta[2] == ARGV[2] or now > tonumber(meta[3])
 if mine then

@@ -1,6 +1,7 @@
--- ARGV: keep, worker, shards wanted, shards held, limit of unread bytes (0: 200 for each id, at least 64 MB).
+-- ARGV: keep, worker, shards wanted, shards held, limit of unread bytes (0: 200 for each id, at least 64 MB),
+-- token of this claim, which no other claim has: outcomes of an earlier one are refused.
 -- No worker takes more than its share of what is not finished, so that one that comes later finds work too.
--- Returns the run's state and the shards that are now this worker's: number, epoch, size, tries,
+-- Returns the run's state and the shards that are now this worker's: number, size, tries,
 -- milliseconds since it was first claimed, bits of what is done, ids, checkpoint, why it failed.
 although_full()
 local meta = redis.call('HMGET', run, 'state', 'unread_bytes', 'count')
@@ -31,7 +32,7 @@ while #claimed <= most do
     local packed = redis.call('HGET', key.state, shard)
     if packed then
         local state = cmsgpack.unpack(packed)
-        state.epoch, state.seq, state.claimed = state.epoch + 1, 0, now
+        state.token, state.seq, state.claimed = ARGV[6], 0, now
         if state.first == 0 then
             state.first = now
         end
@@ -39,7 +40,7 @@ while #claimed <= most do
         redis.call('HSET', key.state, shard, cmsgpack.pack(state))
         redis.call('HSET', key.held, shard, ARGV[2])
         table.insert(claimed, {
-            tonumber(shard), state.epoch, state.size, state.tries, now - state.first, state.bits,
+            tonumber(shard), state.size, state.tries, now - state.first, state.bits,
             redis.call('HGET', key.ids, shard), redis.call('HGET', key.waits, shard) or '', state.why,
         })
     end

@@ -1,5 +1,11 @@
 -- Prepended to every script of a run. KEYS[1] is the run's key; the others are derived from it and share its hash slot.
+-- The last of ARGV is the id of the run, or '' for any run of this name. If the run of that id was purged, the script
+-- sees a key that never exists, whatever run has the name now.
 local run = KEYS[1]
+local id = table.remove(ARGV)
+if id ~= '' and redis.call('HGET', run, 'id') ~= id then
+    run = run .. ':none'
+end
 local key = {
     todo = run .. ':todo', later = run .. ':later', ids = run .. ':ids', state = run .. ':state',
     held = run .. ':held', waits = run .. ':waits', out = run .. ':out', failed = run .. ':failed',
@@ -46,7 +52,7 @@ local function add_shard(ids, size)
     local shard = redis.call('HINCRBY', run, 'shards', 1)
     redis.call('HSET', key.ids, shard, ids)
     redis.call('HSET', key.state, shard, cmsgpack.pack({
-        size = size, done = 0, marked = 0, epoch = 0, seq = 0, tries = 0, first = 0, claimed = 0, bits = '', why = '',
+        size = size, done = 0, marked = 0, token = '', seq = 0, tries = 0, first = 0, claimed = 0, bits = '', why = '',
     }))
     redis.call('RPUSH', key.todo, shard)
     return shard

@@ -1,12 +1,12 @@
--- ARGV: runs, name, then for each shard: number, epoch, sequence, outcomes, failed ones, set aside (0 or 1),
+-- ARGV: runs, name, then for each shard: number, token of its claim, sequence, outcomes, failed ones, set aside (0 or 1),
 -- bits of what is done now, the outcomes, the failed ids as a shard of their own ('' for none).
 -- Returns 1 for each shard whose outcomes are recorded, 0 for one that is this worker's no more.
 local replies, done, failed, bytes, set_aside = {}, 0, 0, 0, 0
 for at = 3, #ARGV, 9 do
-    local shard, epoch, seq = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
+    local shard, token, seq = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
     local packed = redis.call('HGET', key.state, shard)
     local state = packed and cmsgpack.unpack(packed)
-    if not state or state.epoch ~= epoch or not redis.call('HGET', key.held, shard) then
+    if not state or state.token ~= token or not redis.call('HGET', key.held, shard) then
         table.insert(replies, 0)
     else
         if seq > state.seq then -- else it is the same once more: the reply to the first was lost

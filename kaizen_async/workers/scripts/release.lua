@@ -1,14 +1,14 @@
--- ARGV: for each shard: number, epoch, what (keep, back, failed), delay in ms, checkpoint ('' for none), why.
+-- ARGV: for each shard: number, token of its claim, what (keep, back, failed), delay in ms, checkpoint ('' for none), why.
 -- keep: save the checkpoint. back: another worker continues at once. failed: another tries it after the delay.
 although_full()
 if redis.call('EXISTS', run) == 0 then
     return 0
 end
 for at = 1, #ARGV, 6 do
-    local shard, epoch, what = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2]
+    local shard, token, what = ARGV[at], ARGV[at + 1], ARGV[at + 2]
     local packed = redis.call('HGET', key.state, shard)
     local state = packed and cmsgpack.unpack(packed)
-    if state and state.epoch == epoch and redis.call('HGET', key.held, shard) then
+    if state and state.token == token and redis.call('HGET', key.held, shard) then
         if ARGV[at + 4] ~= '' then
             redis.call('HSET', key.waits, shard, ARGV[at + 4])
         end
