@@ -34,6 +34,9 @@ def refused(invalid: InvalidId) -> Outcome[Any]:
 
 async def collect_ids(source: IdSource) -> list[str | InvalidId]:
     """Return all ids of a source, or raise the error in it."""
+    collection = source.take_all()
+    if collection is not None:
+        return collection
     ids: list[str | InvalidId] = []
     while (execution_id := await source.take()) is not None:
         ids.append(execution_id)
@@ -60,8 +63,10 @@ class Report:
 
     def count(self, outcome: Outcome[Any]) -> None:
         """Count an outcome."""
-        self._succeeded += outcome.error is None
-        self._failed += outcome.error is not None
+        if outcome.error is None:
+            self._succeeded += 1
+        else:
+            self._failed += 1
 
     def end(self, *, cancelled: bool) -> None:
         """Report the end of the call."""
@@ -76,6 +81,9 @@ class Crew:
     Args:
         places: Workers whose lookups are not in back-off.
         start: Starts a worker.
+
+    Attributes:
+        is_too_large: Whether a worker without a lookup must leave: back-offs have ended, or there is no other id.
     """
 
     def __init__(self, places: int, start: Callable[[], object]) -> None:
@@ -83,21 +91,19 @@ class Crew:
         self._most = places * (1 + MOST_IN_BACK_OFF)
         self._start = start
         self._size = self._in_back_off = 0
-
-    @property
-    def is_too_large(self) -> bool:
-        """Whether a worker without a lookup must leave: back-offs have ended, or there is no other id."""
-        return self._size - self._in_back_off > self._places
+        self.is_too_large = False
 
     def fill(self) -> None:
         """Start workers for all free places."""
         while self._size - self._in_back_off < self._places and self._size < self._most:
             self._size += 1
             self._start()
+        self.is_too_large = self._size - self._in_back_off > self._places
 
     def leave(self) -> None:
         """Note that a worker ends."""
         self._size -= 1
+        self.is_too_large = self._size - self._in_back_off > self._places
 
     def close(self) -> None:
         """Start no further worker: there is no other id, or the call is over.
@@ -106,6 +112,7 @@ class Crew:
         """
         self._places = 0
         self._start = object
+        self.is_too_large = True
 
     def on_back_off(self, begins: bool) -> None:  # noqa: FBT001 - a callback with one argument
         """Note that a lookup begins or ends to wait for its next attempt."""
@@ -121,12 +128,12 @@ async def look_up_all(
     todo = deque(dict.fromkeys(each for each in ids if isinstance(each, str)))
 
     async def work() -> None:
+        on_back_off = crew.on_back_off
         while todo and not crew.is_too_large:
             execution_id = todo.popleft()
-            outcome = outcomes[execution_id] = await look_up(execution_id, crew.on_back_off)
+            outcome = outcomes[execution_id] = await look_up(execution_id, on_back_off)
             if not outcome.attempts:
                 await asyncio.sleep(0)
-            report.count(outcome)
         if not todo:
             crew.close()
         crew.leave()
@@ -143,6 +150,8 @@ async def look_up_all(
         raise crash.exceptions[0] from None
     finally:
         crew.close()
+        for outcome in outcomes.values():
+            report.count(outcome)
         report.end(cancelled=cancelled)
     return [refused(each) if isinstance(each, InvalidId) else outcomes[each] for each in ids]
 

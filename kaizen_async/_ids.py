@@ -67,7 +67,7 @@ def _problem_of(execution_id: object) -> str:
         return f"an execution id must be a str, not {type(execution_id).__name__}: {execution_id!r:.80}"
     if not execution_id:
         return "an execution id must not be empty; leave blank lines out of the ids"
-    if str.isprintable(execution_id) and not str.isspace(execution_id[0]) and not str.isspace(execution_id[-1]):
+    if str.isprintable(execution_id) and execution_id[0] != " " != execution_id[-1]:  # the only space that is printable
         return ""
     return _problem_of_text(str.__str__(execution_id))
 
@@ -212,6 +212,13 @@ class IdSource:
     def accounted(self) -> int:
         """Return how many ids of the source, from its beginning, were handed out or are in `unread`."""
         return self.taken + (0 if self._copy is None else len(self._copy))
+
+    def take_all(self) -> "list[str | InvalidId] | None":
+        """Return all ids of a collection; None for another source, which `take` reads."""
+        if self._copy is None or self._exhausted:
+            return None
+        copy, self._copy = self._copy, deque()
+        return [self._checked(execution_id) for execution_id in copy]
 
     async def take(self) -> "str | InvalidId | None":
         """Return the next id; None at the end, after an error, and when nothing can be looked up any more."""

@@ -248,6 +248,10 @@ class Sweep:
         now: Returns its time.
         seconds: How long the loop may run during one request.
         take_long: Called when it comes, with the seconds by which it is late: sets those timers.
+
+    Attributes:
+        interval: Seconds from the first request in flight to the next sweep.
+        when: The time of the next sweep, or of the last one.
     """
 
     def __init__(
@@ -258,18 +262,18 @@ class Sweep:
         self._now = now
         self._take_long = take_long
         self._timer: Timer | None = None
-        self._when = 0.0
+        self.when = 0.0
 
     def next_after(self, now: float) -> float:
         """Return the time of the next sweep."""
         if self._timer is None:
-            self._when = now + self.interval
-            self._timer = self._clock.call_at(self._when, self._run)
-        return self._when
+            self.when = now + self.interval
+            self._timer = self._clock.call_at(self.when, self._run)
+        return self.when
 
     def _run(self) -> None:
         self._timer = None
-        self._take_long(self._now() - self._when)
+        self._take_long(self._now() - self.when)
 
     def stop(self) -> None:
         """Cancel the timer."""

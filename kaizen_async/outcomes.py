@@ -59,8 +59,12 @@ class AnyOutcome(msgspec.Struct, Generic[T], frozen=True):
         return cast("T", self.execution)
 
 
-class Found(AnyOutcome[T], Generic[T], frozen=True):
-    """The outcome of a lookup that found the record, or of a wait that saw the execution end."""
+class Found(AnyOutcome[T], Generic[T], frozen=True, gc=False):
+    """The outcome of a lookup that found the record, or of a wait that saw the execution end.
+
+    The garbage collector does not track it, because it refers to nothing that refers back to it. (An error may, by its
+    traceback.)
+    """
 
     execution: T
     error: None

@@ -34,6 +34,12 @@ class Counters(msgspec.Struct, gc=False):
     unanswered: int = 0
     attempt_seconds: float = 0.0
 
+    def note_success(self, elapsed: float) -> None:
+        """Count the request of a lookup that it brought to its record."""
+        self.attempt_seconds += elapsed
+        self.responses_2xx += 1
+        self.succeeded += 1
+
     def note_attempt(self, elapsed: float, status: int | None) -> None:
         """Count a request that is over, by its status if there was one."""
         self.attempt_seconds += elapsed

@@ -12,15 +12,17 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from typing import TypeAlias, TypeVar
 
+import msgspec
 from yarl import URL
 
 from kaizen_async._lookup.health import Health
 from kaizen_async._transport.capacity import NoConnectionError
-from kaizen_async._transport.connection import ExpiredError
+from kaizen_async._transport.connection import Connection, ExpiredError
 from kaizen_async._transport.failures import without_frames
 from kaizen_async._transport.key import RotatingKey
+from kaizen_async._transport.pool import Pool
 from kaizen_async._transport.response import Answer
-from kaizen_async._transport.transport import Begun, Transport
+from kaizen_async._transport.transport import Transport
 from kaizen_async.clock import Clock, RunningTimeout, RunningTimer, Sweep, SystemClock, Timeout, Timer, sleep
 from kaizen_async.errors import (
     AttemptTimeoutError,
@@ -37,30 +39,31 @@ T = TypeVar("T")
 Limiter: TypeAlias = Callable[[], Awaitable[object]]
 
 
-class FirstRequest:
+class FirstRequest(msgspec.Struct, eq=False):
     """The first request of a lookup, if it could be sent at once.
 
     Attributes:
-        begun: What receives the response.
+        pool: Where its connection came from.
+        connection: On which it was sent.
+        response: Receives the response.
         number: Of the request.
         sent_at: The clock's time.
         deadline_at: The clock's time at which the lookup ends.
         timer: Ends the wait for the response, once it has taken long.
     """
 
-    __slots__ = ("begun", "deadline_at", "number", "sent_at", "timer")
-
-    def __init__(self, begun: Begun, number: int, sent_at: float, deadline_at: float) -> None:
-        self.begun = begun
-        self.number = number
-        self.sent_at = sent_at
-        self.deadline_at = deadline_at
-        self.timer: RunningTimer | None = None
+    pool: Pool
+    connection: Connection
+    response: asyncio.Future[Answer | None]
+    number: int
+    sent_at: float
+    deadline_at: float
+    timer: RunningTimer | None = None
 
     def expire(self) -> None:
         """End the wait for the response."""
-        if not self.begun.response.done():
-            self.begun.connection.expire()
+        if not self.response.done():
+            self.connection.expire()
 
 
 class Engine:
@@ -279,7 +282,7 @@ class Engine:
             self.clock.release()
         return None
 
-    def begin(self, url: URL, body: bytes, health: Health, deadline_at: float) -> FirstRequest | None:
+    def begin(self, url: URL, body: bytes, health: Health, now: float, deadline_at: float) -> FirstRequest | None:
         """Send the first request of a lookup at once: without waiting for anything, and without a timer of its own.
 
         That takes a free slot, an idle connection, and a server that is doing well. Then the request goes out before
@@ -288,43 +291,44 @@ class Engine:
         sweep = self._sweep_for_first
         if sweep is None or not self._free_slots or self._queues or health.engaged or self.closed:
             return None
-        now = self.now()
         if deadline_at <= now:
             return None
         begun = self.transport.begin(url, body, now)
         if begun is None:
             return None
         self._free_slots -= 1
-        first = FirstRequest(begun, health.send(), now, deadline_at)
+        pool, connection, response = begun
+        first = FirstRequest(pool, connection, response, health.send(), now, deadline_at)
         self._begun.add(first)
-        if deadline_at <= sweep.next_after(now):
+        if deadline_at <= (sweep.when if sweep.when > now else sweep.next_after(now)):
             self._set_timer(first, self._attempt_timeout)
         return first
 
     def end(self, first: FirstRequest, now: float) -> None:
         """Give the slot of a request back, and the connection on which its response was received completely."""
-        pool, connection, _ = first.begun
-        pool.complete(connection, now)
+        first.pool.complete(first.connection, now)
         self._finish(first)
 
     def abandon(self, first: FirstRequest, error: BaseException) -> None:
         """Give the slot of a request back, and close its connection, because its lookup was cancelled or crashed."""
-        pool, connection, _ = first.begun
         try:
-            pool.fail(connection, error)
+            first.pool.fail(first.connection, error)
         finally:
             self._finish(first)
 
     def _finish(self, first: FirstRequest) -> None:
         self._forget(first)
-        self._note_end()
-        self.end_turn()
+        self._free_slots += 1
+        if self._queues:
+            self._serve()
+        if self.closed:
+            self._note_end()
 
     def _forget(self, first: FirstRequest) -> None:
         self._begun.discard(first)
-        timer, first.timer = first.timer, None
-        if timer is not None:
-            timer.cancel()
+        if first.timer is not None:
+            first.timer.cancel()
+            first.timer = None
 
     def _set_timer(self, first: FirstRequest, seconds: float) -> None:
         first.timer = RunningTimer(self.clock, seconds, first.deadline_at, first.expire)
@@ -356,7 +360,9 @@ class Engine:
         elif self._sweep is not None:
             left -= min(self.now() - first.sent_at, self._sweep.interval)
         self._forget(first)
-        return await self._bounded(self.transport.receive(first.begun), max(0.0, left), first.deadline_at)
+        return await self._bounded(
+            self.transport.receive((first.pool, first.connection, first.response)), max(0.0, left), first.deadline_at
+        )
 
     async def _bounded(
         self, response: Awaitable[Answer | None], allowed: float, deadline_at: float

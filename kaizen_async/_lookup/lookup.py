@@ -65,6 +65,7 @@ T = TypeVar("T")
 
 log = logging.getLogger("kaizen_async")
 
+_OK: Final = int(HTTPStatus.OK)
 ROUNDING: Final = 0.001
 """Seconds by which a deadline may exceed the client's and still be the same."""
 EXCUSED_PER_RETRY: Final = 2
@@ -226,10 +227,12 @@ class Lookups(Generic[T]):
                 return shared
         followers: list[asyncio.Future[Outcome[T] | None]] = []
         self._followers[execution_id] = followers
-        if self._on_event is not None:
+        is_watched = self._on_event is not None
+        if is_watched:
             self._contexts[execution_id] = copy_context()
-        self._counters.lookups += 1
-        self._counters.in_progress += 1
+        counters = self._counters
+        counters.lookups += 1
+        counters.in_progress += 1
         self._health.lookups += 1
         started = self._now()
         outcome: Outcome[T] | None = None
@@ -238,9 +241,14 @@ class Lookups(Generic[T]):
         # this short way first, on which nothing is prepared for what may go wrong. If something is in the way, or does
         # go wrong, `_complete` takes over, with the request that was sent, as if there were no short way.
         try:
-            first = self._begin(execution_id, deadline_at, on_turn)
-            if first is not None and (answer := await first.begun.response) is not None:
-                outcome = self._found(execution_id, first, answer)
+            if not is_watched and self._hedging is None:
+                first = self.engine.begin(self._url, request_body(execution_id), self._health, started, deadline_at)
+            if first is not None:
+                counters.attempts += 1
+                if on_turn is not None:
+                    on_turn()
+                if (answer := await first.response) is not None:
+                    outcome = self._found(execution_id, first, answer)
             if outcome is None:
                 is_patient = deadline_at - started > self._deadline + ROUNDING
                 call = Call(execution_id, deadline_at, on_turn, on_back_off, is_patient=is_patient, first=first)
@@ -250,49 +258,39 @@ class Lookups(Generic[T]):
             if first is not None:
                 self._abandon(first, error)
             if isinstance(error, asyncio.CancelledError):
-                self._counters.cancelled += 1
+                counters.cancelled += 1
             else:
-                self._counters.failed += 1
+                counters.failed += 1
             raise
         else:
             return outcome
         finally:
-            self._counters.in_progress -= 1
+            counters.in_progress -= 1
             del self._followers[execution_id]
-            if self._on_event is not None:
+            if is_watched:
                 del self._contexts[execution_id]
             for follower in followers:
                 if not follower.done():
                     follower.set_result(outcome)
 
-    def _begin(self, execution_id: str, deadline_at: float, on_turn: Callable[[], None] | None) -> FirstRequest | None:
-        """Send the first request if nothing stands in the way, and nobody listens to events."""
-        if self._on_event is not None or self._hedging is not None:
-            return None
-        first = self.engine.begin(self._url, request_body(execution_id), self._health, deadline_at)
-        if first is not None:
-            self._counters.attempts += 1
-            if on_turn is not None:
-                on_turn()
-        return first
-
     def _found(self, execution_id: str, first: FirstRequest, answer: Answer) -> Outcome[T] | None:
         """Return the outcome if the response to the first request is the record, and all is done; otherwise None."""
-        if answer.status != HTTPStatus.OK or len(answer.body) > LARGE_RESPONSE:  # large ones take turns in `receive`
+        status, _, body = answer
+        if status != _OK or len(body) > LARGE_RESPONSE:  # large ones take turns in `receive`
             return None
         try:
-            record = self.endpoint.decode(answer.body, execution_id)
+            record = self.endpoint.decode(body, execution_id)
         except DecodeError:
             return None
-        _note(execution_id, "%s: attempt %d got the record", 1, attempt=1)
+        if log.isEnabledFor(logging.DEBUG):
+            _note(execution_id, "%s: attempt %d got the record", 1, attempt=1)
         now = self._now()
         elapsed = now - first.sent_at
         outcome = Found(execution_id, record, None, 1, elapsed, self.engine.transport.request_id(answer))
-        self._received.put(self.endpoint, execution_id, record, now, answer.body)
+        self._received.put(self.endpoint, execution_id, record, now, body)
         self._health.accepted(first.number)
         self.engine.end(first, now)
-        self._counters.note_attempt(elapsed, answer.status)
-        self._counters.succeeded += 1
+        self._counters.note_success(elapsed)
         return outcome
 
     def _abandon(self, first: FirstRequest, error: BaseException) -> None:

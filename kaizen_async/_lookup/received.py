@@ -1,10 +1,9 @@
 """The records that a client has received lately, for callers to whom one of some seconds ago is good enough."""
 
-from collections import OrderedDict
 from typing import Any, Final
 
-MOST_BYTES: Final = 24 * 1024 * 1024
-"""Memory that all of them may take, about."""
+MOST_BYTES: Final = 12 * 1024 * 1024
+"""Memory that the records of one generation may take, about."""
 
 _SMALL_BODY: Final = 2048
 _MOST_PER_BYTE: Final = 24
@@ -26,16 +25,22 @@ def _estimated_weight(body: bytes) -> int:
 
 
 class Received:
-    """Remembers the record that was received last for each id; of these, as many as were received last.
+    """Remembers the record that was received last for each id, for the ids that were received last.
+
+    It keeps two generations, because keeping all records in the order of their reception costs more time than a lookup
+    should. A record goes into the newer generation. Once that is full it becomes the older one, and the records of the
+    older one before it are forgotten.
 
     Args:
-        size: How many to remember; 0 for none.
+        size: How many ids to remember; 0 for none.
     """
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._bytes = 0
-        self._records: OrderedDict[tuple[object, str], tuple[Any, float, int]] = OrderedDict()
+        # Each with when it was received, and how many others its generation had then.
+        self._newer: dict[tuple[object, str], tuple[Any, float, int]] = {}
+        self._older: dict[tuple[object, str], tuple[Any, float, int]] = {}
 
     def put(self, endpoint: object, execution_id: str, record: Any, now: float, body: bytes) -> None:
         """Remember a record.
@@ -49,15 +54,18 @@ class Received:
         """
         if not self._size:
             return
-        key = endpoint, execution_id
-        weight = _estimated_weight(body)
-        before = self._records.pop(key, None)
-        self._records[key] = record, now, weight
-        self._bytes += weight - (0 if before is None else before[2])
-        while len(self._records) > self._size or self._bytes > MOST_BYTES:
-            self._bytes -= self._records.popitem(last=False)[1][2]
+        newer = self._newer
+        newer[endpoint, execution_id] = record, now, len(newer)
+        self._bytes += _estimated_weight(body)
+        if len(newer) >= self._size or self._bytes > MOST_BYTES:
+            self._older, self._newer, self._bytes = newer, {}, 0
 
     def get(self, endpoint: object, execution_id: str) -> tuple[Any, float] | None:
         """Return the last record of an id, and the clock's time at which it was received; None if it is not known."""
-        found = self._records.get((endpoint, execution_id))
-        return None if found is None else found[:2]
+        key = endpoint, execution_id
+        found = self._newer.get(key)
+        if found is None:
+            found = self._older.get(key)
+            if found is None or len(self._older) - found[2] + len(self._newer) > self._size:
+                return None
+        return found[:2]

@@ -50,6 +50,7 @@ class Capacity:
         open: Connections that are open or being opened.
         most: How many the address was seen to allow; None if it has not refused one.
         responses: Responses read so far.
+        waiters: What lookups wait for that need a connection.
     """
 
     __slots__ = (
@@ -62,10 +63,10 @@ class Capacity:
         "_responses_before",
         "_shortage",
         "_timer",
-        "_waiters",
         "most",
         "open",
         "responses",
+        "waiters",
     )
 
     def __init__(self) -> None:
@@ -81,7 +82,7 @@ class Capacity:
         self._probe_at = 0.0
         self._probe_delay = _FIRST_PROBE
         self._timer: asyncio.TimerHandle | None = None
-        self._waiters: deque[asyncio.Future[bool]] = deque()
+        self.waiters: deque[asyncio.Future[bool]] = deque()
 
     def add(self) -> bool:
         """Count a connection that is going to be opened; return whether the address is known to allow that many.
@@ -119,8 +120,8 @@ class Capacity:
                 self.wake()
             return
         self.most = None
-        while self._waiters:
-            self._end(self._waiters.popleft(), has_room=False)
+        while self.waiters:
+            self._end(self.waiters.popleft(), has_room=False)
 
     def refused(self, error: Exception, *, is_expected: bool, was_sent: bool = False) -> None:
         """Learn from a connection that could not be opened, or ended before its first response.
@@ -165,7 +166,7 @@ class Capacity:
         self._gap = (self._gap + min(gap, _MOST_RESPONSES)) / 2
         if self.most is not None and self._shortage is None and not self._may_be_limit():
             self.most = None
-            for _ in range(len(self._waiters)):
+            for _ in range(len(self.waiters)):
                 self.wake()
 
     def _may_be_limit(self) -> bool:
@@ -173,8 +174,8 @@ class Capacity:
 
     def wake(self) -> None:
         """Let the first that waits try again."""
-        while self._waiters:
-            if self._end(self._waiters.popleft(), has_room=True):
+        while self.waiters:
+            if self._end(self.waiters.popleft(), has_room=True):
                 return
 
     async def room(self) -> bool:
@@ -182,13 +183,13 @@ class Capacity:
         if self.most is None:
             return self.open > 0
         waiter: asyncio.Future[bool] = self._loop.create_future()
-        self._waiters.append(waiter)
+        self.waiters.append(waiter)
         self._watch()
         try:
             return await waiter
         except asyncio.CancelledError:
-            if waiter in self._waiters:
-                self._waiters.remove(waiter)
+            if waiter in self.waiters:
+                self.waiters.remove(waiter)
             elif not waiter.cancelled():
                 self.wake()  # the turn of this one goes to the next
             raise
@@ -213,7 +214,7 @@ class Capacity:
         """Let one that waits try whether there can be one more by now."""
         self._timer = None
         self.wake()
-        if self._waiters:
+        if self.waiters:
             self._watch()
 
     def _warn(self) -> None:

@@ -19,8 +19,9 @@ from aiohttp.http_exceptions import BadHttpMessage
 
 from kaizen_async._transport.capacity import Capacity
 from kaizen_async._transport.encodings import UnpackError, can_unpack, unpack_small
-from kaizen_async._transport.head import CHUNKED, HeadFields, is_plain_interim, parse_head
+from kaizen_async._transport.head import CHUNKED, Head, is_plain_interim, parse_head
 from kaizen_async._transport.reading import (
+    ERROR_BODY_LIMIT,
     INTERIM_STATUSES,
     MOST_INTERIM,
     Limits,
@@ -45,6 +46,7 @@ _TINY_READ_SIZE: Final = 1024
 _LONGEST_CHUNK_SIZE: Final = 8
 _HEX_DIGITS: Final = frozenset(b"0123456789abcdefABCDEF")
 _INTERIM_START: Final = b"HTTP/1.1 1"
+_NO_HEAD: Final = Head(b"", 0, 0, "")
 
 # What a connection waits for.
 _NOTHING: Final = 0
@@ -95,7 +97,6 @@ class Connection(asyncio.BufferedProtocol):
         "_borrowed",
         "_buffer",
         "_chunk_count",
-        "_coding",
         "_content",
         "_early",
         "_failure",
@@ -113,6 +114,7 @@ class Connection(asyncio.BufferedProtocol):
         "_parser_bytes",
         "_parts",
         "_raw",
+        "_small_body",
         "_stage",
         "_start",
         "_status",
@@ -151,6 +153,7 @@ class Connection(asyncio.BufferedProtocol):
         self._buffer = buffer
         self._head_buffer = buffer[:_HEAD_READ_SIZE]  # more may already be chunks
         self._limits = limits
+        self._small_body = min(limits.body, ERROR_BODY_LIMIT)  # allowed after every status
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
         self._stage = _NOTHING
@@ -161,8 +164,8 @@ class Connection(asyncio.BufferedProtocol):
         self._has_early = handler.should_close  # bytes came before this protocol was in place
         self._missing = self._start = self._status = self._next_chunk = 0
         self._body_size = self._chunk_count = self._interim = self._parser_bytes = 0
-        self._coding = ""
-        self._head = self._packed = b""
+        self._head = _NO_HEAD
+        self._packed = b""
         self._content: aiohttp.StreamReader | None = None
         self._failure: Exception | None = None
         self.address = address
@@ -216,7 +219,7 @@ class Connection(asyncio.BufferedProtocol):
             request: Its bytes.
             now: The loop's time.
         """
-        waiter = self._waiter = self._loop.create_future()
+        waiter = self._waiter = asyncio.Future(loop=self._loop)
         if self.lost:
             self._fail(aiohttp.ClientConnectionResetError("the connection was closed before the request"))
             return waiter
@@ -253,8 +256,9 @@ class Connection(asyncio.BufferedProtocol):
             raise self._failure
         if self._stage == _NOTHING and self._packed:
             packed, self._packed = self._packed, b""
-            body = await unpack_body(self._status, self._coding, packed, self._limits)
-            return Answer(self._status, HeadFields(self._head), body), True
+            head = self._head
+            body = await unpack_body(head.status, head.coding, packed, self._limits)
+            return Answer(head.status, head, body), True
         handler = self.handler
         for _ in range(MOST_INTERIM):
             message, content = await handler.read()
@@ -343,28 +347,27 @@ class Connection(asyncio.BufferedProtocol):
         if end > self._limits.head:
             self._fail(TooLongHeadError())
             return
-        head = data[:end]
-        common = parse_head(head, self._limits.head_lines) if end > 0 else None
-        if common is None or (common[2] and not can_unpack(common[2])):
+        head = parse_head(data[:end], self._limits.head_lines) if end > 0 else None
+        if head is None or (head.coding and not can_unpack(head.coding)):
             self._read_uncommon_head(data, end)
             return
-        self._status, length, self._coding = common
         self._head = head
+        self._status = head.status
         start = end + 4
-        if length == CHUNKED:
+        if head.length == CHUNKED:
             self._stage = _CHUNKS
             self._raw = bytearray(data)
             self._next_chunk = start
             self._chunk_count = self._body_size = 0
             self._read_chunks()
             return
-        missing = start + length - len(data)
-        if missing == 0 and length <= self._body_limit():
-            self._complete(data[start:])
-        elif missing < 0 or length > self._body_limit():
+        missing = start + head.length - len(data)
+        if missing < 0 or (head.length > self._small_body and head.length > self._body_limit()):
             self.out_of_step = missing < 0
             self._raw = bytearray(data)
             self._hand_over()
+        elif missing == 0:
+            self._complete(data[start:])
         else:
             self._stage = _BODY
             self._parts = [data]
@@ -429,23 +432,24 @@ class Connection(asyncio.BufferedProtocol):
         self._complete(body)
 
     def _body_limit(self) -> int:
-        return self._limits.wire if self._coding else self._limits.of_status(self._status)
+        return self._limits.wire if self._head.coding else self._limits.of_status(self._head.status)
 
     def _complete(self, body: bytes) -> None:
         """Unpack a complete body, and wake up the lookup that waits for it."""
-        if self._coding:
+        head = self._head
+        if head.coding:
             try:
-                unpacked = unpack_small(self._coding, body)
+                unpacked = unpack_small(head.coding, body)
             except UnpackError:
-                self._raw = self._raw or bytearray(self._head + b"\r\n\r\n" + body)
+                self._raw = self._raw or bytearray(head.head + b"\r\n\r\n" + body)
                 self._hand_over()
                 return
-            if unpacked is None or len(unpacked) > self._limits.of_status(self._status):
+            if unpacked is None or len(unpacked) > self._limits.of_status(head.status):
                 self._packed = body
                 self._end(None)
                 return
             body = unpacked
-        self._end(Answer(self._status, HeadFields(self._head), body))
+        self._end(Answer(head.status, head, body))
 
     def _end(self, response: Answer | None) -> None:
         """Give out the result of an exchange that was read completely."""

@@ -34,17 +34,78 @@ _LONGEST_REMEMBERED: Final = 256
 _meanings: Final[dict[bytes, int]] = {}
 _statuses: Final[dict[bytes, int]] = {}
 
+_MOST_HEADS: Final = 256
+_LONGEST_HEAD: Final = 1024
+"""Heads that are remembered, and their bytes at most. Responses of one second and one length often have equal heads."""
 
-def parse_head(head: bytes, most_lines: int) -> tuple[int, int, str] | None:  # noqa: C901 - flat, since it is hot
-    """Return status, length of the body (or CHUNKED) and content coding ("" for none); None if a head is not common.
+
+class Head(Mapping[str, str]):
+    """A common head: what it says about the body, and its fields, which are read only when somebody asks for one.
+
+    Field names are looked up without regard to case.
+
+    Attributes:
+        head: Its bytes.
+        status: The status of the response.
+        length: Of the body in bytes; or CHUNKED.
+        coding: The content coding of the body; "" for none.
+        searched_by: Who has searched the fields and found nothing. Equal heads need not be searched again.
+    """
+
+    __slots__ = ("_fields", "coding", "head", "length", "searched_by", "status")
+
+    def __init__(self, head: bytes, status: int, length: int, coding: str) -> None:
+        self.head = head
+        self.status = status
+        self.length = length
+        self.coding = coding
+        self.searched_by: object = None
+        self._fields: dict[str, str] | None = None
+
+    def _read(self) -> dict[str, str]:
+        if self._fields is None:
+            self._fields = {}
+            for line in self.head.split(b"\r\n")[1:]:
+                name, _, value = line.partition(b":")
+                # As aiohttp decodes them, so that a text is the same whichever parser read it.
+                text = value.strip().decode("utf-8", "surrogateescape")
+                self._fields.setdefault(name.decode("latin-1").lower(), text)
+        return self._fields
+
+    def __getitem__(self, name: str) -> str:
+        return self._read()[name.lower()]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._read())
+
+    def __len__(self) -> int:
+        return len(self._read())
+
+
+_heads: Final[dict[bytes, Head]] = {}
+
+
+def parse_head(head: bytes, most_lines: int) -> Head | None:
+    """Return a head, or None if it is not common.
 
     Args:
         head: The bytes before the empty line that ends a head.
         most_lines: Header fields above which a head is not common.
     """
-    lines = head.split(b"\r\n")
-    if len(lines) > most_lines + 1:
+    if head.count(b"\r\n") > most_lines:
         return None
+    parsed = _heads.get(head)
+    if parsed is None:
+        parsed = _parse(head)
+        if parsed is not None and len(head) <= _LONGEST_HEAD:
+            if len(_heads) >= _MOST_HEADS:
+                _heads.clear()
+            _heads[head] = parsed
+    return parsed
+
+
+def _parse(head: bytes) -> Head | None:  # noqa: C901 - flat, since many responses have heads of their own
+    lines = head.split(b"\r\n")
     status_line = lines[0]
     status = _statuses.get(status_line) or _read_status(status_line)
     if status == _UNCOMMON:
@@ -73,7 +134,7 @@ def parse_head(head: bytes, most_lines: int) -> tuple[int, int, str] | None:  # 
             coding = _CODING_NAMES[meaning]
     if chunked == (length >= 0):
         return None
-    return status, CHUNKED if chunked else length, coding
+    return Head(head, status, CHUNKED if chunked else length, coding)
 
 
 def is_plain_interim(lines: list[bytes]) -> bool:
@@ -117,37 +178,3 @@ def _remember(known: dict[bytes, int], line: bytes, meaning: int) -> int:
             known.clear()
         known[line] = meaning
     return meaning
-
-
-class HeadFields(Mapping[str, str]):
-    """The header fields of a head, looked up without regard to case, and read only when somebody asks for one."""
-
-    __slots__ = ("_fields", "_head")
-
-    def __init__(self, head: bytes) -> None:
-        self._head = head
-        self._fields: dict[str, str] | None = None
-
-    @property
-    def head(self) -> bytes:
-        """The bytes of the head."""
-        return self._head
-
-    def _read(self) -> dict[str, str]:
-        if self._fields is None:
-            self._fields = {}
-            for line in self._head.split(b"\r\n")[1:]:
-                name, _, value = line.partition(b":")
-                # As aiohttp decodes them, so that a text is the same whichever parser read it.
-                text = value.strip().decode("utf-8", "surrogateescape")
-                self._fields.setdefault(name.decode("latin-1").lower(), text)
-        return self._fields
-
-    def __getitem__(self, name: str) -> str:
-        return self._read()[name.lower()]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._read())
-
-    def __len__(self) -> int:
-        return len(self._read())

@@ -123,11 +123,8 @@ class Pool:
         idle = target.address.idle
         while idle:
             connection = idle.pop()
-            if (
-                connection.is_usable
-                and now < connection.expires_at
-                and now - connection.idle_since <= self._idle_seconds
-            ):
+            # It is usable otherwise, since `_ended` removes idle connections that were lost or got bytes.
+            if now < connection.expires_at and now - connection.idle_since <= self._idle_seconds:
                 return connection
             self._close(connection)
         return None
@@ -190,18 +187,19 @@ class Pool:
 
     def put(self, connection: Connection, now: float) -> None:
         """Take back a connection; close it if it cannot be used again."""
-        address = connection.address
+        capacity = connection.address.capacity
         if not connection.is_usable or now >= connection.expires_at:
             self._close(connection, works=True)
         elif self.is_shared:
             connection.give_back()
-            address.capacity.remove(works=True)
+            capacity.remove(works=True)
         else:
             connection.idle_since = now
-            address.idle.append(connection)
+            connection.address.idle.append(connection)
             if self._sweeper is None:
                 self._sweeper = self._loop.call_later(self._idle_seconds, self._sweep)
-            address.capacity.wake()
+            if capacity.waiters:
+                capacity.wake()
 
     def discard(self, connection: Connection) -> None:
         """Close a connection that was taken, at once."""

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from kaizen_async._transport.head import HeadFields
+from kaizen_async._transport.head import Head
 from kaizen_async.errors import MESSAGE_LIMIT, printable
 
 REQUEST_ID_HEADERS: Final = (
@@ -43,8 +43,12 @@ class RequestIds:
 
     def of(self, headers: Mapping[str, str]) -> str | None:
         """Return the id of a request; None if its response does not tell."""
-        if isinstance(headers, HeadFields) and self._field.search(headers.head) is None:
-            return None
+        if isinstance(headers, Head):
+            if headers.searched_by is self:
+                return None
+            if self._field.search(headers.head) is None:
+                headers.searched_by = self
+                return None
         for name in self._names:
             text = headers.get(name, "").strip()
             if text:

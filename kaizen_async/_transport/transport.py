@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapp
 from functools import partial
 from random import Random, SystemRandom
 from ssl import SSLContext
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
@@ -164,12 +164,8 @@ class Deliver(Protocol):
         ...
 
 
-class Begun(NamedTuple):
-    """A request that was sent at once, on an idle connection."""
-
-    pool: Pool
-    connection: Connection
-    response: asyncio.Future[Answer | None]
+Begun: TypeAlias = tuple[Pool, Connection, asyncio.Future[Answer | None]]
+"""A request that was sent at once, on an idle connection; and what receives the response."""
 
 
 class Transport:
@@ -331,7 +327,7 @@ class Transport:
     def begin(self, url: URL, body: bytes, now: float) -> Begun | None:
         """Send a request on an idle connection of our own; return None, with nothing sent, if there is none.
 
-        `receive` returns the response. If the future has all of it, that is not needed: `Engine.end` then gives the
+        `receive` returns the response. If the future has all of it, that is not needed: the caller then gives the
         connection back to the pool.
 
         Args:
@@ -340,15 +336,16 @@ class Transport:
             now: The loop's time.
         """
         pool, session = self._pool, self._session
-        if pool is None or pool.is_shared or session is None or _session_init() is not self._init:
+        if pool is None or session is None or not self._owns_session:
             return None
-        if not self._is_direct(session):
+        if aiohttp.ClientSession.__init__ is not self._init or is_patched(session) or session.trace_configs:
             return None
         target = pool.target(url)
         connection = pool.take(target, now)
         if connection is None:
             return None
-        return Begun(pool, connection, connection.exchange(_request(target.head, body), now))
+        request = b"%b%d\r\n\r\n%b" % (target.head, len(body), body)
+        return pool, connection, connection.exchange(request, now)
 
     async def receive(self, begun: Begun) -> Answer | None:
         """Return the response to a request that `begin` sent.

@@ -20,6 +20,8 @@ from scripted_server import (
     run_on,
 )
 
+from kaizen_async._transport.head import parse_head
+
 CASES = 2000
 MOST_CUTS = 120
 
@@ -73,3 +75,16 @@ async def test_a_mock_that_comes_later_gets_the_request(mocked: aioresponses) ->
         await client.instructor_executions.get("c")
         assert list(server.asked) == ["a", "c"]
         mocked.start()
+
+
+def test_an_equal_head_is_read_once_and_others_are_forgotten() -> None:
+    """A server that names every request in the head would otherwise fill the memory."""
+    head = b"HTTP/1.1 200 OK\r\nX-Served: %d\r\nContent-Length: 2"
+    first = parse_head(head % 0, 10)
+    assert first is not None
+    assert (first.status, first.length, first.coding, first["x-served"]) == (200, 2, "", "0")
+    assert parse_head(head % 0, 10) is first
+    assert parse_head(head % 0, 1) is None
+    for number in range(1, 300):
+        parse_head(head % number, 10)
+    assert parse_head(head % 0, 10) is not first
