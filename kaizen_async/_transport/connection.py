@@ -376,8 +376,11 @@ class Connection(asyncio.BufferedProtocol):
 
     def _read_uncommon_head(self, data: bytes, end: int) -> None:
         """Drop an interim response in front of the final one, and leave everything else to aiohttp's parser."""
-        is_interim = is_plain_interim(data[:end].split(b"\r\n") if end >= 0 else data.split(b"\r\n")[:-1])
-        if not data.startswith(_INTERIM_START) or not is_interim:
+        lines = data[:end].split(b"\r\n") if end >= 0 else data.split(b"\r\n")[:-1]
+        is_interim = data.startswith(_INTERIM_START)
+        if is_interim and len(lines) > self._limits.head_lines + 1:
+            self._fail(TooLongHeadError())
+        elif not is_interim or not is_plain_interim(lines):
             self._raw = bytearray(data)
             self._hand_over()
         elif end < 0:

@@ -14,10 +14,7 @@ CHUNKED: Final = -1
 _MOST_LENGTH_DIGITS: Final = 9
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.1 ([2-5][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
 _INTERIM_LINE: Final = re.compile(rb"HTTP/1\.1 1(?!01)[0-9]{2}(?: [\t\x20-\x7e\x80-\xff]*)?")
-_FIELD_LINE: Final = re.compile(
-    rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*"
-    rb"((?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?)[ \t]*"
-)
+_FIELD_LINE: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t\x20-\x7e\x80-\xff]*)")
 _LENGTH: Final = re.compile(rb"[0-9]{1,%d}" % _MOST_LENGTH_DIGITS)
 _WITHOUT_BODY: Final = frozenset({204, 304})
 
@@ -160,7 +157,7 @@ def _meaning(line: bytes) -> int:
     field = _FIELD_LINE.fullmatch(line)
     if field is None:
         return _UNCOMMON
-    name, value = field[1].lower(), field[2].lower()
+    name, value = field[1].lower(), field[2].strip(b" \t").lower()
     if name == b"content-length":
         return int(value) if _LENGTH.fullmatch(value) else _UNCOMMON
     if name == b"connection":

@@ -35,7 +35,9 @@ PROXY_ADVICE: Final = "; check the user and password of the proxy"
 _KEY_ADVICE: Final = "; check api_key or KAIZEN_API_KEY"
 
 _NUMBER: Final = re.compile(r"[0-9]{1,13}(\.[0-9]{1,10})?", re.ASCII)
-_PARAMETER: Final = re.compile(r"[;,\s]*([a-z]+)\s*=\s*([0-9]{1,13})(?![0-9.])", re.ASCII)
+_SECONDS: Final = re.compile(r"[0-9]{1,13}", re.ASCII)
+_LONGEST_QUOTAS: Final = 1024
+"""Characters above which a `RateLimit` header is not read."""
 _UNIX_TIMES: Final = 1e9
 """From here on X-RateLimit-Reset is a Unix time: as seconds to wait it would be 31 years."""
 _UNIX_MILLISECONDS: Final = 1e12
@@ -168,10 +170,12 @@ def parse_reset(headers: Mapping[str, str], now: float, *, is_exhausted: bool) -
 
 def _quotas(headers: Mapping[str, str], now: float) -> Iterator[tuple[float | None, float]]:
     """Yield what is left of each quota, if known, and the seconds until it is filled up again."""
-    combined = headers.get("RateLimit", "")
+    combined = headers.get("RateLimit", "").lower()
+    if len(combined) > _LONGEST_QUOTAS:
+        combined = ""
     is_draft_7 = "reset" in combined
     for policy in [combined] if is_draft_7 else combined.split(","):
-        parameters = dict(_PARAMETER.findall(policy.lower()))
+        parameters = _parameters(policy)
         reset = parameters.get("t", parameters.get("reset"))
         if reset is not None:
             remaining = parameters.get("r", parameters.get("remaining"))
@@ -185,6 +189,12 @@ def _quotas(headers: Mapping[str, str], now: float) -> Iterator[tuple[float | No
                 wait = max(0.0, moment - _sent_at(headers, now))
             left = headers.get(f"{prefix}-Remaining", "").strip()
             yield float(left) if _NUMBER.fullmatch(left) else None, wait
+
+
+def _parameters(policy: str) -> dict[str, str]:
+    """Return the whole numbers in a quota, by their names."""
+    pairs = (part.partition("=") for part in policy.replace(",", ";").split(";"))
+    return {name.strip(): value.strip() for name, _, value in pairs if _SECONDS.fullmatch(value.strip())}
 
 
 def _sent_at(headers: Mapping[str, str], now: float) -> float:

@@ -13,6 +13,7 @@ from typing import Any
 import brotli  # type: ignore[import-untyped]
 import pytest
 from aiohttp import compression_utils
+from multidict import CIMultiDict
 from scripted_server import (
     LOOPS,
     SILENCE,
@@ -30,6 +31,8 @@ from scripted_server import (
 from kaizen_async import InstructorExecution, Outcome, RetryPolicy, TransportError
 from kaizen_async._transport import encodings, session, transport
 from kaizen_async._transport.encodings import MOST_MEMBERS, PIECE, UnpackError
+from kaizen_async._transport.head import is_plain_interim, parse_head
+from kaizen_async._transport.statuses import status_error
 from kaizen_async._transport.wire import Endpoint
 from kaizen_async._waiting.memory import EndedRecords
 
@@ -198,6 +201,39 @@ def test_large_records_are_decoded_in_different_steps(
     monkeypatch.setattr(Endpoint, "decode", noting)
     run_on(loop, main())
     assert len(steps) == len(set(steps)) == 20
+
+
+SPACES = b" " * 1_000_000
+TEXTS = [";" * 1_000_000, "a" * 1_000_000, " " * 1_000_000 + "x", "reset" + "a" * 1_000_000, "t=1," * 250_000]
+
+
+@pytest.mark.parametrize("value", [SPACES + b"\0", SPACES + b"x" + SPACES + b"\0", b"a " * 500_000 + b"\0"])
+def test_a_long_header_line_is_read_in_one_pass(value: bytes) -> None:
+    """The square of its length would be an hour."""
+    line = b"X:" + value
+    parse_head(b"HTTP/1.1 200 OK\r\n" + line, 256)
+    is_plain_interim([b"HTTP/1.1 103 Early Hints", line])
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=lambda text: text[:6])
+@pytest.mark.parametrize("name", ["RateLimit", "RateLimit-Reset", "Retry-After", "Retry-After-Ms", "Date"])
+def test_a_long_header_that_names_a_time_is_read_in_one_pass(name: str, text: str) -> None:
+    """The square of its length would be an hour."""
+    error = status_error(429, CIMultiDict({"Retry-After": "x", name: text}), b"", retried=(), now=0.0)
+    assert error.retry_after is None
+
+
+@everywhere
+def test_an_interim_response_has_no_more_lines_than_a_final_one(loop: str) -> None:
+    """Its lines are looked at again whenever more of them come."""
+
+    async def main() -> None:
+        for end in (b"", b"\r\n"):
+            outcome = await met([b"HTTP/1.1 103 Early Hints\r\n" + b"a:\r\n" * 300 + end, SILENCE], retry=ONCE)
+            assert isinstance(outcome.error, TransportError)
+            assert "max_header_lines" in outcome.error.reason
+
+    run_on(loop, main())
 
 
 def test_a_record_with_much_json_is_not_remembered() -> None:
