@@ -152,12 +152,15 @@ async def test_an_error_is_answered_with_the_right_status(
 async def test_a_watch_sends_states_and_changes_and_says_when_all_have_ended(
     emulator: KaizenEmulator, dashboard: Dashboard, http: aiohttp.ClientSession
 ) -> None:
-    """An execution that cannot be looked up is told as such, and disturbs no other."""
+    """The page shows the error of an execution that cannot be looked up, and goes on watching the others."""
     emulator.add("exec_1", Life.of(("Enqueued", 0), ("Zorp", 1), ("Completed", 2)))
     events = await watched(http, dashboard, "exec_1", "nobody")
     rows = [data for name, data in events if name == "change"]
     statuses = [row["execution"]["status"] for row in rows if row["id"] == "exec_1"]
-    assert statuses[0] in {"Enqueued", "Zorp"}
+    life = ["Enqueued", "Zorp", "Completed"]  # a busy machine may miss some
+    assert statuses == [status for status in life if status in statuses], (
+        "in the order of its life; a busy machine may miss some"
+    )
     assert statuses[-1] == "Completed"
     assert [row["error"] is None for row in rows if row["id"] == "nobody"] == [False]
     assert events[-1] == ("done", 2)
