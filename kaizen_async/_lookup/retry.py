@@ -1,4 +1,4 @@
-"""When a failed attempt is followed by another. tenacity runs the loop; it stays in this file.
+"""When a failed attempt is followed by another. tenacity decides that; it stays in this file.
 
 A lookup only reads: sending it twice is safe, whatever became of the first. That one fact is why this library may
 retry, share one request between callers who ask for the same id, and poll.
@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from random import Random
 from typing import Any, Final, TypeGuard, TypeVar, cast
 
-from tenacity import AsyncRetrying, Future, RetryCallState
+from tenacity import DoAttempt, DoSleep, Future, RetryCallState, Retrying
 from tenacity.retry import retry_if_result
 
 from kaizen_async._lookup.health import Health
@@ -55,10 +55,6 @@ class Retrier:
             sleep: Waits between attempts; may raise to end the call.
             before_sleep: Called with the error and the seconds before each wait.
         """
-        made: list[KaizenError] = [first]
-
-        async def replay_then_attempt() -> T | KaizenError:
-            return made.pop() if made else await attempt()
 
         def wait(state: RetryCallState) -> float:
             return self._wait(_failure(state), spent(), policy)
@@ -69,20 +65,30 @@ class Retrier:
             failure.gave_up = reason
             return reason is not None
 
-        retrying = AsyncRetrying(
-            sleep=sleep,
+        # tenacity's own loop for coroutines inspects every callback at every step, which costs more than the request.
+        retrying = Retrying(
             wait=wait,
             stop=stop,
             retry=retry_if_result(self.is_worth_retrying),
             before_sleep=lambda state: before_sleep(_failure(state), state.upcoming_sleep),
             retry_error_callback=_failure,
         )
+        retrying.begin()
+        state = RetryCallState(retrying, None, (), {})
+        state.set_result(first)
         try:
-            result: T | KaizenError = await retrying(replay_then_attempt)
+            while True:
+                step = retrying.iter(state)
+                if isinstance(step, DoAttempt):
+                    state.set_result(await attempt())
+                elif isinstance(step, DoSleep):
+                    state.prepare_for_next_attempt()
+                    await sleep(step)
+                else:
+                    return cast("T | KaizenError", step)
         finally:
             # tenacity's state refers to itself by way of its actions: without this, only the cycle collector frees it.
             retrying.iter_state.reset()
-        return result
 
     def is_worth_retrying(self, result: object) -> TypeGuard[KaizenError]:
         """Return whether another attempt may lead to another result."""
