@@ -42,6 +42,7 @@ import msgspec
 from kaizen_async._records.base import Part, Record, linked
 from kaizen_async._records.schema import NULL_IS_UNDOCUMENTED, status_schema
 from kaizen_async._records.tolerance import MOST_PARTS
+from kaizen_async._transport.withhold import shows_a_secret
 from kaizen_async.errors import MESSAGE_LIMIT
 
 T = TypeVar("T")
@@ -79,7 +80,8 @@ class StatusEnum(StrEnum):
             member._name_ = member._value_ = value
             if value and len(_unknown_members) < _UNKNOWN_LIMIT and len(value) <= MESSAGE_LIMIT:
                 _unknown_members[cls, value] = member
-                shown = value if _WORDS.fullmatch(value) else f"a text of {len(value)} characters"
+                is_plain = _WORDS.fullmatch(value) and not shows_a_secret(value)
+                shown = value if is_plain else f"a text of {len(value)} characters"
                 log.warning("unknown %s: %s; a newer kaizen_async may have a name for it", cls.__name__, shown)
         return member
 

@@ -190,7 +190,7 @@ async def _by_aiohttp(handler: ResponseHandler) -> Read:
 
 
 async def _by_us(connection: Connection) -> Read:
-    answer = await connection.exchange(b"", 0.0)
+    answer = await connection.exchange(b"", b"", 0.0)
     if answer is None:
         answer, _ = await connection.finish()
     return Read(answer.status, answer.body)

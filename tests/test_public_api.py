@@ -264,8 +264,8 @@ LAYERS = [
     ],
     ["_records.weight"],
     ["_records.base", "_transport.encodings", "_transport.head", "_transport.proxies", "_transport.resolver"],
-    ["_records.schema", "_records.tolerance", "_transport.response"],
-    ["errors", "_transport.trace", "_transport.withhold"],
+    ["_records.schema", "_records.tolerance", "_transport.response", "_transport.trace"],
+    ["errors", "_transport.withhold"],
 ]
 """The modules, each importing only from rows below its own. The way of a lookup runs from top to bottom."""
 

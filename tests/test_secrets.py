@@ -9,12 +9,14 @@ import io
 import logging
 import ssl
 import sys
+import traceback
 import urllib.parse
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import aiohttp
 import pytest
@@ -24,6 +26,7 @@ from aiohttp.resolver import ThreadedResolver
 from callers import CALLERS, Caller
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.sdk.trace import TracerProvider
 from scripted_server import (
     CLOSE,
     LOOPS,
@@ -53,6 +56,7 @@ from kaizen_async import (
     RetryPolicy,
     StatusError,
 )
+from kaizen_async.otel import Telemetry
 
 KEY = "sk-live-4eC39HqLyjWDarjtT1zdp7dc"
 WITHHELD = "***"
@@ -126,6 +130,7 @@ def said_back(text: bytes) -> dict[str, Play]:
         "HTML": lambda _: [response(f"<p>{html.escape(spelled)}</p>".encode(), 403)],
         "base64": lambda _: [response({"message": base64.b64encode(b"Bearer " + text).decode()}, 400)],
         "a URL": lambda _: [response({"error": urllib.parse.quote(spelled, safe="")}, 400)],
+        "capitals": lambda _: [response({"message": spelled.upper()}, 401)],
         "a status": lambda _: [response(record("bad", status=spelled, startTime=1))],
     }
 
@@ -155,6 +160,52 @@ def test_a_key_that_a_server_says_back_is_withheld(case: str, verb: Verb, loop: 
     if isinstance(error, (StatusError, DecodeError)):
         assert KEY.encode() not in error.body
         assert escaped(KEY) not in error.body
+
+
+NAMED = {
+    "as it is": KEY,
+    "in a URL": "".join(f"%{ord(char):02x}" for char in KEY),
+    "in HTML": "".join(f"&#{ord(char)};" for char in KEY),
+    "in JSON": "".join(f"\\u{ord(char):04x}" for char in KEY),
+    "base64": base64.b64encode(f"Bearer {KEY}".encode()).decode(),
+    "base64 for URLs": base64.urlsafe_b64encode(KEY.encode()).decode(),
+    "hexadecimal": KEY.encode().hex(),
+}
+
+
+@everywhere
+@pytest.mark.parametrize("spelled", NAMED.values(), ids=NAMED)
+def test_a_key_in_place_of_a_request_id_is_withheld(spelled: str, loop: str) -> None:
+    """It would stand in outcomes and events, and from there in logs. The id of a real request stays."""
+    events: list[Any] = []
+
+    def play(request: Request) -> Script:
+        return [response(record(request.id), 200, {"X-Request-Id": spelled if request.id == "bad" else "7f3c-4eC3"})]
+
+    async def main() -> None:
+        async with ScriptedServer(play) as server, client_for(server, api_key=KEY, on_event=events.append) as client:
+            bad, good = await client.instructor_executions.get_many(["bad", "good"])
+            assert (bad.request_id, good.request_id) == (None, "7f3c-4eC3")
+            assert spelled not in repr(events)
+
+    run_on(loop, main())
+
+
+@everywhere
+def test_a_key_in_place_of_a_status_is_not_logged(loop: str, emitted: list[str]) -> None:
+    """New statuses are, and a key of letters looks like one."""
+    letters, status = f"sk-live-abcdefgh-{loop}", f"Zorping {loop}"  # each is logged once in a process
+
+    def play(request: Request) -> Script:
+        return [response(record(request.id, status=letters if request.id == "bad" else status))]
+
+    async def main() -> None:
+        async with ScriptedServer(play) as server, client_for(server, api_key=letters) as client:
+            assert all(outcome.ok for outcome in await client.instructor_executions.get_many(["bad", "good"]))
+
+    run_on(loop, main())
+    assert not [text for text in emitted if letters in text]
+    assert [text for text in emitted if f"unknown ExecutionStatus: {status}" in text]
 
 
 @everywhere
@@ -290,6 +341,58 @@ def test_what_a_middleware_of_a_session_quotes_is_withheld(loop: str) -> None:
             with pytest.raises(KaizenError, match=r"RuntimeError: bad header: Bearer \*\*\*") as caught:
                 await client.instructor_executions.get("a")
             assert KEY not in traces_of(caught.value)
+
+    run_on(loop, main())
+    logging.getLogger(__name__).debug("refused")
+
+
+def with_a_note(key: str) -> Exception:
+    """Return an error that quotes the key in a note."""
+    error = RuntimeError("no")
+    error.add_note(f"sent {key}")
+    return error
+
+
+def with_a_group(key: str) -> Exception:
+    """Return an error that quotes the key in the cause of an error of a group."""
+    inner = ValueError("no")
+    inner.__cause__ = KeyError(key)
+    return ExceptionGroup("several", [ValueError("no"), inner])
+
+
+def with_a_circle(key: str) -> Exception:
+    """Return an error whose chain has no end."""
+    error, other = RuntimeError("no"), ValueError(key)
+    error.__context__, other.__context__ = other, error
+    return error
+
+
+def without_a_text(key: str) -> Exception:
+    """Return an error that cannot be written."""
+
+    class WordlessError(Exception):
+        def __str__(self) -> str:
+            raise ValueError(key)
+
+    return WordlessError()
+
+
+@everywhere
+@pytest.mark.parametrize("make", [with_a_note, with_a_group, with_a_circle, without_a_text])
+def test_an_error_of_any_shape_that_quotes_the_key_is_withheld(make: Callable[[str], Exception], loop: str) -> None:
+    """A traceback shows notes, groups and chains too."""
+
+    async def refuse(request: aiohttp.ClientRequest, _: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        raise make(str.__str__(request.headers["Authorization"]))
+
+    async def main() -> None:
+        async with (
+            aiohttp.ClientSession(middlewares=[refuse]) as session,
+            KaizenClient(KEY, base_url="http://127.0.0.1:9", session=session) as client,
+        ):
+            with pytest.raises(KaizenError, match="the session raised") as caught:
+                await client.instructor_executions.get("a")
+            assert KEY not in "".join(traceback.format_exception(caught.value))
 
     run_on(loop, main())
     logging.getLogger(__name__).debug("refused")
@@ -497,6 +600,64 @@ def test_no_frame_of_a_lookup_holds_the_key(passed_in: bool, loop: str) -> None:
                 assert KEY not in repr(getattr(inner, "__dict__", inner)), type(inner)
 
     run_on(loop, main())
+
+
+@everywhere
+@pytest.mark.parametrize("is_patched", [False, True], ids=["own connection", "patched aiohttp"])
+def test_no_frame_of_a_request_in_flight_holds_the_key(
+    is_patched: bool, loop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cancellation leaves from the deepest frame. Telemetry adds headers, and a tracer makes `session.post` send."""
+    send = aiohttp.ClientSession._request
+
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        return send(*args, **kwargs)
+
+    if is_patched:
+        monkeypatch.setattr(aiohttp.ClientSession, "_request", traced)
+
+    async def main() -> None:
+        telemetry = Telemetry(TracerProvider())
+        async with (
+            ScriptedServer(lambda _: [SILENCE]) as server,
+            client_for(server, api_key=KEY, on_event=telemetry) as client,
+        ):
+            lookup = asyncio.ensure_future(client.instructor_executions.get("a"))
+            await server.until(lambda: bool(server.requests))
+            lookup.cancel()
+            with pytest.raises(asyncio.CancelledError) as caught:
+                await lookup
+            assert KEY not in variables_of(caught.value)
+
+    run_on(loop, main())
+    logging.getLogger(__name__).debug("cancelled")
+
+
+@everywhere
+def test_no_frame_of_a_request_that_cannot_be_written_holds_the_key(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole request passes through the frame that writes it."""
+
+    async def main() -> None:
+        async with ScriptedServer() as server, client_for(server, api_key=KEY) as client:
+            await client.instructor_executions.get("a")
+            (connection,) = next(iter(client._engine.transport._pool._addresses.values())).idle
+            transport = Mock(wraps=connection.transport)
+            transport.write.side_effect = ZeroDivisionError
+            connection.transport = transport
+            with pytest.raises(ZeroDivisionError) as caught:
+                await client.instructor_executions.get("b")
+            assert KEY not in variables_of(caught.value)
+
+    run_on(loop, main())
+
+
+def variables_of(error: BaseException) -> str:
+    """Return the local variables of our frames in a traceback; frames of others may lie deeper."""
+    package = str(Path(sys.modules["kaizen_async"].__file__ or "").parent)
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    ours = [frame.f_locals for frame in frames if frame.f_code.co_filename.startswith(package)]
+    assert ours
+    return repr(ours)
 
 
 def objects_behind(client: KaizenClient) -> list[object]:

@@ -18,7 +18,7 @@ from yarl import URL
 from kaizen_async._lookup.health import Health
 from kaizen_async._transport.capacity import NoConnectionError
 from kaizen_async._transport.connection import Connection, ExpiredError
-from kaizen_async._transport.failures import without_frames
+from kaizen_async._transport.failures import text_of, without_frames
 from kaizen_async._transport.key import RotatingKey
 from kaizen_async._transport.pool import Pool
 from kaizen_async._transport.response import Answer
@@ -276,7 +276,7 @@ class Engine:
         try:
             await limiter()
         except Exception as error:  # noqa: BLE001 - it is the caller's code, often with a network behind it
-            failure = TransportError(f"not sent: the limiter failed: {type(error).__name__}: {quoted(str(error))}")
+            failure = TransportError(f"not sent: the limiter failed: {type(error).__name__}: {quoted(text_of(error))}")
             return self.transport.failed(failure, error)
         finally:
             self.clock.release()

@@ -1,8 +1,9 @@
 """aiohttp's errors, and what becomes of them: one of ours, that shows no secret and keeps nothing alive."""
 
 import errno
+from collections.abc import Callable, Iterator
 from ssl import SSLCertVerificationError
-from typing import Final
+from typing import Final, cast
 
 import aiohttp
 from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError, LineTooLong
@@ -65,22 +66,39 @@ def shortage(error: BaseException) -> int | None:
 
 def without_frames(error: BaseException) -> BaseException:
     """Return an error whose chain refers to no frame: frames hold headers, sockets and, in a cycle, the error."""
-    link: BaseException | None = error
-    seen: set[int] = set()
-    while link is not None and id(link) not in seen:
-        seen.add(id(link))
+    for link in _chain(error):
         link.__traceback__ = None
-        link = link.__cause__ or link.__context__
     return error
 
 
-def said_by(error: BaseException | None) -> str:
-    """Return what an error and its causes say. aiohttp's quote what they could not parse, cut off somewhere."""
-    said = ""
-    while error is not None:
-        said += f"{error} {error!r}"
-        error = error.__cause__ or error.__context__
-    return said
+def said_by(error: BaseException) -> str:
+    """Return what an error and its causes say, and the notes on them. aiohttp's quote what they could not parse."""
+    said: list[str] = []
+    for link in _chain(error):
+        said += [text_of(link), text_of(link, repr), *map(str, getattr(link, "__notes__", ()))]
+    return " ".join(said)
+
+
+def text_of(error: BaseException, spell: Callable[[BaseException], str] = str) -> str:
+    """Return the text of an error, or nothing if its class fails to give one."""
+    try:
+        return spell(error)
+    except Exception:  # noqa: BLE001 - the error is another's, and may raise anything here
+        return ""
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, its causes, what it was raised in the handling of, and the errors of a group; each once."""
+    seen: set[int] = set()
+    todo: list[BaseException | None] = [error]
+    while todo:
+        link = todo.pop()
+        if link is not None and id(link) not in seen:
+            seen.add(id(link))
+            yield link
+            todo += [link.__cause__, link.__context__]
+            if isinstance(link, BaseExceptionGroup):
+                todo += cast("BaseExceptionGroup[BaseException]", link).exceptions
 
 
 def one_line(text: str) -> str:

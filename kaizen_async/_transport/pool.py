@@ -32,7 +32,7 @@ class Target:
 
     __slots__ = ("address", "head", "request", "signature")
 
-    def __init__(self, request: aiohttp.ClientRequest, head: bytes, address: Address, signature: object) -> None:
+    def __init__(self, request: aiohttp.ClientRequest, head: SecretBytes, address: Address, signature: object) -> None:
         self.request = request
         self.head = head
         self.address = address

@@ -23,6 +23,7 @@ from kaizen_async._transport.proxies import Proxy
 from kaizen_async._transport.reading import MOST_INTERIM, Limits, pause_for_others, read_body
 from kaizen_async._transport.response import Answer
 from kaizen_async._transport.trace import current_trace
+from kaizen_async._transport.withhold import Secret
 
 TESTED_VERSIONS: Final = frozenset({"3.14"})
 
@@ -222,6 +223,7 @@ def _route(session: aiohttp.ClientSession, url: URL, headers: dict[str, str], pr
     if key is None or not session.trust_env:
         return {"headers": headers}
     # aiohttp refuses a header beside what ~/.netrc says. So the key is set later, in place of that.
+    key = Secret(key)
     others = {name: value for name, value in headers.items() if name != "Authorization"}
 
     async def set_key(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
@@ -230,6 +232,10 @@ def _route(session: aiohttp.ClientSession, url: URL, headers: dict[str, str], pr
 
     own = vars(session).get("_middlewares", ())
     return {"headers": others, "middlewares": (*own, set_key)}
+
+
+def _plain(headers: dict[str, str]) -> dict[str, str]:
+    return {name: str.__str__(value) for name, value in headers.items()}
 
 
 async def post(
@@ -248,8 +254,6 @@ async def post(
     trace = current_trace.get()
     if trace is not None:
         headers = {**headers, **trace.headers}
-    if is_patched(session):
-        headers = {name: str.__str__(value) for name, value in headers.items()}  # a recorder stores only plain text
     guard = Guard(limits)
     data = _Body(body)
     data.guard = guard
@@ -266,7 +270,8 @@ async def post(
                 max_line_size=limits.head,
                 max_field_size=limits.head,
                 max_headers=limits.head_lines,
-                **_route(session, url, headers, proxy),
+                # A recorder stores only plain text. No variable here holds it, because error reports show variables.
+                **_route(session, url, _plain(headers) if is_patched(session) else headers, proxy),
             ) as response:
                 if trace is not None:
                     trace.note(response.status, response.connection and response.connection.transport)

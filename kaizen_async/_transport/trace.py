@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any, Final
 
+from kaizen_async._transport.withhold import SecretBytes
+
 _UNSAFE: Final = frozenset(map(chr, (*range(0x20), 0x7F)))
 
 
@@ -37,11 +39,11 @@ class RequestTrace:
             case _:  # of a Unix socket it is a path
                 pass
 
-    def put_into(self, head: bytes) -> bytes:
+    def put_into(self, head: SecretBytes) -> SecretBytes:
         """Return the head of a request with the headers before its last line, which is not complete yet."""
-        start, _, last = head.rpartition(b"\r\n")
+        start, _, last = map(SecretBytes, head.rpartition(b"\r\n"))
         lines = "".join(f"\r\n{name}: {value}" for name, value in self.headers.items()).encode("latin-1", "replace")
-        return b"%b%b\r\n%b" % (start, lines, last)
+        return SecretBytes(b"%b%b\r\n%b" % (start, lines, last))
 
 
 current_trace: ContextVar[RequestTrace | None] = ContextVar("kaizen_async_trace", default=None)

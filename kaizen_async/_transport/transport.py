@@ -24,7 +24,7 @@ from yarl import URL
 from kaizen_async._transport.capacity import Capacity, NoConnectionError
 from kaizen_async._transport.connection import Connection, ExpiredError
 from kaizen_async._transport.encodings import OFFERED, UnpackError
-from kaizen_async._transport.failures import one_line, said_by, shortage, translate, without_frames
+from kaizen_async._transport.failures import one_line, said_by, shortage, text_of, translate, without_frames
 from kaizen_async._transport.pool import Pool
 from kaizen_async._transport.proxies import Proxy
 from kaizen_async._transport.reading import Limits, TooLargeError, TooLongHeadError, is_success
@@ -317,7 +317,7 @@ class Transport:
             return None
         trace = current_trace.get()
         head = target.head if trace is None else trace.put_into(target.head)
-        response = connection.exchange(_request(head, body), pool.now())
+        response = connection.exchange(head, body, pool.now())
         try:
             return await self._receive(pool, connection, response)
         finally:
@@ -344,8 +344,7 @@ class Transport:
         connection = pool.take(target, now)
         if connection is None:
             return None
-        request = b"%b%d\r\n\r\n%b" % (target.head, len(body), body)
-        return pool, connection, connection.exchange(request, now)
+        return pool, connection, connection.exchange(target.head, body, now)
 
     async def receive(self, begun: Begun) -> Answer | None:
         """Return the response to a request that `begin` sent.
@@ -467,7 +466,7 @@ class Transport:
         """Return the error for what none of our own sessions raises."""
         if self._owns_session:
             raise error
-        reason = f"the session raised {type(error).__name__}: {one_line(str(error))}"
+        reason = f"the session raised {type(error).__name__}: {one_line(text_of(error))}"
         return self.failed(TransportError(reason, retryable=False), error)
 
     def failed(self, failure: KaizenError, cause: Exception) -> KaizenError:
@@ -569,10 +568,6 @@ class Transport:
         """Close the session if it is our own. Safe to call twice."""
         if self._holder is not None:
             await self._holder.aclose()
-
-
-def _request(head: bytes, body: bytes) -> bytes:
-    return b"%b%d\r\n\r\n%b" % (head, len(body), body)
 
 
 def _session_init() -> Any:

@@ -6,10 +6,13 @@ searched for parts of the key, in every spelling below, and none of them is show
 
 import base64
 import re
+import string
+import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from html.entities import html5
 from typing import Any, Final, SupportsIndex
+from weakref import WeakSet
 
 WITHHELD: Final = "***"
 """Stands where the API key would."""
@@ -30,7 +33,14 @@ _ESCAPED: Final = re.compile(
 )
 _HEXADECIMAL: Final = {"json", "repr", "url", "hex"}
 _URL_ALPHABET: Final = str.maketrans("-_", "+/")
-_LOWER: Final = str.maketrans("ABCDEF", "abcdef")
+_FOR_URLS: Final = str.maketrans("+/", "-_")
+_LOWER: Final = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
+_BLOCK: Final = 4
+"""Characters of the blocks that a secret is divided into. A text without any of them shows no part that tells."""
+
+_alive: Final[WeakSet["Withholder"]] = WeakSet()
+_lock: Final = threading.Lock()
+"""Guards `_alive`, because clients live in any thread."""
 
 
 class Secret(str):
@@ -64,11 +74,20 @@ class Withholder:
         secret: What must not be shown; empty for nothing.
     """
 
-    __slots__ = ("_encoded", "_plain")
+    __slots__ = ("__weakref__", "_blocks", "_encoded", "_plain")
 
     def __init__(self, secret: str) -> None:
-        self._plain = {secret, _unescaped(secret)[0]} - {""}
+        self._plain = {text.translate(_LOWER) for text in (secret, _unescaped(secret)[0]) if text}
         self._encoded = [] if len(secret) < _TELLING else _encodings(secret.encode())
+        spellings = [*self._plain, *(encoded.translate(_LOWER) for encoded, _, _ in self._encoded)]
+        self._blocks = {
+            block
+            for spelling in spellings
+            for start in range(0, max(len(spelling) - _BLOCK, 0) + 1, _BLOCK)
+            for block in (spelling[start : start + _BLOCK], spelling[start : start + _BLOCK].translate(_FOR_URLS))
+        }
+        with _lock:
+            _alive.add(self)
 
     def __repr__(self) -> str:
         return f"<Withholder {WITHHELD}>"
@@ -86,8 +105,11 @@ class Withholder:
         return "".join([*shown, said[shown_to:]])
 
     def stands_in(self, said: str) -> bool:
-        """Return whether a text shows the secret unescaped. It is quick, for what every response brings."""
-        return any(next(_parts(said, secret, _TELLING), None) is not None for secret in self._plain)
+        """Return whether a text shows the secret. It is quick, for what every response brings."""
+        lower = said.lower()
+        has_block = bool([block for block in self._blocks if block in lower])
+        is_escaped = "\\" in said or "%" in said or "&" in said
+        return (has_block or is_escaped) and self.text(said) != said
 
     def body(self, said: bytes) -> bytes:
         """Return bytes without the secret."""
@@ -96,13 +118,21 @@ class Withholder:
     def _places(self, said: str) -> Iterator[tuple[int, int]]:
         """Return the starts and ends of what shows the secret."""
         unescaped, place = _unescaped(said)
+        as_said, as_meant = said.translate(_LOWER), unescaped.translate(_LOWER)
         for secret in self._plain:
-            yield from _parts(said, secret, _TELLING)
-            for start, end in _parts(unescaped, secret, _TELLING):
+            yield from _parts(as_said, secret, _TELLING)
+            for start, end in _parts(as_meant, secret, _TELLING):
                 yield place(start), place(end)
         for secret, telling, alphabet in self._encoded:
             for start, end in _parts(unescaped.translate(alphabet), secret, telling):
                 yield place(start), place(end)
+
+
+def shows_a_secret(said: str) -> bool:
+    """Return whether a text shows a secret of any client of this process."""
+    with _lock:
+        withholders = list(_alive)
+    return any(withholder.stands_in(said) for withholder in withholders)
 
 
 def _encodings(secret: bytes) -> list[tuple[str, int, dict[int, int]]]:

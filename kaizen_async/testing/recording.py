@@ -117,11 +117,10 @@ class Recorder:
         return answer.response()
 
     def _note(self, path: str, body: bytes, answer: Answer, authorization: str) -> None:
-        shown = Withholder(authorization.removeprefix("Bearer ")).body(answer.body)
-        line = _Line(
-            path, _id_in(body), round(time.monotonic() - self._started, 3), answer.status, dict(answer.headers)
-        )
-        _put_body(line, shown)
+        withholder = Withholder(authorization.removeprefix("Bearer "))
+        headers = {name: withholder.text(value) for name, value in answer.headers.items()}
+        line = _Line(path, _id_in(body), round(time.monotonic() - self._started, 3), answer.status, headers)
+        _put_body(line, withholder.body(answer.body))
         with self._file.open("ab") as file:
             file.write(_line_encoder.encode(line) + b"\n")
 

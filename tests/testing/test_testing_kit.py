@@ -408,7 +408,12 @@ async def test_responses_are_recorded_and_replayed(tmp_path: Path) -> None:
     file = tmp_path / "bug.jsonl"
     async with KaizenEmulator(api_key="secret-key") as real:
         real.add("exec_1", Life.running())
-        real.faults.next(Fault.status(503, headers={"Retry-After": "0"}, body=b"key secret-key \xff"), id="exec_2")
+        real.faults.next(
+            Fault.status(
+                503, headers={"Retry-After": "0", "X-RateLimit-For": "secret-key"}, body=b"key secret-key \xff"
+            ),
+            id="exec_2",
+        )
         real.faults.next(Fault.html_502(), id="exec_3")
         real.faults.next(Fault.reset(), id="exec_4")
         async with (

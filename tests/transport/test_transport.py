@@ -472,7 +472,7 @@ async def test_a_connection_lost_before_the_request_is_told_from_one_lost_under_
         connection = sender._pool.take(target, sender._pool.now())
         connection.transport.abort()
         await server.until(lambda: not server.open)
-        assert await connection.exchange(request_body("b"), sender._pool.now()) is None
+        assert await connection.exchange(b"", request_body("b"), sender._pool.now()) is None
         with pytest.raises(aiohttp.ClientConnectionResetError, match="before the request"):
             await connection.finish()
         sender._pool.discard(connection)
