@@ -51,7 +51,7 @@ from kaizen_async.config import (
     resolve_base_url,
     untraced,
 )
-from kaizen_async.errors import seconds
+from kaizen_async.errors import StatusError, seconds
 from kaizen_async.events import Event, Gated, Hook, OutageBegan, OutageEnded, Ungated, hooks_of, shielded
 from kaizen_async.executions import Executions
 from kaizen_async.models import InstructorExecution, WorkflowExecution
@@ -85,29 +85,40 @@ def note_change(counters: Counters, on_event: Hook | None, event: Event) -> None
         case Gated():
             counters.pauses += 1
             log.warning(
-                "the server answered %d: lookups pause for %s",
+                "The server has rejected every request of late (%d). Paused; probing in %s.",
                 event.status,
                 seconds(event.pause),
                 extra={"status": event.status, "pause": event.pause},
             )
         case OutageBegan():
             counters.outages += 1
+            error = event.error
             log.warning(
-                "the server is %s (%s): lookups pause, and probes find out when it is back; the first is sent in %s",
-                "refusing everything" if event.refused else "failing",
-                event.error.reason,
-                seconds(event.next_probe),
-                extra={"error_type": type(event.error).__name__, "elapsed": event.age},
+                "The server has been %s for %s (%s). Paused; probing every %.3g to %s.",
+                "refusing every request" if event.refused else "failing",
+                seconds(event.age),
+                error.status if isinstance(error, StatusError) else error.reason,
+                event.next_probe,
+                seconds(event.longest_gap),
+                extra={"error_type": type(error).__name__, "elapsed": event.age},
             )
         case Ungated():
             counters.pause_seconds += event.pause
+            log.warning(
+                "The server accepts requests again after a pause of %s. It cost %d rejected requests and %d lookups.",
+                seconds(event.pause),
+                event.failed,
+                event.lost,
+                extra={"pause": event.pause, "failed_requests": event.failed, "lost_lookups": event.lost},
+            )
         case OutageEnded():
             counters.outage_seconds += event.lasted
             log.warning(
-                "the server works again after %s, in which %d requests failed",
+                "The server works again after %s. The outage cost %d failed requests and %d lookups.",
                 seconds(event.lasted),
                 event.failed,
-                extra={"elapsed": event.lasted, "failed_requests": event.failed},
+                event.lost,
+                extra={"elapsed": event.lasted, "failed_requests": event.failed, "lost_lookups": event.lost},
             )
         case _:
             pass
@@ -132,7 +143,8 @@ class KaizenClient:
         base_url: URL of the API, with its path prefix if there is one. Unset: KAIZEN_BASE_URL, else the public API.
         concurrency: The most HTTP requests in flight at the same time.
         attempt_timeout: Seconds for one HTTP request, from connecting to the last byte.
-        deadline: Seconds for one lookup, from its start to its result. None: no limit.
+        deadline: Seconds for one lookup, from its start to its result. None: no limit, but a server that is down or
+            rejects everything for five minutes ends it.
         retry: When and how often the client repeats a failed attempt.
         poll: How often waits poll an execution.
         hedge: When the client sends a slow request a second time, on another connection. None: never.

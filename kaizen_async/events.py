@@ -205,10 +205,14 @@ class Gated(msgspec.Struct, frozen=True):
 
 
 class Ungated(msgspec.Struct, frozen=True):
-    """A pause is over. This event comes with the first lookup that is sent after it."""
+    """A pause is over: the server accepted a request."""
 
     pause: float
     """Seconds that it took."""
+    failed: int = 0
+    """Requests that the server rejected, from the first that led to the pause."""
+    lost: int = 0
+    """Lookups that ended with an error because of it."""
 
 
 class OutageBegan(msgspec.Struct, frozen=True):
@@ -227,6 +231,8 @@ class OutageBegan(msgspec.Struct, frozen=True):
     """Seconds since the first failure."""
     next_probe: float
     """Seconds until the first probe."""
+    longest_gap: float = 0.0
+    """Seconds between two probes, at most, for the first half minute."""
 
 
 class OutageEnded(msgspec.Struct, frozen=True):
@@ -237,6 +243,8 @@ class OutageEnded(msgspec.Struct, frozen=True):
     """Seconds from the first failure to the success."""
     failed: int
     """Requests that failed during the outage, probes included."""
+    lost: int = 0
+    """Lookups that ended with an error because of it."""
 
 
 class WaitStarted(msgspec.Struct, frozen=True):

@@ -46,7 +46,7 @@ SERVER = {"server.address": "api.kaizenautomation.com", "server.port": 443}
 KIND = {**SERVER, "url.template": PATH}
 REQUEST = {**KIND, "http.request.method": "POST"}
 PROTOCOL = {"network.protocol.version": "1.1"}
-CHANGE_OF_HEALTH = re.compile("pause|works again|retry budget|unknown")
+CHANGE_OF_HEALTH = re.compile("[Pp]ause|works again|retry budget|unknown")
 RESULT = ("error.type", "http.response.status_code", "http.request.resend_count")
 
 

@@ -15,7 +15,7 @@ from typing import TypeAlias, TypeVar
 import msgspec
 from yarl import URL
 
-from kaizen_async._lookup.health import Health
+from kaizen_async._lookup.health import Health, Patience
 from kaizen_async._transport.capacity import NoConnectionError
 from kaizen_async._transport.connection import Connection, ExpiredError
 from kaizen_async._transport.failures import text_of, without_frames
@@ -104,7 +104,7 @@ class Engine:
         self._limiter = limiter
         self.hedges_in_flight = 0
         self._free_slots = concurrency
-        self._queues: dict[Health, OrderedDict[asyncio.Future[int | KaizenError], bool]] = {}
+        self._queues: dict[Health, OrderedDict[asyncio.Future[int | KaizenError], Patience]] = {}
         self._timer: Timer | None = None
         self._sending: set[RunningTimeout] = set()
         self._begun: set[FirstRequest] = set()
@@ -124,15 +124,19 @@ class Engine:
         return len(self._sending) + len(self._begun)
 
     async def take_turn(
-        self, health: Health, deadline_at: float, *, is_patient: bool = False, is_urgent: bool = False
+        self,
+        health: Health,
+        deadline_at: float,
+        *,
+        patience: Patience = Patience.CLIENT,
+        is_urgent: bool = False,
     ) -> int | KaizenError:
         """Wait until a request may be sent: for a slot, the health of the server, and the limiter.
 
         Args:
             health: Of the server, for this kind of lookup.
             deadline_at: The clock's time at which to give up.
-            is_patient: Whether the lookup may take longer than the client's deadline, so that an outage that is older
-                than that does not end it.
+            patience: What ends it in a pause.
             is_urgent: Whether it gets the next free slot, before all that wait.
 
         Returns:
@@ -146,19 +150,19 @@ class Engine:
         elif (refusal := health.too_long(deadline_at - self.clock.time())) is not None:
             return refusal
         else:
-            turn = await self._queue(health, deadline_at, is_patient=is_patient, is_urgent=is_urgent)
+            turn = await self._queue(health, deadline_at, patience=patience, is_urgent=is_urgent)
         if self._limiter is None or isinstance(turn, KaizenError):
             return turn
         return await self._pass_limiter(
-            self._limiter, health, turn, deadline_at, is_patient=is_patient, is_urgent=is_urgent
+            self._limiter, health, turn, deadline_at, patience=patience, is_urgent=is_urgent
         )
 
     async def _queue(
-        self, health: Health, deadline_at: float, *, is_patient: bool, is_urgent: bool
+        self, health: Health, deadline_at: float, *, patience: Patience, is_urgent: bool
     ) -> int | KaizenError:
         turn: asyncio.Future[int | KaizenError] = self.loop.create_future()
         queue = self._queues.setdefault(health, OrderedDict())
-        queue[turn] = is_patient
+        queue[turn] = patience
         if is_urgent:
             queue.move_to_end(turn, last=False)
         self._serve()
@@ -219,24 +223,29 @@ class Engine:
                     turn.set_result(health.send())
                 kinds.append(health)
                 continue
-            ends_in = health.ends_in()
-            if ends_in <= 0:
-                self._end_unsent(health, queue)
-                ends_in = math.inf
+            if health.pause is not None:
+                wake_in = min(wake_in, self._end_unsent(health, queue))
                 if not queue:
                     del self._queues[health]
                     continue
-            wake_in = min(wake_in, delay or math.inf, ends_in)
+            wake_in = min(wake_in, delay or math.inf)
         if wake_in < math.inf:
             self._timer = self.clock.call_at(self.clock.time() + wake_in, self._serve)
 
     @staticmethod
-    def _end_unsent(health: Health, queue: OrderedDict[asyncio.Future[int | KaizenError], bool]) -> None:
-        """End lookups that wait for a server that has failed for longer than the client's deadline."""
-        for turn in [turn for turn, is_patient in queue.items() if not is_patient]:
-            del queue[turn]
-            if not turn.cancelled():
-                turn.set_result(health.refusal())
+    def _end_unsent(health: Health, queue: OrderedDict[asyncio.Future[int | KaizenError], Patience]) -> float:
+        """End lookups that have waited long enough for a pause to end, and return the seconds until others have."""
+        next_in = math.inf
+        for ended in Patience:
+            ends_in = health.ends_in(ended)
+            if ends_in > 0:
+                next_in = min(next_in, ends_in)
+                continue
+            for turn in [turn for turn, patience in queue.items() if patience is ended]:
+                del queue[turn]
+                if not turn.cancelled():
+                    turn.set_result(health.refusal())
+        return next_in
 
     def _disarm(self) -> None:
         if self._timer is not None:
@@ -250,7 +259,7 @@ class Engine:
         number: int,
         deadline_at: float,
         *,
-        is_patient: bool,
+        patience: Patience,
         is_urgent: bool,
     ) -> int | KaizenError:
         """Wait for the limiter; and for another turn if a pause has begun before it let through."""
@@ -268,7 +277,7 @@ class Engine:
             return number
         if refusal is None and self.closed:
             refusal = self.interruption("while it waited for its turn to send")
-        return refusal or await self.take_turn(health, deadline_at, is_patient=is_patient, is_urgent=is_urgent)
+        return refusal or await self.take_turn(health, deadline_at, patience=patience, is_urgent=is_urgent)
 
     async def _ask_limiter(self, limiter: Limiter) -> KaizenError | None:
         """Wait for the limiter. Like a request it takes real time, and what it raises fails one lookup only."""

@@ -10,8 +10,8 @@ the number back with the result. Bad results are judged by when their requests w
 
 A pause has one of three causes. The server is *failing* (refused, reset, timed out, 5xx): from the client's deadline
 on, counted from the first failure, everybody gets that failure unsent. It *throttles*: lookups wait as long as their
-deadlines allow. It *refuses* the key: a few seconds confirm that, and then everybody gets the refusal unsent. Probes go
-on as long as somebody asks, whatever the cause.
+deadlines allow. It *refuses* the key: a few seconds confirm that, and then everybody gets the refusal unsent. Lookups
+without a deadline get the error after `LONGEST_PAUSE`. Probes continue as long as somebody asks, whatever the cause.
 
 Nothing here waits or sends. Others report to it what happened, and ask it what may be sent.
 """
@@ -20,13 +20,21 @@ import copy
 import logging
 import math
 from collections.abc import Callable
+from enum import Enum, auto
 from random import Random
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from kaizen_async._lookup.evidence import Run
 from kaizen_async._lookup.pace import Pace
 from kaizen_async._lookup.verdicts import Verdict, is_json_object, verdict
-from kaizen_async.errors import DecodeError, KaizenError, RateLimitError, StatusError, seconds
+from kaizen_async.errors import (
+    DeadlineExceededError,
+    DecodeError,
+    KaizenError,
+    RateLimitError,
+    StatusError,
+    seconds,
+)
 from kaizen_async.events import Gated, Hook, OutageBegan, OutageEnded, Ungated
 
 log = logging.getLogger("kaizen_async")
@@ -52,13 +60,15 @@ LONGEST_GAP: Final = 0.8
 PATIENT_AFTER: Final = 30.0
 PATIENT_GAP: Final = 2.0
 REJECTED_GAP: Final = 0.4
-"""The most if rejections name no time: limits are often per second."""
+"""The most at first if rejections name no time: limits are often per second."""
 OVERDUE_PROBE: Final = 1.0
 """Seconds after which a probe without response no longer keeps the next one from being sent."""
 
 CONFIRMATION: Final = 2.0
 CONFIRMATIONS: Final = 3
 """Seconds and failed probes after which a key counts as refused."""
+LONGEST_PAUSE: Final = 300.0
+"""Seconds after which a pause ends lookups that have no deadline, so that every lookup ends."""
 LONGEST_DOUBT: Final = 1.0
 """Seconds for which a first rejection may hold others back until it is clear whether it concerns everybody."""
 LEAST_PAUSE: Final = 0.1
@@ -98,6 +108,17 @@ STATES: Final[dict[Verdict, Condition]] = {
 SEVERITY: Final[tuple[Condition, ...]] = ("healthy", "throttled", "refused", "failing")
 
 
+class Patience(Enum):
+    """What ends a lookup that waits in a pause."""
+
+    CLIENT = auto()
+    """The client's deadline, counted from the first failure, or its own deadline if that comes first."""
+    ENDLESS = auto()
+    """It has no deadline, so `LONGEST_PAUSE` ends it."""
+    OWN = auto()
+    """Its own deadline, which is later than the client's."""
+
+
 class State(NamedTuple):
     """A snapshot of the health of the server."""
 
@@ -120,17 +141,19 @@ class Pause:
     Attributes:
         cause: FAILING, THROTTLED or REFUSED.
         error: The latest of the errors that say so.
-        since: When the first of them came.
-        begun: When the pause began.
+        first: When the first error of any cause came.
+        begun: When the pause began, or when its cause became this one.
         asked_until: When the time that the server named is over.
         next_probe: When a probe may be sent.
         failed: How many requests failed, from the first on.
+        lost: How many lookups ended with such an error.
     """
 
     def __init__(self, cause: Verdict, error: KaizenError, run: Run, since: float, begun: float) -> None:
         self.cause = cause
         self.error = error
-        self.since = since
+        self._since = {cause: since}
+        self.first = since
         self.begun = begun
         self.asked_until = self.next_probe = begun
         self.gap = FIRST_PROBE
@@ -139,8 +162,25 @@ class Pause:
         self.failed = len(run)
         self.probes: set[int] = set()
         self.failed_probes = 0
+        self.lost = 0
         self.accepted_before = 0
-        self.is_told = False
+
+    @property
+    def since(self) -> float:
+        """When the first error of this cause came."""
+        return self._since[self.cause]
+
+    def change(self, cause: Verdict, now: float) -> bool:
+        """Note that another cause holds everybody back now, and return whether it does so for the first time.
+
+        A server that fails and throttles in turn has failed since the first time, and gets no more probes for it.
+        """
+        is_new = cause not in self._since
+        self._since.setdefault(cause, now)
+        self.cause, self.begun, self.failed_probes = cause, now, 0
+        if is_new:
+            self.gap = FIRST_PROBE
+        return is_new
 
     @property
     def is_shared(self) -> bool:
@@ -300,15 +340,27 @@ class Health:
         """Whether an error that would be final is not yet, since a refusal of everything is being confirmed."""
         return self.pause is not None and _BAD.get(verdict(error)) is Verdict.REFUSED and self.ends_in() > 0
 
-    def ends_in(self) -> float:
+    def ends_in(self, patience: Patience = Patience.CLIENT) -> float:
         """Return the seconds until the pause ends lookups unsent, at most 0 if it does so now; math.inf for never."""
         pause = self.pause
-        if pause is None or pause.cause is Verdict.THROTTLED:
+        if pause is None:
             return math.inf
-        if pause.cause is Verdict.FAILING:
-            return pause.since + self._deadline - self._clock()
-        left = pause.begun + CONFIRMATION - self._clock()
-        return left if left > 0 or pause.failed_probes >= CONFIRMATIONS else math.inf
+        now = self._clock()
+        if pause.cause is Verdict.REFUSED:
+            left = pause.begun + CONFIRMATION - now
+            return left if left > 0 or pause.failed_probes >= CONFIRMATIONS else math.inf
+        if patience is Patience.ENDLESS:
+            if not pause.failed_probes and pause.asked_until > pause.begun:
+                return math.inf  # the server named a time, and has not broken its word yet
+            return pause.first + max(LONGEST_PAUSE, self._deadline if self._deadline < math.inf else 0.0) - now
+        if patience is Patience.OWN or pause.cause is Verdict.THROTTLED:
+            return math.inf
+        return pause.since + self._deadline - now
+
+    def note_lost(self, error: KaizenError) -> None:
+        """Take note that a lookup ended with an error."""
+        if self.pause is not None and (verdict(error) in _BAD or isinstance(error, DeadlineExceededError)):
+            self.pause.lost += 1
 
     def may_retry(self) -> bool:
         """Return whether the budget allows another retry while a part of the server fails, and charge it."""
@@ -447,7 +499,8 @@ class Health:
         if pause.cause is Verdict.THROTTLED and isinstance(pause.error, StatusError):
             self._report(Gated(pause.error.status, pause.error.retry_after, wait))
         else:
-            self._report(OutageBegan(self.url, pause.error, pause.cause is Verdict.REFUSED, now - pause.since, wait))
+            refused = pause.cause is Verdict.REFUSED
+            self._report(OutageBegan(self.url, pause.error, refused, now - pause.since, wait, LONGEST_GAP))
 
     def _plan_probe(self, pause: Pause, error: KaizenError, now: float) -> None:
         asked = error.retry_after if isinstance(error, StatusError) and verdict(error) is Verdict.THROTTLED else None
@@ -473,13 +526,13 @@ class Health:
         pause.error = error
         if cause is not pause.cause:
             # A server that comes back may throttle first, and one that throttles may fail: what it says last counts.
-            pause.cause, pause.since, pause.begun, pause.failed_probes = cause, now, now, 0
-            pause.gap = FIRST_PROBE
+            is_new = pause.change(cause, now)
             self._plan_probe(pause, error, now)
-            self._tell(pause, now)
-            return
-        longest = LONGEST_GAP if now - pause.since < PATIENT_AFTER else PATIENT_GAP
-        pause.gap = min(pause.gap * GAP_GROWTH, REJECTED_GAP if cause is Verdict.THROTTLED else longest)
+            if is_new:
+                self._tell(pause, now)
+                return
+        longest = REJECTED_GAP if cause is Verdict.THROTTLED else LONGEST_GAP
+        pause.gap = min(pause.gap * GAP_GROWTH, longest if now - pause.first < PATIENT_AFTER else PATIENT_GAP)
         self._plan_probe(pause, error, now)
 
     def _resume(self, pause: Pause, now: float) -> None:
@@ -494,9 +547,9 @@ class Health:
             self.pace.resume(now, self.sent, START_RATE)
         self._settle()
         if pause.cause is Verdict.THROTTLED:
-            self._report(Ungated(now - pause.begun))
+            self._report(Ungated(now - pause.begun, pause.failed, pause.lost))
         else:
-            self._report(OutageEnded(self.url, now - pause.since, pause.failed))
+            self._report(OutageEnded(self.url, now - pause.first, pause.failed, pause.lost))
 
     def _settle(self) -> None:
         self.engaged = not self.pace.is_open or self._doubt is not None

@@ -19,7 +19,7 @@ import msgspec
 from yarl import URL
 
 from kaizen_async._lookup.engine import Engine, FirstRequest
-from kaizen_async._lookup.health import Health
+from kaizen_async._lookup.health import Health, Patience
 from kaizen_async._lookup.hedge import Hedging, Race
 from kaizen_async._lookup.received import Received
 from kaizen_async._lookup.retry import OVER_BUDGET, Retrier
@@ -86,7 +86,7 @@ class Call:
         spent: Those that count against the retry policy: a failure in a pause for all does not.
         excused: Those that do not, since the server rejected them while it accepted others.
         first: The request that was sent already, if there is one.
-        is_patient: Whether it may take longer than the client's deadline.
+        patience: What ends it in a pause.
         request_id: What the server calls the last request.
     """
 
@@ -96,11 +96,11 @@ class Call:
         "excused",
         "execution_id",
         "first",
-        "is_patient",
         "last_error",
         "number",
         "on_back_off",
         "on_turn",
+        "patience",
         "request_id",
         "sent_at",
         "spent",
@@ -114,14 +114,14 @@ class Call:
         on_turn: Callable[[], None] | None,
         on_back_off: Callable[[bool], None] | None,
         *,
-        is_patient: bool,
+        patience: Patience,
         first: FirstRequest | None = None,
     ) -> None:
         self.execution_id = execution_id
         self.deadline_at = deadline_at
         self.on_turn = on_turn
         self.on_back_off = on_back_off
-        self.is_patient = is_patient
+        self.patience = patience
         self.first = first
         self.number: int | None = None
         self.attempts = 0 if first is None else 1
@@ -250,8 +250,8 @@ class Lookups(Generic[T]):
                 if (answer := await first.response) is not None:
                     outcome = self._found(execution_id, first, answer)
             if outcome is None:
-                is_patient = deadline_at - started > self._deadline + ROUNDING
-                call = Call(execution_id, deadline_at, on_turn, on_back_off, is_patient=is_patient, first=first)
+                patience = self._patience(deadline_at, started)
+                call = Call(execution_id, deadline_at, on_turn, on_back_off, patience=patience, first=first)
                 first = None
                 outcome = await self._complete(call, started)
         except BaseException as error:
@@ -292,6 +292,11 @@ class Lookups(Generic[T]):
         self.engine.end(first, now)
         self._counters.note_success(elapsed)
         return outcome
+
+    def _patience(self, deadline_at: float, started: float) -> Patience:
+        if deadline_at == math.inf:
+            return Patience.ENDLESS
+        return Patience.OWN if deadline_at - started > self._deadline + ROUNDING else Patience.CLIENT
 
     def _abandon(self, first: FirstRequest, error: BaseException) -> None:
         """Give up the first request, because its lookup was cancelled or crashed."""
@@ -338,6 +343,7 @@ class Lookups(Generic[T]):
             self._counters.succeeded += 1
             return Found(call.execution_id, result, None, call.attempts, elapsed, call.request_id)
         self._counters.failed += 1
+        self._health.note_lost(result)
         result.attempts = call.attempts
         return LookupFailed(call.execution_id, None, result, call.attempts, elapsed, result.request_id)
 
@@ -357,7 +363,7 @@ class Lookups(Generic[T]):
         return self._noted(call, result)
 
     def _take_turn(self, call: Call) -> Coroutine[Any, Any, int | KaizenError]:
-        return self.engine.take_turn(self._health, call.deadline_at, is_patient=call.is_patient)
+        return self.engine.take_turn(self._health, call.deadline_at, patience=call.patience)
 
     async def _exchange(self, call: Call, number: int, queued_at: float) -> T | KaizenError:
         """Send, read the response, and report it under the request's number; then give the turn back."""
