@@ -173,8 +173,11 @@ class KaizenClient:
             `AsyncLimiter(100, 1).acquire` of aiolimiter, or one over Redis for the workers of all machines. The lookup
             holds its slot while it waits, and its deadline includes that time. The client ignores what the function
             returns. If it raises, the client sends nothing, and the lookup fails with a TransportError that has this
-            cause.
+            cause. If it has the methods `take_now() -> bool` and `put_back()`, the client asks the first one before it
+            waits, and calls the second one if it could not send the request after all.
         on_event: A function that the client calls with every event, or several functions: see `kaizen_async.events`.
+            Functions whose attribute `every_lookup` is False spare the client the events of lookups whose first
+            request brings the record.
         clock: Replaces real time for deadlines, timeouts, waits and back-off: see `kaizen_async.testing.VirtualClock`.
 
     Raises:
@@ -256,6 +259,7 @@ class KaizenClient:
         self._limiter = limiter
         hooks = hooks_of(on_event)
         self._on_event = shielded(hooks)
+        self._every_lookup = any(getattr(hook, "every_lookup", True) for hook in hooks)
         self._closed = False
         self._clock = clock or SystemClock()
         self._random = self._clock.random
@@ -572,6 +576,7 @@ class KaizenClient:
             limiter=self._limiter,
             key=key,
             on_event=self._on_event,
+            every_lookup=self._every_lookup,
         )
         engine.closed = self._closed
         return engine

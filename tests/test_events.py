@@ -558,6 +558,31 @@ def test_without_a_hook_no_event_is_made(monkeypatch: pytest.MonkeyPatch) -> Non
     play()
 
 
+async def test_a_hook_may_do_without_the_events_of_lookups_that_go_well(emulator: KaizenEmulator) -> None:
+    """It gets those of the others, and the client takes its short way to a record."""
+
+    class Hook:
+        every_lookup = False
+
+        def __init__(self) -> None:
+            self.events: list[Event] = []
+
+        def __call__(self, event: Event) -> None:
+            self.events.append(event)
+
+    hook = Hook()
+    emulator.add_many(["a", "b"])
+    emulator.faults.next(Fault.status(500), id="b")
+    async with KaizenClient(base_url=emulator.base_url, on_event=hook) as client:
+        executions = client.instructor_executions
+        await client.warm_up(1)
+        await asyncio.gather(executions.get("a"), executions.get("a"))
+        assert hook.events == []
+        await executions.get("b")
+    assert [event.status for event in of(AttemptEnded, hook.events)] == [500, 200]
+    assert not of(LookUpStarted, hook.events)
+
+
 async def test_no_event_shows_the_key(emulator: KaizenEmulator) -> None:
     """In none of its fields, nor in those of the errors in them."""
     events: list[Event] = []

@@ -10,7 +10,7 @@ import os
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
-from typing import TypeAlias, TypeVar
+from typing import Protocol, TypeAlias, TypeVar, cast
 
 import msgspec
 from yarl import URL
@@ -37,6 +37,19 @@ from kaizen_async.events import Hook
 
 T = TypeVar("T")
 Limiter: TypeAlias = Callable[[], Awaitable[object]]
+
+
+class ReadyLimiter(Protocol):
+    """A limiter that knows without waiting whether a request may be sent."""
+
+    def __call__(self) -> Awaitable[object]:
+        """Wait until a request may be sent."""
+
+    def take_now(self) -> bool:
+        """Return whether a request may be sent now, and count it if so."""
+
+    def put_back(self) -> None:
+        """Count the last request no more: it was not sent."""
 
 
 class FirstRequest(msgspec.Struct, eq=False):
@@ -76,9 +89,11 @@ class Engine:
         clock: The time that deadlines, timeouts and waits count in.
         concurrency: The most requests in flight at the same time.
         attempt_timeout: Seconds for one request.
-        limiter: Awaited before each request, as the last thing of its turn.
+        limiter: Awaited before each request, as the last thing of its turn. If it has the methods of `ReadyLimiter`,
+            requests that may be sent at once need not wait for it.
         key: Gives the API key, if a function of the user's does.
         on_event: Called with every event.
+        every_lookup: Whether it is called for lookups whose first request brings the record, too.
     """
 
     def __init__(
@@ -91,6 +106,7 @@ class Engine:
         limiter: Limiter | None = None,
         key: RotatingKey | None = None,
         on_event: Hook | None = None,
+        every_lookup: bool = True,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.process_id = os.getpid()
@@ -100,6 +116,7 @@ class Engine:
         self.closed = False
         self.key = key
         self.on_event = on_event
+        self.on_lookup = on_event if every_lookup else None
         self._attempt_timeout = attempt_timeout
         self._limiter = limiter
         self.hedges_in_flight = 0
@@ -112,7 +129,9 @@ class Engine:
         is_real = isinstance(clock, SystemClock)
         self.now = self.loop.time if is_real else clock.time
         self._sweep = Sweep(clock, self.now, attempt_timeout, self._take_long) if is_real else None
-        self._sweep_for_first = self._sweep if limiter is None and key is None else None
+        # Asked of its class: a mock has every attribute.
+        self._ready = cast("ReadyLimiter", limiter) if hasattr(type(limiter), "take_now") else None
+        self._sweep_for_first = self._sweep if key is None and (limiter is None or self._ready is not None) else None
         self._waiting: set[Timeout] = set()
         self._cut_off = False
         self._all_sent = asyncio.Event()
@@ -302,8 +321,13 @@ class Engine:
             return None
         if deadline_at <= now:
             return None
+        ready = self._ready
+        if ready is not None and not ready.take_now():
+            return None
         begun = self.transport.begin(url, body, now)
         if begun is None:
+            if ready is not None:
+                ready.put_back()
             return None
         self._free_slots -= 1
         pool, connection, response = begun

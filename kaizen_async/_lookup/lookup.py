@@ -163,6 +163,7 @@ class Lookups(Generic[T]):
         self._retrier = Retrier(health, random)
         self._now = engine.now
         self._on_event = engine.on_event
+        self._on_lookup = engine.on_lookup
         self._followers: dict[str, list[asyncio.Future[Outcome[T] | None]]] = {}
         self._contexts: dict[str, Context] = {}
 
@@ -193,9 +194,9 @@ class Lookups(Generic[T]):
             on_back_off: Called with True when it begins to wait for its next attempt, and with False when that wait
                 has ended. It holds no slot in between.
         """
-        if self._on_event is None:
+        if self._on_lookup is None:
             return self._look_up(execution_id, deadline_at, on_turn, on_back_off)
-        return self._look_up_and_tell(execution_id, deadline_at, on_turn, on_back_off, self._on_event)
+        return self._look_up_and_tell(execution_id, deadline_at, on_turn, on_back_off, self._on_lookup)
 
     async def _look_up_and_tell(
         self,
@@ -227,7 +228,7 @@ class Lookups(Generic[T]):
                 return shared
         followers: list[asyncio.Future[Outcome[T] | None]] = []
         self._followers[execution_id] = followers
-        is_watched = self._on_event is not None
+        is_watched = self._on_lookup is not None
         if is_watched:
             self._contexts[execution_id] = copy_context()
         counters = self._counters
@@ -307,8 +308,8 @@ class Lookups(Generic[T]):
     async def _follow(self, execution_id: str, deadline_at: float) -> Outcome[T] | None:
         """Return the outcome of the lookup in flight; None if it came to no end that counts for this caller."""
         started = self._now()
-        if self._on_event is not None:
-            self._on_event(LookUpShared(execution_id, self.url, self._contexts[execution_id]))
+        if self._on_lookup is not None:
+            self._on_lookup(LookUpShared(execution_id, self.url, self._contexts[execution_id]))
         future: asyncio.Future[Outcome[T] | None] = self.engine.loop.create_future()
         self._followers[execution_id].append(future)
         try:

@@ -265,3 +265,46 @@ async def test_an_attempt_that_is_never_answered_does_not_hold_the_limiter() -> 
         await asyncio.sleep(2)
         assert (await client.instructor_executions.get("b")).id == "b"
         assert isinstance(await hanging, DeadlineExceededError)
+
+
+class Counted(Turnstile):
+    """A limiter that knows at once whether a request may be sent.
+
+    Attributes:
+        permits: Requests that may be sent.
+        put_backs: How often a request was not sent after all.
+    """
+
+    def __init__(self, permits: int) -> None:
+        super().__init__()
+        self.permits = permits
+        self.put_backs = 0
+        self.open()
+
+    async def __call__(self) -> None:
+        """Wait."""
+        await self.acquire()
+
+    def take_now(self) -> bool:
+        """Take a permit if there is one."""
+        if not self.permits:
+            return False
+        self.permits -= 1
+        return True
+
+    def put_back(self) -> None:
+        """Take one back."""
+        self.permits += 1
+        self.put_backs += 1
+
+
+async def test_a_limiter_that_has_permits_is_not_waited_for(emulator: KaizenEmulator) -> None:
+    """A permit for which there is no connection goes back, and the request waits like any other."""
+    ids = [f"exec_{number}" for number in range(6)]
+    emulator.add_many(ids)
+    limiter = Counted(permits=3)
+    async with KaizenClient(base_url=emulator.base_url, limiter=limiter) as client:
+        for execution_id in ids:
+            await client.instructor_executions.get(execution_id)
+    assert (limiter.put_backs, limiter.permits, limiter.asked) == (1, 0, 3)
+    assert emulator.request_count == 6
