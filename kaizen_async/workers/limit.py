@@ -24,7 +24,7 @@ UNUSED: Final = 0.05
 """Seconds after its time at which a permit that is not used goes back."""
 APART: Final = 0.01
 """Seconds between two leases of a worker: many permits in one call, not one call for each."""
-LOOK_AGAIN: Final = 0.08
+LOOK_AGAIN: Final = 0.15
 """Seconds after which a worker without a limit looks for a pause again."""
 LONGEST_PAUSE: Final = 21_600.0
 """Seconds of a pause that are believed."""
@@ -38,7 +38,7 @@ pause did not help, the rejections do not depend on what the workers send."""
 class SharedLimit:
     """Keeps what all workers send together below a rate, and holds them all while the server throttles one.
 
-    Give `take_turn` to a client as its `limiter`, and `notice` as its `on_event`. It belongs to one event loop.
+    Give it to a client as its `limiter`, and `notice` as its `on_event`. It belongs to one event loop.
 
     Args:
         store: Where it is kept; all users of the same namespace share it.
@@ -68,16 +68,37 @@ class SharedLimit:
 
     async def take_turn(self) -> None:
         """Wait until a request may be sent."""
-        now = asyncio.get_running_loop().time()
-        if not self._rate and now < self._free_until and now >= self._held_until:
-            if now > self._free_until - LOOK_AGAIN / 2:
-                self._begin_lease()
+        if self.take_now():
             return
         self._waiting += 1
         try:
             await self._wait_for_permit()
         finally:
             self._waiting -= 1
+
+    __call__ = take_turn
+
+    def take_now(self) -> bool:
+        """Return whether a request may be sent now, and count it if so."""
+        now = asyncio.get_running_loop().time()
+        if now < self._held_until:
+            return False
+        if not self._rate:
+            if now > self._free_until - LOOK_AGAIN / 2:
+                self._begin_lease()
+            return now < self._free_until
+        permits = self._permits
+        if self._waiting or not permits or not now - UNUSED <= permits[0] <= now:
+            return False
+        permits.popleft()
+        self._taken += 1
+        if len(permits) <= self._rate * AHEAD / 2:
+            self._begin_lease()
+        return True
+
+    def put_back(self) -> None:
+        """Return the permit that `take_now` took: the request was not sent."""
+        self._returned += 1
 
     async def _wait_for_permit(self) -> None:
         loop = asyncio.get_running_loop()

@@ -1,6 +1,7 @@
 """The session of a run that looks its ids up."""
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Iterator
 from typing import Final
@@ -10,8 +11,12 @@ from kaizen_async.workers.recorder import Held
 from kaizen_async.workers.session import LOOK_AGAIN, Claim, Session
 from kaizen_async.workers.tasks import end
 
-AHEAD: Final = 500
-"""Ids that are ready at which the next shard is claimed."""
+AHEAD: Final = 2000
+"""Ids that are kept ready, so that no lookup waits for a claim."""
+MOST_AT_ONCE: Final = 20
+"""Shards of one claim."""
+LOOK_SOON: Final = 0.02
+"""Seconds after which a worker that found no shard asks again at first: a producer is about to send more."""
 
 
 class LookupSession(Session):
@@ -22,6 +27,8 @@ class LookupSession(Session):
         self._ready: deque[tuple[Held, int]] = deque()
         self._in_flight: dict[str, deque[tuple[Held, int]]] = {}
         self._open: dict[int, int] = {}
+        self._few_ready = asyncio.Event()
+        self._shard_size = AHEAD
 
     async def _work(self) -> None:
         claiming = asyncio.create_task(self._claim_ahead())
@@ -39,19 +46,29 @@ class LookupSession(Session):
         await self._recorder.flush()
 
     async def _claim_ahead(self) -> None:
-        """Have the next shard ready before the ids of this one run out."""
+        """Have the next shards ready before the ids of these run out."""
+        pause = LOOK_SOON
         try:
             while not self._is_over:
-                claims = await self._claim(1) if len(self._ready) < AHEAD else []
+                missing = AHEAD - len(self._ready)
+                if missing <= 0:
+                    self._few_ready.clear()
+                    await self._few_ready.wait()
+                    continue
+                claims = await self._claim(min(math.ceil(missing / self._shard_size), MOST_AT_ONCE))
                 for claim in claims:
                     self._add(claim)
-                if not claims:
-                    await asyncio.sleep(0.02 if self._ready else LOOK_AGAIN)
+                if claims:
+                    pause = LOOK_SOON
+                else:
+                    await asyncio.sleep(pause)
+                    pause = min(2 * pause, LOOK_AGAIN)
         finally:
             self._changed.set()
 
     def _add(self, claim: Claim) -> None:
         held = claim.held
+        self._shard_size = len(held.shard.ids)
         self._open[held.number] = len(held.left)  # of an earlier claim of this shard nothing is in flight any more
         self._ready.extend((held, place) for place in sorted(held.left))
         self._changed.set()
@@ -74,6 +91,8 @@ class LookupSession(Session):
         """Yield ids while there are some: of all shards, the next one included if it is there in time."""
         while self._ready and not self._is_over:
             held, place = self._ready.popleft()
+            if len(self._ready) < AHEAD:
+                self._few_ready.set()
             if held.lost:
                 continue
             execution_id = held.shard.ids[place]

@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
@@ -100,8 +100,8 @@ class Worker:
         self._broker = broker
         self._store = Store(url, namespace)
         self._limit = SharedLimit(self._store, per_second)
-        self._kaizen = client(deadline=None, limiter=self._limit.take_turn, on_event=self._notice)
         self._durations: dict[str, SharedDurations] = {}
+        self._kaizen = client(deadline=None, limiter=self._limit, on_event=_Listener(self._limit, self._durations))
         self._sharing: list[asyncio.Task[None]] = []
         self._limits = limits
         self._sessions: dict[str, Session] = {}
@@ -110,11 +110,6 @@ class Worker:
         self._handlers_before: dict[int, Callable[[int, Any], Any]] = {}
         self._beating: asyncio.Task[None] | None = None
         self._stopping = False
-
-    def _notice(self, event: Event) -> None:
-        self._limit.notice(event)
-        for durations in self._durations.values():
-            durations.notice(event)
 
     def _share_durations(self, options: Options) -> None:
         """Share what waits of a kind learn, from the first of them on."""
@@ -227,6 +222,21 @@ class Worker:
             except RunError:
                 log.exception("the heartbeat failed")
             await asyncio.sleep(BEAT_SECONDS)
+
+
+class _Listener:
+    """Passes on what all workers are to know: that the server throttles one, and how long executions took."""
+
+    every_lookup = False
+
+    def __init__(self, limit: SharedLimit, durations: Mapping[str, SharedDurations]) -> None:
+        self._limit = limit
+        self._durations = durations
+
+    def __call__(self, event: Event) -> None:
+        self._limit.notice(event)
+        for durations in self._durations.values():
+            durations.notice(event)
 
 
 async def invite(store: Store, broker: AsyncBroker, worker: str = "") -> int:
