@@ -44,12 +44,15 @@ class ReadyLimiter(Protocol):
 
     def __call__(self) -> Awaitable[object]:
         """Wait until a request may be sent."""
+        ...
 
     def take_now(self) -> bool:
         """Return whether a request may be sent now, and count it if so."""
+        ...
 
     def put_back(self) -> None:
         """Count the last request no more: it was not sent."""
+        ...
 
 
 class FirstRequest(msgspec.Struct, eq=False):
