@@ -9,7 +9,7 @@ from typing import Any
 
 from kaizen_async._lookup.lookup import Lookups
 from kaizen_async._waiting.cadence import Cadence
-from kaizen_async._waiting.entry import Entry
+from kaizen_async._waiting.entry import LOOKED_AT, QUEUED, Entry
 from kaizen_async.clock import Timer
 from kaizen_async.config import PollPolicy
 from kaizen_async.errors import KaizenError
@@ -68,6 +68,7 @@ class Call:
         alone: The numbers of the calls of an entry that only this call waits for.
         context: The context variables of the caller, which its polls inherit.
         refusal: The error with which all its waits end, if that has been decided.
+        has_turns: Whether it is among the calls of its group that take turns.
         cancelled_polls: Polls that were given up and have yet to end.
     """
 
@@ -97,6 +98,7 @@ class Call:
         self.timer: Timer | None = None
         self.has_thawed = False
         self.refusal: KaizenError | None = None
+        self.has_turns = False
         self.cancelled_polls: list[asyncio.Task[None]] = []
         self._first: deque[Entry] = deque()
         self._again: deque[Entry] = deque()
@@ -119,14 +121,35 @@ class Call:
 
     def put(self, entry: Entry) -> None:
         """Add an entry to the queue."""
-        (self._first if entry.polled == -math.inf else self._again).append(entry)
+        self._queue_of(entry).append(entry)
 
-    def pop(self) -> Entry:
-        """Remove the entry whose turn it is."""
+    def pop(self) -> Entry | None:
+        """Remove the entry whose turn it is; return None if it is stale, or there is none."""
         queue = self._first if self._first and (self._first_is_next or not self._again) else self._again
         self._first_is_next = queue is self._again
         self.on_room()
-        return queue.popleft()
+        if not queue:
+            return None
+        entry = queue.popleft()
+        return entry if self._holds(entry) else None
+
+    def drop_stale(self, entry: Entry) -> None:
+        """Look at the next entries of a queue in which this one has become stale, and remove what is stale.
+
+        An entry that is not stale goes to the end: it is polled for other
+        calls, because this one gives its entries up.
+        """
+        queue = self._queue_of(entry)
+        for _ in range(min(LOOKED_AT, len(queue))):
+            first = queue.popleft()
+            if self._holds(first):
+                queue.append(first)
+
+    def _queue_of(self, entry: Entry) -> deque[Entry]:
+        return self._first if entry.polled == -math.inf else self._again
+
+    def _holds(self, entry: Entry) -> bool:
+        return entry.place == QUEUED and entry.queue == self.number
 
     def clear(self) -> None:
         """Remove all."""

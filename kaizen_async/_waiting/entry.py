@@ -16,6 +16,10 @@ QUEUED: Final = -3
 POLLING: Final = -4
 """A poll is in flight."""
 
+LOOKED_AT: Final = 3
+"""Entries of a bucket or a queue that are looked at when one of them becomes stale, to remove what is stale. So no step
+has to look at 100,000 entries. With fewer than three, many stale entries would be left at the end."""
+
 
 class Trouble(msgspec.Struct, gc=False):
     """What is known of an execution whose last poll failed."""

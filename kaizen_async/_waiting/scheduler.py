@@ -90,6 +90,7 @@ class Scheduler:
         self._groups: dict[tuple[object, PollPolicy], Group] = {}
         self._calls: dict[int, Call] = {}
         self._numbers = 0
+        self._waiting = 0
         self._timetable = Timetable()
         self._turns = Turns()
         self._disturbance = Disturbance()
@@ -100,7 +101,7 @@ class Scheduler:
     @property
     def waiting(self) -> int:
         """Executions that somebody waits for."""
-        return sum(len(group.entries) for group in self._groups.values())
+        return self._waiting
 
     def group(self, lookups: Lookups[Any], policy: PollPolicy, cadence: Cadence) -> Group:
         """Return what calls of that kind and policy share."""
@@ -177,6 +178,7 @@ class Scheduler:
             return
         entry = Entry(execution_id, call.alone, now, now - age if age else now, now, seen=seen)
         group.entries[execution_id] = entry
+        self._waiting += 1
         if delay > 0:
             self._schedule(entry, group, now + min(delay, group.policy.max_interval))
         else:
@@ -192,7 +194,6 @@ class Scheduler:
         if len(entry.calls) > 1:
             entry.calls = tuple(number for number in entry.calls if number != call.number)
             return
-        entry.calls = ()
         self._forget(entry, group)
         poll = group.polls.get(execution_id)
         if poll is not None:
@@ -225,9 +226,8 @@ class Scheduler:
         """Return a delay within which polls that fell due together can be spread."""
         return self.clock.random.uniform(0.0, group.cadence.next_delay(age, None))
 
-    def due_in(self, call: Call, execution_id: str) -> tuple[float, float, bool]:
+    def due_in(self, call: Call, execution_id: str, now: float) -> tuple[float, float, bool]:
         """Return an execution's age, the time until its next poll, in seconds, and whether its record was seen."""
-        now = self.clock.time()
         entry = call.group.entries[execution_id]
         return max(0.0, now - entry.started), max(0.0, entry.due - now), entry.seen
 
@@ -379,7 +379,7 @@ class Scheduler:
 
     def _rest(self) -> None:
         """If nobody waits any more, keep nothing that is stale, and no timer for it."""
-        if not self.waiting:
+        if not self._waiting:
             self._disarm()
             self.delay = 0.0
             self._timetable = Timetable()
@@ -413,7 +413,9 @@ class Scheduler:
             else:
                 self._note_failure(entry, group, outcome.error)
         except Exception as error:  # noqa: BLE001 - what hooks of a session or a record raise is for those who wait
-            for call in self._forget(entry, group):
+            calls = list(self._calls_of(entry))
+            self._forget(entry, group)
+            for call in calls:
                 call.on_crash(entry.id, error)
 
     async def _look_up(self, entry: Entry, group: Group) -> Outcome[Any]:
@@ -572,24 +574,32 @@ class Scheduler:
 
     def _end(self, entry: Entry, group: Group, outcome: Outcome[Any]) -> None:
         hook = self.engine.on_event
-        for index, call in enumerate(self._forget(entry, group)):
+        calls = list(self._calls_of(entry))
+        self._forget(entry, group)
+        for index, call in enumerate(calls):
             if index and hook is not None:
                 call.context.run(hook, PollShared(entry.id, group.lookups.url, copy_context()))
             call.on_end(separate(outcome) if index else outcome)
 
-    def _forget(self, entry: Entry, group: Group) -> list[Call]:
-        """Remove an entry, and return the calls that must hear of it."""
-        calls = list(self._calls_of(entry))
+    def _forget(self, entry: Entry, group: Group) -> None:
+        """Remove an entry that nobody waits for any more."""
         entry.calls = ()
+        if entry.place == QUEUED:
+            entry.place = NOWHERE
+            if (call := self._calls.get(entry.queue)) is not None:
+                call.drop_stale(entry)
         self._timetable.remove(entry)
         entry.place = NOWHERE
+        entry.last = None  # a queue may hold the entry a little longer, but not its record
         if group.entries.get(entry.id) is entry:  # while its last poll was being cancelled, another may have come
             del group.entries[entry.id]
+            self._waiting -= 1
         self._heavy.forget(group.lookups.endpoint, entry.id)
-        self.silence.end(entry.trouble, self.clock.time())
-        entry.trouble = None
-        self._rest()
-        return calls
+        if entry.trouble is not None:
+            self.silence.end(entry.trouble, self.clock.time())
+            entry.trouble = None
+        if not self._waiting:
+            self._rest()
 
 
 def _slimmed(error: KaizenError) -> KaizenError:

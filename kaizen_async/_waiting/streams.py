@@ -176,20 +176,20 @@ class PolledStream(AccountedStream[R]):
 
     async def _leave(self) -> None:
         """Stop the polls that nobody else waits for."""
-        left = 0
-        while self._ledger.pending:
-            execution_id, count = self._ledger.pending.popitem()
-            self._on_left(execution_id, count)
-            self._scheduler.unsubscribe(self._call, execution_id)
-            left += 1
-            if not left % AT_ONCE:
-                await asyncio.sleep(0)
+        scheduler, call, pending = self._scheduler, self._call, self._ledger.pending
+        while pending:
+            now = scheduler.clock.time()
+            for _ in range(min(AT_ONCE, len(pending))):
+                execution_id, count = pending.popitem()
+                self._on_left(execution_id, count, now)
+                scheduler.unsubscribe(call, execution_id)
+            await asyncio.sleep(0)
         if self._report is not None:
             self._scheduler.close_call(self._call)
             self._report = None
         await all_done(self._call.cancelled_polls)
 
-    def _on_left(self, execution_id: str, count: int) -> None:
+    def _on_left(self, execution_id: str, count: int, now: float) -> None:
         """Do nothing, unless a subclass wants to know what was not waited out."""
 
 
@@ -221,9 +221,10 @@ class WaitStream(PolledStream[Outcome[T]], Generic[T]):
         many ids of the source are accounted for, so pass the rest of the same source to the later call:
         `itertools.islice(ids, state["taken"], None)`.
         """
+        now = self._scheduler.clock.time()
         pending = self._ledger.pending.items()
         return self._ledger.checkpoint(
-            [*self._unwaited, *(self._waiting(execution_id, count) for execution_id, count in pending)],
+            [*self._unwaited, *(self._waiting(execution_id, count, now) for execution_id, count in pending)],
             (outcome.id for outcome in self._ready),
             now=self._scheduler.clock.wall() if self._unwaited_at is None else self._unwaited_at,
             learned=self._call.group.cadence.state(),
@@ -264,13 +265,13 @@ class WaitStream(PolledStream[Outcome[T]], Generic[T]):
             if not len(ledger.resumed) % AT_ONCE:
                 await asyncio.sleep(0)
 
-    def _waiting(self, execution_id: str, count: int) -> Unfinished:
-        return Unfinished(execution_id, count, *self._scheduler.due_in(self._call, execution_id))
+    def _waiting(self, execution_id: str, count: int, now: float) -> Unfinished:
+        return Unfinished(execution_id, count, *self._scheduler.due_in(self._call, execution_id, now))
 
-    def _on_left(self, execution_id: str, count: int) -> None:
+    def _on_left(self, execution_id: str, count: int, now: float) -> None:
         if self._unwaited_at is None:
             self._unwaited_at = self._scheduler.clock.wall()
-        self._unwaited.append(self._waiting(execution_id, count))
+        self._unwaited.append(self._waiting(execution_id, count, now))
 
 
 class ChangeStream(PolledStream[Change[T]], Generic[T]):

@@ -40,10 +40,11 @@ class Turns:
         if call is None or (entry.place == QUEUED and entry.queue == call.number):
             return
         group = call.group
-        if not call.queued:
+        if not call.has_turns:
             if not group.calls:
                 self._groups.append(group)
             group.calls.append(call)
+            call.has_turns = True
         entry.place, entry.queue = QUEUED, call.number
         call.put(entry)
 
@@ -79,6 +80,7 @@ class Turns:
         for group in self._groups:
             for call in group.calls:
                 call.clear()
+                call.has_turns = False
             group.calls.clear()
         self._groups.clear()
 
@@ -86,9 +88,9 @@ class Turns:
         """Take an entry of the call whose turn it is; None if it is stale."""
         call = group.calls.popleft()
         entry = call.pop()
-        if call.queued:
+        call.has_turns = call.queued > 0
+        if call.has_turns:
             group.calls.append(call)
-        if entry.place != QUEUED or entry.queue != call.number:
-            return None
-        entry.place, entry.queue = NOWHERE, -1
+        if entry is not None:
+            entry.place, entry.queue = NOWHERE, -1
         return entry

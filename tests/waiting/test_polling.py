@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import itertools
+import math
 import sys
 import tracemalloc
 from collections import Counter
@@ -47,6 +48,7 @@ from kaizen_async import (
 from kaizen_async._waiting.entry import Entry
 from kaizen_async._waiting.facts import duration_of, workflow_of
 from kaizen_async._waiting.scheduler import AT_ONCE, MOST_GROUPS
+from kaizen_async._waiting.timetable import SPAN, Timetable
 
 ONE_ATTEMPT = RetryPolicy(max_attempts=1)
 OURS = {
@@ -329,6 +331,45 @@ async def test_who_leaves_a_queue_held_by_a_rate_frees_it() -> None:
             await stays
         assert polls_of(transport, "stays") == [0, 10, 20, 30, 40, 50]
         await assert_idle(client, transport)
+
+
+@virtual_time
+async def test_ids_in_the_queue_of_a_call_that_left_are_polled_for_the_others() -> None:
+    """Leaving removes the ids that nobody else waits for from the queue, and no others."""
+    transport = ScriptedTransport(ending(0), latency=1)
+    async with transport.client(concurrency=1, poll=EVERY_TEN) as client:
+        executions = client.instructor_executions
+        async with executions.wait_many() as leaves:
+            leaves.add(*ids(40))
+            async with executions.wait_many() as stays:
+                stays.add(*ids(40)[::4])
+                await asyncio.sleep(1.5)
+                await leaves.__aexit__(None, None, None)
+                assert client.stats().waiting < 12
+                found = [(await anext(stays)).id for _ in range(6)]
+        assert set(found) <= set(ids(40)[::4])
+        assert len(transport.ids) <= 9
+        await assert_idle(client, transport)
+
+
+@pytest.mark.parametrize("spans", [1, 400])
+def test_a_timetable_holds_few_entries_that_were_removed(spans: int) -> None:
+    """Each removal looks at a few entries of a bucket, so that none has to look at 100,000."""
+    table, random = Timetable(), Random(spans)
+    entries = [Entry(name, (), 0.0, 0.0, 0.0) for name in ids(2000)]
+    for number, entry in enumerate(entries):
+        table.put(entry, 10 + SPAN * (number % spans))
+    random.shuffle(entries)
+    moved, removed = entries[:500], entries[500:]
+    for entry in moved:
+        table.put(entry, 100.0)
+    for left in range(len(removed), 0, -1):
+        assert table.held <= 2 * (left + spans) + len(moved)
+        table.remove(removed[left - 1])
+    assert table.next_due() <= 100
+    due = [table.pop(100) for _ in moved]
+    assert {entry.id for entry in due if entry is not None} == {entry.id for entry in moved}
+    assert (table.pop(200), table.held, table.next_due()) == (None, 0, math.inf)
 
 
 @virtual_time
