@@ -564,6 +564,7 @@ class KaizenClient:
             random=self._random,
             request_ids=self._request_ids,
             deliver=getattr(self._clock, "deliver", None),  # a virtual clock knows the emulators of this process
+            offer=getattr(self._clock, "offer", None),
         )
         key = None
         if self._key_function is not None:

@@ -63,6 +63,8 @@ class ScriptedTransport:
         closed: Whether the client has closed it.
     """
 
+    is_inside = False
+
     def __init__(self, play: Callable[[str, int], Reply] | None = None, *, latency: float = 0.1) -> None:
         self._play = play or (lambda execution_id, _: record(execution_id))
         self.latency = latency

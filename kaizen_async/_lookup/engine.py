@@ -21,7 +21,7 @@ from kaizen_async._transport.connection import Connection, ExpiredError
 from kaizen_async._transport.failures import text_of, without_frames
 from kaizen_async._transport.key import RotatingKey
 from kaizen_async._transport.pool import Pool
-from kaizen_async._transport.response import Answer
+from kaizen_async._transport.response import Answer, Offer
 from kaizen_async._transport.transport import Transport
 from kaizen_async.clock import Clock, RunningTimeout, RunningTimer, Sweep, SystemClock, Timeout, Timer, sleep
 from kaizen_async.errors import (
@@ -339,6 +339,12 @@ class Engine:
         if deadline_at <= (sweep.when if sweep.when > now else sweep.next_after(now)):
             self._set_timer(first, self._attempt_timeout)
         return first
+
+    def offer(self, url: URL, body: bytes, health: Health, now: float, deadline_at: float) -> Offer | None:
+        """Return the response that a server in this process would give at once, if nothing keeps a request waiting."""
+        if not self._free_slots or self._queues or health.engaged or self.closed or deadline_at <= now:
+            return None
+        return self.transport.offer(url, body) if self._limiter is None and self.key is None else None
 
     def end(self, first: FirstRequest, now: float) -> None:
         """Give the slot of a request back, and the connection on which its response was received completely."""

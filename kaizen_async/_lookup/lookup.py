@@ -198,6 +198,32 @@ class Lookups(Generic[T]):
             return self._look_up(execution_id, deadline_at, on_turn, on_back_off)
         return self._look_up_and_tell(execution_id, deadline_at, on_turn, on_back_off, self._on_lookup)
 
+    def look_up_at_once(
+        self, execution_id: str, deadline_at: float, on_turn: Callable[[], None] | None = None
+    ) -> Outcome[T] | None:
+        """Look one id up in a server of this process that has the record: an emulator in virtual time.
+
+        Returns:
+            The outcome. None if it takes more than one request that gets the record at once: nothing was sent then.
+        """
+        if self._on_event is not None or self._hedging is not None or execution_id in self._followers:
+            return None
+        now = self._now()
+        offer = self.engine.offer(self._url, request_body(execution_id), self._health, now, deadline_at)
+        if offer is None:
+            return None
+        try:
+            record = self.endpoint.decode(offer.answer.body, execution_id)
+        except DecodeError:
+            return None
+        self._counters.lookups += 1
+        self._counters.attempts += 1
+        self._health.lookups += 1
+        if on_turn is not None:
+            on_turn()
+        offer.take()
+        return self._accepted(execution_id, record, offer.answer, self._health.send(), now, now)
+
     async def _look_up_and_tell(
         self,
         execution_id: str,
@@ -283,16 +309,22 @@ class Lookups(Generic[T]):
             record = self.endpoint.decode(body, execution_id)
         except DecodeError:
             return None
+        now = self._now()
+        outcome = self._accepted(execution_id, record, answer, first.number, first.sent_at, now)
+        self.engine.end(first, now)
+        return outcome
+
+    def _accepted(
+        self, execution_id: str, record: T, answer: Answer, number: int, sent_at: float, now: float
+    ) -> Found[T]:
+        """Note that the first request of a lookup got the record, and return the outcome."""
         if log.isEnabledFor(logging.DEBUG):
             _note(execution_id, "%s: attempt %d got the record", 1, attempt=1)
-        now = self._now()
-        elapsed = now - first.sent_at
-        outcome = Found(execution_id, record, None, 1, elapsed, self.engine.transport.request_id(answer))
-        self._received.put(self.endpoint, execution_id, record, now, body)
-        self._health.accepted(first.number)
-        self.engine.end(first, now)
+        elapsed = now - sent_at
+        self._received.put(self.endpoint, execution_id, record, now, answer.body)
+        self._health.accepted(number)
         self._counters.note_success(elapsed)
-        return outcome
+        return Found(execution_id, record, None, 1, elapsed, self.engine.transport.request_id(answer))
 
     def _patience(self, deadline_at: float, started: float) -> Patience:
         if deadline_at == math.inf:

@@ -1,6 +1,6 @@
 """One HTTP response, as the layers above read it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 
@@ -10,3 +10,11 @@ class Answer(NamedTuple):
     status: int
     headers: Mapping[str, str]
     body: bytes
+
+
+class Offer(NamedTuple):
+    """A response that a server in this process would give at once, as an emulator in virtual time does."""
+
+    answer: Answer
+    take: Callable[[], None]
+    """Sends the request that gets it. Until then the server knows of none."""

@@ -30,7 +30,7 @@ from kaizen_async._transport.proxies import Proxy
 from kaizen_async._transport.reading import Limits, TooLargeError, TooLongHeadError, is_success
 from kaizen_async._transport.request_id import RequestIds
 from kaizen_async._transport.resolver import ThreadResolver
-from kaizen_async._transport.response import Answer
+from kaizen_async._transport.response import Answer, Offer
 from kaizen_async._transport.session import Guard, is_patched, is_plain, is_supported, post
 from kaizen_async._transport.trace import current_trace
 from kaizen_async._transport.withhold import Secret, Withholder
@@ -164,6 +164,9 @@ class Deliver(Protocol):
         ...
 
 
+OfferOf: TypeAlias = Callable[[URL, Mapping[str, str], bytes], Offer | None]
+"""Returns what a server in this process would answer at once to a request; None if it needs to be delivered."""
+
 Begun: TypeAlias = tuple[Pool, Connection, asyncio.Future[Answer | None]]
 """A request that was sent at once, on an idle connection; and what receives the response."""
 
@@ -191,6 +194,7 @@ class Transport:
         random: Random | None = None,
         request_ids: RequestIds | None = None,
         deliver: Deliver | None = None,
+        offer: OfferOf | None = None,
     ) -> None:
         self._headers = dict(headers)
         self._withholders = [
@@ -206,6 +210,7 @@ class Transport:
         self._ssl_context = ssl_context
         self._proxy = proxy
         self._deliver = deliver
+        self._offer = offer
         self._needs_wire = session is not None or proxy is not None
         self._silence = min(attempt_timeout / 2, _LONGEST_PATIENCE)
         self._max_age = connection_max_age
@@ -228,6 +233,11 @@ class Transport:
     def is_open(self) -> bool:
         """Whether a session of our own is open."""
         return self._owns_session and self._session is not None and not self._session.closed
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether requests may go to a server in this process, without a connection."""
+        return self._offer is not None and not self._needs_wire
 
     @property
     def is_out_of_step(self) -> bool:
@@ -264,6 +274,13 @@ class Transport:
         if answer is not None and is_success(answer.status) and len(answer.body) > self._limits.body:
             raise self._too_large(answer.body)
         return answer
+
+    def offer(self, url: URL, body: bytes) -> Offer | None:
+        """Return the response that a server in this process would give at once; None if the request must be sent."""
+        if self._offer is None or self._needs_wire:
+            return None
+        offer = self._offer(url, self._headers, body)
+        return None if offer is None or len(offer.answer.body) > self._limits.body else offer
 
     async def send_fresh(self, url: URL, body: bytes, is_held: Callable[[], bool]) -> Answer | None:
         """Send one request on a new connection, on which no response can be left of another request."""

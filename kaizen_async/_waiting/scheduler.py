@@ -319,14 +319,18 @@ class Scheduler:
     def _run(self) -> None:
         """Start what is due, and set the timer for what is next."""
         self._disarm()
+        self._timer_at = -math.inf  # polls that end at once schedule the next ones; one timer at the end does for all
         now = self.clock.time()
         for _ in range(AT_ONCE):
             entry = self._timetable.pop(now)
             if entry is None:
                 break
             self._queue(entry, now)
-        self._arm(self._serve(now))
-        self._arm(max(now, self._timetable.next_due()))
+        try:
+            serve_at = self._serve(now)
+        finally:
+            self._disarm()
+        self._arm(min(serve_at, max(now, self._timetable.next_due())))
 
     def _serve(self, now: float) -> float:
         """Start polls while there are slots; return when to try again, unless the end of a poll comes first."""
@@ -351,11 +355,13 @@ class Scheduler:
         witness = self._find_witness(now)
         if witness is not None:
             self._start(*witness, now)
-            return math.inf
+            return math.inf if self._polls else now
         while self._turns and not self._polls:
             taken = self._turns.next(now)
             if taken is not None:
                 self._start(*taken, now)
+                if not self._disturbance.is_on:
+                    return now
             elif self._turns.resumes_at < math.inf:
                 return self._turns.resumes_at
         return math.inf
@@ -393,30 +399,53 @@ class Scheduler:
         if not calls:
             return
         self._turns.spend(group, now)
-        self._polls += 1
         self._timetable.remove(entry)
-        entry.place = POLLING
         # The timer runs in the context of the code that set it. The poll belongs to a call, so it runs in that call's.
-        poll = asyncio.create_task(self._poll(entry, group), context=calls[0].context.copy())
+        context = calls[0].context.copy()
+        if self.engine.transport.is_inside and context.run(self._poll_at_once, entry, group, now):
+            return
+        self._polls += 1
+        entry.place = POLLING
+        poll = asyncio.create_task(self._poll(entry, group), context=context)
         group.polls[entry.id] = poll
         poll.add_done_callback(functools.partial(self._on_poll_done, entry, group))
+
+    def _poll_at_once(self, entry: Entry, group: Group, now: float) -> bool:
+        """Poll a server in this process, and return True; False if that takes a task, and nothing was sent."""
+        if self._ended.get(group.lookups.endpoint, entry.id) is not None:
+            return False
+        note_delay = functools.partial(self._note_delay, entry.due)
+        outcome = group.lookups.look_up_at_once(entry.id, now + self._deadline, note_delay)
+        if outcome is not None:
+            self._counters.polls += 1
+            self._note_outcome(entry, group, outcome)
+        return outcome is not None
 
     async def _poll(self, entry: Entry, group: Group) -> None:
         try:
             outcome = await self._look_up(entry, group)
-            if not entry.calls:
-                return
+        except Exception as error:  # noqa: BLE001 - what hooks of a session or a record raise is for those who wait
+            self._crash(entry, group, error)
+        else:
+            if entry.calls:
+                self._note_outcome(entry, group, outcome)
+
+    def _note_outcome(self, entry: Entry, group: Group, outcome: Outcome[Any]) -> None:
+        try:
             entry.place = NOWHERE
             entry.attempts += outcome.attempts
             if outcome.error is None:
                 self._note_record(entry, group, outcome.execution, outcome.request_id)
             else:
                 self._note_failure(entry, group, outcome.error)
-        except Exception as error:  # noqa: BLE001 - what hooks of a session or a record raise is for those who wait
-            calls = list(self._calls_of(entry))
-            self._forget(entry, group)
-            for call in calls:
-                call.on_crash(entry.id, error)
+        except Exception as error:  # noqa: BLE001 - what a record raises is for those who wait
+            self._crash(entry, group, error)
+
+    def _crash(self, entry: Entry, group: Group, error: Exception) -> None:
+        calls = list(self._calls_of(entry))
+        self._forget(entry, group)
+        for call in calls:
+            call.on_crash(entry.id, error)
 
     async def _look_up(self, entry: Entry, group: Group) -> Outcome[Any]:
         record = self._ended.get(group.lookups.endpoint, entry.id)

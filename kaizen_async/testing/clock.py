@@ -12,6 +12,7 @@ from weakref import WeakValueDictionary
 
 from yarl import URL
 
+from kaizen_async._transport.response import Offer
 from kaizen_async.clock import sleep
 from kaizen_async.testing.checks import check_epoch, check_seconds, check_type
 from kaizen_async.testing.hold import Hold
@@ -214,6 +215,11 @@ class VirtualClock:
         else:
             self._emulators[reachable(host), port] = emulator
 
+    def offer(self, url: URL, headers: Mapping[str, str], body: bytes) -> Offer | None:
+        """Return what an emulator of this process would answer at once; None if the request must be delivered."""
+        emulator = self._emulator_at(url)
+        return None if emulator is None else emulator.offer(url.raw_path, headers, body)
+
     async def deliver(
         self,
         url: URL,
@@ -238,11 +244,12 @@ class VirtualClock:
         Returns:
             The response as the client's transport has it; or what `over_the_wire` returns.
         """
-        emulator = self._emulators.get((reachable(url.host or ""), url.port or 0))
+        emulator = self._emulator_at(url)
         if emulator is not None and not by_wire:
-            answer = emulator.deliver_at_once(url.raw_path, headers, body)
-            if answer is not None:
-                return answer
+            offer = emulator.offer(url.raw_path, headers, body)
+            if offer is not None:
+                offer.take()
+                return offer.answer
         hold = Hold(self)
         try:
             if emulator is not None:
@@ -268,6 +275,9 @@ class VirtualClock:
             part = self._parts.get(loop)
             if part is not None:
                 part.holds += 1
+
+    def _emulator_at(self, url: URL) -> "KaizenEmulator | None":
+        return self._emulators.get((reachable(url.host or ""), url.port or 0))
 
     def _part_here(self) -> _LoopPart:
         loop = asyncio.get_running_loop()
@@ -335,7 +345,7 @@ class VirtualClock:
             return
         for part in parts:
             part.drop_cancelled()
-        self._now = min((part.timers[0][0] for part in parts if part.timers), default=self._now)
+        self._now = min([part.timers[0][0] for part in parts if part.timers], default=self._now)
         for part in parts:
             self._fire_due(part, here)
 

@@ -14,13 +14,14 @@ from functools import partial
 from pathlib import Path
 from ssl import SSLContext
 from types import TracebackType
-from typing import Annotated, Any, Final, Self, TypeAlias
+from typing import Annotated, Any, Final, NamedTuple, Self, TypeAlias
 
 import msgspec
 from aiohttp import web
 from multidict import CIMultiDict
 
 from kaizen_async._transport import response as received
+from kaizen_async._transport.head import Head
 from kaizen_async.testing.chance import fraction
 from kaizen_async.testing.checks import MOST_ID_CHARACTERS, check_count, check_epoch, check_id, check_number, check_type
 from kaizen_async.testing.clock import VirtualClock
@@ -457,21 +458,41 @@ class KaizenEmulator:
         finally:
             self._left()
 
-    def deliver_at_once(self, path: str, headers: Mapping[str, str], body: bytes) -> received.Answer | None:
-        """Answer a request of a client in this process, unless a fault is scripted; then return None."""
-        if self.faults or self._server.scheme == "https":
+    def offer(self, path: str, headers: Mapping[str, str], body: bytes) -> received.Offer | None:
+        """Return the record that a lookup of a client in this process gets at once.
+
+        Returns:
+            The response, and what sends the request. None if the request would get anything but its record, or if
+            anything is scripted that depends on the number of requests.
+        """
+        below = self._below_prefix(path) or ""
+        kind = KINDS.get(below)
+        is_plain = not (self.faults or self._bucket or below in self._served or below in self._replayed)
+        if kind is None or not is_plain or not self._is_welcome(headers):
             return None
-        seen, asked = self._delivered(path, headers, body)
-        if isinstance(asked, Answer):
-            return self._sent(seen, asked)
-        kind, execution_id = asked
         try:
-            self._count(seen, execution_id, body)
-            self._begin_default_life(execution_id)
-            answer = self._ordinary_answer(kind, seen.path, execution_id)
-        except (_RefusedError, _WrongScriptError) as error:
-            answer = self._answer_to(error, execution_id)
-        return self._sent(seen, answer)
+            execution_id = _id_asked_for(body)
+            record = self._body(kind, below, execution_id)
+        except (_RefusedError, _WrongScriptError):
+            return None
+        if record is None or len(self._history.by_id) >= _MOST_IDS:
+            return None
+        answer = received.Answer(200, _OK_HEAD, record)
+        return received.Offer(answer, partial(self._take, below, headers, execution_id, body))
+
+    def _is_welcome(self, headers: Mapping[str, str]) -> bool:
+        """Return whether a request of this process has the key, and no connection is needed."""
+        has_key = self._authorization is None or headers.get("Authorization") == self._authorization
+        is_json = headers.get("Content-Type") == "application/json"
+        return has_key and is_json and self._server.scheme == "http"
+
+    def _take(self, path: str, headers: Mapping[str, str], execution_id: str, body: bytes) -> None:
+        """Note a request that gets its record at once."""
+        seen = self._arrived("POST", path, self._masked_once(headers), len(body))
+        self._left()
+        self._count(seen, execution_id, body)
+        seen.status = 200
+        self._history.statuses[200] += 1
 
     async def deliver(
         self, path: str, headers: Mapping[str, str], body: bytes, hold: Hold, *, by_wire: bool
@@ -485,7 +506,7 @@ class KaizenEmulator:
         ):
             self._wired.setdefault(execution_id, deque()).append(hold)
             return None
-        seen, asked = self._delivered(path, headers, body, in_flight=1)
+        seen, asked = self._delivered(path, headers, body)
         try:
             if isinstance(asked, Answer):
                 return self._sent(seen, asked)
@@ -496,13 +517,11 @@ class KaizenEmulator:
         return self._sent(seen, reply)
 
     def _delivered(
-        self, path: str, headers: Mapping[str, str], body: bytes, *, in_flight: int = 0
+        self, path: str, headers: Mapping[str, str], body: bytes
     ) -> "tuple[Request, Answer | tuple[Kind | _OwnKind, str]]":
         """Note a request of this process; return its kind and id, or why it is refused."""
-        if self._masked[0] is not headers:
-            self._masked = headers, masked(headers.items())
         below = self._below_prefix(path)
-        seen = self._arrived("POST", below or path, self._masked[1], in_flight=in_flight)
+        seen = self._arrived("POST", below or path, self._masked_once(headers), len(body))
         try:
             kind = self._kind_asked_for(seen, below, headers.get("Content-Type", ""), headers.get("Authorization"))
             return seen, (kind, _id_asked_for(body))
@@ -520,12 +539,19 @@ class KaizenEmulator:
         """Return a path without the prefix; None for one that does not begin with it."""
         return path.removeprefix(self._prefix) if path.startswith(self._prefix) else None
 
-    def _arrived(self, method: str, path: str, headers: dict[str, str], *, in_flight: int = 1) -> Request:
-        seen = Request(method, path, headers, self._now(), self._moment)
+    def _masked_once(self, headers: Mapping[str, str]) -> dict[str, str]:
+        """Return a client's headers without its key; a client sends the same ones again and again."""
+        if self._masked[0] is not headers:
+            host = self._origin().partition("//")[2]
+            self._masked = headers, {"Host": host, **masked(headers.items())}
+        return self._masked[1]
+
+    def _arrived(self, method: str, path: str, headers: dict[str, str], length: int | None = None) -> Request:
+        seen = Request(method, path, headers, self._now(), self._moment, length)
         with self._lock:
             self._history.count += 1
             self._history.requests.append(seen)
-            self._in_flight += in_flight
+            self._in_flight += 1
             self.max_in_flight = max(self.max_in_flight, self._in_flight)
         return seen
 
@@ -668,14 +694,16 @@ class KaizenEmulator:
         execution = self._executions.get(execution_id)
         if execution is None:
             return None
-        start = self._start_of(execution)
-        snapshot = Snapshot.of(
-            execution_id, execution.life, digest=execution.digest, start=start, age=self._age(execution)
-        )
-        known = execution.encoded
-        if known is None or known[0] != path or known[1] != snapshot:
-            known = execution.encoded = path, snapshot, kind.encode(snapshot, execution.changes)
-        return known[2]
+        age, known = self._age(execution), execution.known
+        if known is None or known.path != path or known.life is not execution.life or age >= known.until:
+            life, start = execution.life, self._start_of(execution)
+            snapshot = Snapshot.of(execution_id, life, digest=execution.digest, start=start, age=age)
+            try:
+                body = kind.encode(snapshot, execution.changes)
+            except (TypeError, ValueError) as error:
+                raise _WrongScriptError(f"a field that the life sets does not fit into JSON: {error}") from error
+            known = execution.known = _Known(path, life, life.changes_after(age), body)
+        return known.body
 
     def _own_body(self, kind: "_OwnKind", execution_id: str) -> bytes | None:
         found = _called("serve", kind.find, execution_id)
@@ -704,8 +732,16 @@ class _Execution:
     born: float
     digest: str
     changes: Changes | None
-    encoded: tuple[str, Snapshot, bytes] | None = None
-    """What was answered last, on which path: between two steps of its life, a record stays the same."""
+    known: "_Known | None" = None
+
+
+class _Known(NamedTuple):
+    """The record that was sent last: between two steps of its life, a record stays the same."""
+
+    path: str
+    life: Life
+    until: float
+    body: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -730,6 +766,7 @@ class _Question(msgspec.Struct):
 
 
 _JSON: Final = CIMultiDict(JSON_HEADERS)
+_OK_HEAD: Final = Head(b"HTTP/1.1 200 OK\r\nContent-Type: application/json", 200, 0, "")
 _decode_question: Final = msgspec.json.Decoder(_Question).decode
 
 _ABOUT: Final[Mapping[str, Callable[[KaizenEmulator], Any]]] = {

@@ -20,26 +20,39 @@ class Request:
         kind: The last part of the path but one, such as `"executions"`; the whole path of what is not served.
         id: The execution that was asked for; empty if the request did not say.
         method: The HTTP method.
-        headers: Its headers, keys and cookies masked.
         body: The first 4,096 bytes of its body. Empty for a request that was refused for its key.
         at: When it came in, in seconds of the emulator's clock.
         time: The same as a date and time.
         status: The status of the response; None as long as there is none, and if the connection was ended instead.
     """
 
-    __slots__ = ("_moment", "at", "body", "headers", "id", "method", "path", "status")
+    __slots__ = ("_headers", "_length", "_moment", "at", "body", "id", "method", "path", "status")
 
     def __init__(
-        self, method: str, path: str, headers: Mapping[str, str], at: float, moment: Callable[[float], datetime]
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        at: float,
+        moment: Callable[[float], datetime],
+        length: int | None = None,
     ) -> None:
         self.method = method
         self.path = path
-        self.headers = headers
+        self._headers = headers
+        self._length = length
         self.id = ""
         self.body = b""
         self.at = at
         self.status: int | None = None
         self._moment = moment
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Its headers, keys and cookies masked."""
+        # A client in this process sends the same headers with each request, except for the length of the body.
+        length = self._length
+        return self._headers if length is None else {**self._headers, "Content-Length": str(length)}
 
     @property
     def kind(self) -> str:

@@ -1,5 +1,6 @@
 """The script of an execution's life: which status and fields it has how many seconds after its start."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
@@ -85,6 +86,11 @@ class Life:
     def duration(self) -> float | None:
         """Seconds from the start to the end; None if there is no end."""
         return self.steps[-1][1] if self.ends else None
+
+    def changes_after(self, seconds: float) -> float:
+        """Return when the next step comes, also of an authentication; math.inf if none does."""
+        tracks = (self.steps, *self.authentications)
+        return min((step[1] for steps in tracks for step in steps if step[1] > seconds), default=math.inf)
 
     def status_at(self, seconds: float) -> str:
         """Return the status that many seconds after the start."""

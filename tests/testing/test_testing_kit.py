@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from random import Random
 from typing import Any
 from unittest.mock import Mock
 
@@ -183,8 +184,12 @@ async def returning_text(_: Exchange) -> Any:
             lambda emulator: emulator.serve("instructor/executions/get", {"a": {1, 2}.__iter__()}),
             "does not fit into JSON",
         ),
+        (
+            lambda emulator: emulator.add("exec_1", Life.of(("Completed", 0, {"logins": object()}))),
+            "field that the life sets does not fit into JSON",
+        ),
     ],
-    ids=["raises", "async", "text", "fault raises", "fault returns text", "kind returns 5", "not JSON"],
+    ids=["raises", "async", "text", "fault raises", "fault returns text", "kind returns 5", "not JSON", "field"],
 )
 @pytest.mark.parametrize("virtual", [False, True], ids=["socket", "virtual"])
 async def test_a_wrong_script_is_no_error_of_the_server(
@@ -786,6 +791,65 @@ async def test_a_request_in_the_same_process_is_refused_as_any_other(clock: Virt
             emulator.faults.always(fault)
         async with client_of(emulator, clock) as kaizen:
             assert await status_of(kaizen, "exec_1") == 401
+
+
+class Even(Random):
+    """Random numbers that do not depend on how many were drawn before: connections take some."""
+
+    def random(self) -> float:
+        """Return the mean."""
+        return 0.5
+
+
+async def seen_of_waits(session: aiohttp.ClientSession | None) -> list[Any]:
+    """Return all that can be seen of waits with troubles: by connections if there is a session."""
+    clock = VirtualClock(epoch=datetime(2026, 1, 1, tzinfo=UTC))
+    clock.random = Even()
+    async with KaizenEmulator(clock=clock) as emulator:
+        emulator.add("exec_1", Life.lasting(300))
+        emulator.add("exec_2", record={"id": "another"})
+        emulator.add("exec_3", body=b"{")
+        emulator.faults.between(Fault.status(503), 100, 130)
+        emulator.faults.chance(Fault.lognormal_latency(0.2), 0.3, id="exec_1")
+        outcomes = []
+        async with client_of(emulator, clock, session=session) as kaizen:
+            for execution_id in ("exec_1", "exec_2", "exec_3", "exec_4", "exec_1"):
+                try:
+                    outcomes.append(await kaizen.instructor_executions.wait(execution_id, deadline=310))
+                except KaizenError as error:
+                    outcomes.append((type(error), str(error)))
+                emulator.faults.clear()  # from here on, requests in the same process get their record at once
+                emulator.add("exec_4", Life.lasting(200, status="Failed"), workflow="Another")
+            await asyncio.sleep(0)  # lets the last poll be counted
+            stats = kaizen.stats()
+        requests = [
+            (each.at, each.id, each.status, each.path, each.kind, each.body, {**each.headers, "Host": None})
+            for each in emulator.requests
+        ]
+        return [outcomes, requests, stats.attempts, stats.polls, stats.succeeded, stats.failed, dict(emulator.answers)]
+
+
+async def test_requests_in_the_same_process_are_those_of_connections() -> None:
+    """The same requests at the same times, with the same bytes; the same responses, outcomes and totals."""
+    inside = await seen_of_waits(None)
+    async with aiohttp.ClientSession() as session:
+        by_wire = await seen_of_waits(session)
+    assert len(inside[1]) > 100
+    assert inside == by_wire
+
+
+@pytest.mark.parametrize("refusals", [1, 9, 52])
+async def test_waits_in_the_same_process_outlast_a_refusal(clock: VirtualClock, refusals: int) -> None:
+    """Whether an execution that was answered before makes the probe, or one of which nothing is known."""
+    async with KaizenEmulator(clock=clock) as emulator, client_of(emulator, clock) as kaizen:
+        ids = [f"exec_{number}" for number in range(50)]
+        emulator.add_many(ids, Life.lasting(60))
+        emulator.faults.next(Fault.status(403), times=refusals)
+        async with asyncio.timeout(20):
+            waits = [kaizen.instructor_executions.wait(execution_id, deadline=600) for execution_id in ids]
+            ended = await asyncio.gather(*waits)
+    assert {execution.status.value for execution in ended} == {"Completed"}
+    assert clock.time() < 80
 
 
 async def test_what_an_emulator_keeps_is_bounded(clock: VirtualClock, monkeypatch: pytest.MonkeyPatch) -> None:
