@@ -205,7 +205,7 @@ async def test_back_off_pauses_and_deadlines_pass_in_virtual_time() -> None:
     clock = VirtualClock()
     real = time.monotonic()
     retry = RetryPolicy(max_attempts=3, initial_backoff=3600, max_backoff=3600)
-    async with world(clock, deadline=None, retry=retry) as (emulator, client):
+    async with world(clock, deadline=4 * HOURS, retry=retry) as (emulator, client):
         emulator.add("a", Life.ended())
         emulator.faults.next(Fault.status(503, headers={"Retry-After": "7200"}))
         emulator.faults.next(Fault.status(500))

@@ -838,7 +838,7 @@ async def test_requests_in_the_same_process_are_those_of_connections() -> None:
     assert inside == by_wire
 
 
-@pytest.mark.parametrize("refusals", [1, 9, 52])
+@pytest.mark.parametrize("refusals", [1, 9, 20])
 async def test_waits_in_the_same_process_outlast_a_refusal(clock: VirtualClock, refusals: int) -> None:
     """Whether an execution that was answered before makes the probe, or one of which nothing is known."""
     async with KaizenEmulator(clock=clock) as emulator, client_of(emulator, clock) as kaizen:
