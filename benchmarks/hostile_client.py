@@ -7,7 +7,7 @@ import importlib
 import json
 import ssl
 from collections import Counter
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Any
 
 import aiohttp
@@ -23,14 +23,16 @@ BEAT = 0.002
 async def measure(base_url: str, *, by_post: bool, ca_file: str | None) -> dict[str, Any]:
     """Return how late a neighbour in the loop wakes, how late timeouts come, and what processor and memory it takes."""
     late: list[float] = []
+    busy: list[float] = []
     ends: Counter[str] = Counter()
     context = ssl.create_default_context(cafile=ca_file) if ca_file else None
 
     async def beat() -> None:
         while True:
-            began = perf_counter()
+            began, worked = perf_counter(), thread_time()
             await asyncio.sleep(BEAT)
             late.append(perf_counter() - began - BEAT)
+            busy.append(thread_time() - worked)
 
     async def look_up(client: KaizenClient, number: int) -> None:
         (outcome,) = await client.instructor_executions.get_many([f"exec_{number:08}"])
@@ -54,6 +56,7 @@ async def measure(base_url: str, *, by_post: bool, ca_file: str | None) -> dict[
     heart = asyncio.create_task(beat())
     await asyncio.sleep(0.05)
     late.clear()
+    busy.clear()
     began, cpu = perf_counter(), cpu_seconds()
     async with client:
         await asyncio.gather(*(look_up(client, number) for number in range(LOOKUPS)))
@@ -63,6 +66,7 @@ async def measure(base_url: str, *, by_post: bool, ca_file: str | None) -> dict[
         await session.close()
     return {
         "stall_ms": max(late) * 1e3,
+        "busy_ms": max(busy) * 1e3,
         "over_ms": max(0.0, wall - ATTEMPT_TIMEOUT) * 1e3,
         "cpu_ms": cpu * 1e3,
         "memory_mb": (memory_bytes("VmHWM") - before) / 1e6,

@@ -10,9 +10,10 @@ import importlib
 import itertools
 import json
 import ssl
-import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, Final
+
+import brotli  # type: ignore[import-untyped]
 
 PIECE: Final = 64 * 1024
 
@@ -30,6 +31,7 @@ RECORD: Final[dict[str, Any]] = {
     "status": "InProgress",
 }
 OK: Final = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+REJECTED: Final = b"HTTP/1.1 429 Too Many Requests\r\n"
 CHUNKED: Final = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
@@ -51,6 +53,16 @@ def whole(body: bytes, coding: str = "") -> Callable[[], Iterator[bytes]]:
     return lambda: iter([head + body])
 
 
+def whole_head(head: bytes) -> Callable[[], Iterator[bytes]]:
+    """Return a response without a body."""
+    return lambda: iter([head])
+
+
+def dripped(head: bytes, rest: bytes, size: int) -> Callable[[], Iterator[bytes]]:
+    """Return a response that comes in small pieces."""
+    return lambda: itertools.chain([head], (rest[at : at + size] for at in range(0, len(rest), size)))
+
+
 def record(**changes: Any) -> bytes:
     """Return a record as JSON."""
     return json.dumps({**RECORD, **changes}, separators=(",", ":")).encode()
@@ -64,10 +76,6 @@ def listed(part: str, field: str = "authentications", size: int = 500_000) -> by
 def _many(part: str, size: int) -> str:
     count = size // (len(part) + 1)
     return ",".join(part.replace("N", str(number)) for number in range(count))
-
-
-def _deflated(empty_blocks: int) -> bytes:
-    return zlib.compress(b"", wbits=-15)[:0] + b"\x00\x00\x00\xff\xff" * empty_blocks
 
 
 EMPTY_ZSTD_FRAME: Final = bytes.fromhex("28b52ffd2000010000")
@@ -97,6 +105,17 @@ KINDS: Final[dict[str, Callable[[], Iterator[bytes]]]] = {
     "half surrogates": whole(record(workflow={"id": "wf_1", "name": "@"}).replace(b"@", b"\\ud83d" * 80_000)),
     "deep nesting": whole(record(zorp=0).replace(b'"zorp":0', b'"zorp":' + b"[" * 500_000)),
     "a zip bomb": whole(gzip.compress(b" " * 100_000_000), "gzip"),
+    "a brotli bomb": whole(brotli.compress(b" " * 100_000_000, quality=2, lgwin=24), "br"),
+    "empty brotli blocks": after(OK + b"Content-Encoding: br\r\nConnection: close\r\n\r\n\x0c", b"\x06"),
+    "a number of many digits": whole(record(zorp=0).replace(b'"zorp":0', b'"zorp":0.' + b"1" * 500_000)),
+    "numbers of many digits": whole(record(zorp=[int("9" * 4000)] * 120)),
+    "fields by the thousand": whole(record(**{f"f{number}": number for number in range(35_000)})),
+    "a header of spaces": whole_head(OK + b"X: " + b" " * 32_000 + b"\0\r\n\r\n"),
+    "a long time to wait": whole_head(
+        REJECTED + b"RateLimit: reset" + b"a" * 32_000 + b"\r\nContent-Length: 0\r\n\r\n"
+    ),
+    "hints line by line": dripped(b"HTTP/1.1 103 Early Hints\r\n", b"a:\r\n" * 20_000, 4),
+    "a body byte by byte": dripped(OK + b"Content-Length: 400000\r\n\r\n", b" " * 400_000, 1),
     "an error that quotes": whole(b'{"message": "' + b"&amp;%41" * 60_000 + b'"}'),
 }
 

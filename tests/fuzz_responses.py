@@ -185,7 +185,7 @@ async def _by_aiohttp(handler: ResponseHandler) -> Read:
             break
     else:
         raise ValueError("too many interim responses")
-    answer, _ = await read_body(message.code, message.headers, content, LIMITS, is_packed=False)
+    answer, _ = await read_body(message.code, message.headers, content, LIMITS, is_packed=False, turn=asyncio.Lock())
     return Read(answer.status, answer.body)
 
 

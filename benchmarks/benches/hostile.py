@@ -43,6 +43,8 @@ def run(plan: Plan) -> Report:
     progress("")
     tables = [
         _table("Longest stall of the event loop, ms", figures, "stall_ms"),
+        _table("Longest stall of an idle process beside it, ms", figures, "idle_ms"),
+        _table("Most processor time between two beats of the event loop, ms", figures, "busy_ms"),
         _table("Processor time, ms", figures, "cpu_ms"),
         _table("Memory at the peak, MB", figures, "memory_mb"),
     ]
@@ -51,13 +53,19 @@ def run(plan: Plan) -> Report:
 
 def _meet(base_url: str, options: list[str]) -> dict[str, Any]:
     command = [sys.executable, str(_HERE / "hostile_client.py"), base_url, *options]
-    ran = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, env=clean_environment(), cwd=_HERE, check=False
-    )
+    control = [sys.executable, str(_HERE / "idle_beat.py")]
+    environment = clean_environment()
+    with subprocess.Popen(
+        control, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=_HERE
+    ) as idle:
+        ran = subprocess.run(
+            command, capture_output=True, text=True, timeout=60, env=environment, cwd=_HERE, check=False
+        )
+        idle_ms, _ = idle.communicate()
     if ran.returncode:
         return {"error": (ran.stderr.strip().splitlines() or ["no output"])[-1]}
     measured: dict[str, Any] = json.loads(ran.stdout)
-    return measured
+    return {**measured, "idle_ms": float(idle_ms)}
 
 
 @contextmanager

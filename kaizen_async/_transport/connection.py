@@ -18,7 +18,7 @@ from aiohttp.connector import Connection as BorrowedConnection
 from aiohttp.http_exceptions import BadHttpMessage
 
 from kaizen_async._transport.capacity import Capacity
-from kaizen_async._transport.encodings import UnpackError, can_unpack, unpack_small
+from kaizen_async._transport.encodings import HUNGRY, UnpackError, can_unpack, unpack_small
 from kaizen_async._transport.head import CHUNKED, Head, is_plain_interim, parse_head
 from kaizen_async._transport.reading import (
     ERROR_BODY_LIMIT,
@@ -61,13 +61,22 @@ class ExpiredError(Exception):
 
 
 class Address:
-    """The connections to one address by one route. Of the idle ones, the one used last is at the end."""
+    """The connections to one address by one route. Of the idle ones, the one used last is at the end.
 
-    __slots__ = ("capacity", "idle")
+    Attributes:
+        idle: The idle connections.
+        capacity: How many there can be.
+        turn: Lets one body at a time be unpacked in steps.
+        is_wary: Whether each body that may take much memory to unpack is unpacked in its turn: one has.
+    """
+
+    __slots__ = ("capacity", "idle", "is_wary", "turn")
 
     def __init__(self) -> None:
         self.idle: list[Connection] = []
         self.capacity = Capacity()
+        self.turn = asyncio.Lock()
+        self.is_wary = False
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -259,7 +268,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._stage == _NOTHING and self._packed:
             packed, self._packed = self._packed, b""
             head = self._head
-            body = await unpack_body(head.status, head.coding, packed, self._limits)
+            body = await unpack_body(head.status, head.coding, packed, self._limits, self.address.turn)
             return Answer(head.status, head, body), True
         handler = self.handler
         for _ in range(MOST_INTERIM):
@@ -273,7 +282,9 @@ class Connection(asyncio.BufferedProtocol):
         failure = handler.exception()
         if failure is not None and not content.is_eof():
             raise failure
-        response, is_complete = await read_body(message.code, message.headers, content, self._limits, is_packed=True)
+        response, is_complete = await read_body(
+            message.code, message.headers, content, self._limits, is_packed=True, turn=self.address.turn
+        )
         self._content = None
         if is_complete and not handler.should_close:
             self._stage = _NOTHING
@@ -443,13 +454,16 @@ class Connection(asyncio.BufferedProtocol):
         """Unpack a complete body, and wake up the lookup that waits for it."""
         head = self._head
         if head.coding:
+            is_hungry = head.coding in HUNGRY
             try:
-                unpacked = unpack_small(head.coding, body)
+                unpacked = None if is_hungry and self.address.is_wary else unpack_small(head.coding, body)
             except UnpackError:
+                self.address.is_wary = self.address.is_wary or is_hungry
                 self._raw = self._raw or bytearray(head.head + b"\r\n\r\n" + body)
                 self._hand_over()
                 return
             if unpacked is None or len(unpacked) > self._limits.of_status(head.status):
+                self.address.is_wary = self.address.is_wary or is_hungry
                 self._packed = body
                 self._end(None)
                 return

@@ -7,6 +7,7 @@ whether it wants more.
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Final, cast
 
 from aiohttp import compression_utils
@@ -51,12 +52,16 @@ if _READS_BROTLI:
     _NEW["br"] = cast("Any", brotli).Decompressor
 if compression_utils.HAS_ZSTD:
     if sys.version_info >= (3, 14):
-        from compression.zstd import ZstdDecompressor
+        from compression.zstd import DecompressionParameter, ZstdDecompressor
     else:
-        from backports.zstd import ZstdDecompressor
-    _NEW["zstd"] = ZstdDecompressor
+        from backports.zstd import DecompressionParameter, ZstdDecompressor
+    # RFC 9659 section 3: no window above 8 MiB.
+    _NEW["zstd"] = partial(ZstdDecompressor, options={DecompressionParameter.window_log_max: 23})
 
 _CODECS: Final = {"br": "brotli 1.2 or newer", "zstd": "backports.zstd"}
+
+HUNGRY: Final = frozenset({"br"})
+"""Codings whose unpacker may take 16 MiB for a body of a few bytes, and 20 ms to get them."""
 
 OFFERED: Final = ", ".join(["gzip", "deflate", *(name for name in ("br", "zstd") if name in _NEW)])
 """The Accept-Encoding of every request: what can be read here, however the response is read."""

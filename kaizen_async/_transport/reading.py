@@ -75,7 +75,13 @@ def is_success(status: int) -> bool:
 
 
 async def read_body(
-    status: int, headers: Mapping[str, str], content: aiohttp.StreamReader, limits: Limits, *, is_packed: bool
+    status: int,
+    headers: Mapping[str, str],
+    content: aiohttp.StreamReader,
+    limits: Limits,
+    *,
+    is_packed: bool,
+    turn: asyncio.Lock,
 ) -> tuple[Answer, bool]:
     """Return a response and whether its body was read to the end; of a large error only the beginning is read.
 
@@ -85,6 +91,7 @@ async def read_body(
         content: Its body.
         limits: What it may take.
         is_packed: Whether the body is still as its Content-Encoding says. aiohttp unpacks it by default.
+        turn: See `unpack_body`.
 
     Raises:
         TooLargeError: The body of a success is larger than allowed.
@@ -109,12 +116,19 @@ async def read_body(
             return Answer(status, headers, b"".join(chunks)), False
     body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
     if body and must_unpack:
-        body = await unpack_body(status, coding, body, limits)
+        body = await unpack_body(status, coding, body, limits, turn)
     return Answer(status, headers, body), True
 
 
-async def unpack_body(status: int, coding: str, packed: bytes, limits: Limits) -> bytes:
+async def unpack_body(status: int, coding: str, packed: bytes, limits: Limits, turn: asyncio.Lock) -> bytes:
     """Return what a body unpacks to, giving others a turn between two pieces; of a large error only the beginning.
+
+    Args:
+        status: The status of the response.
+        coding: How the body is packed.
+        packed: The body.
+        limits: What a response may take.
+        turn: Lets one body at a time be unpacked: an unpacker may take 16 MiB, and 20 ms to get them.
 
     Raises:
         TooLargeError: The body of a success unpacks to more than is allowed.
@@ -123,12 +137,13 @@ async def unpack_body(status: int, coding: str, packed: bytes, limits: Limits) -
     limit = limits.of_status(status)
     pieces: list[bytes] = []
     size = 0
-    for piece in unpack(coding, packed):
-        pieces.append(piece)
-        size += len(piece)
-        if size > limit:
-            if is_success(status):
-                raise TooLargeError(pieces[0])
-            break
-        await asyncio.sleep(0)
+    async with turn:
+        for piece in unpack(coding, packed):
+            pieces.append(piece)
+            size += len(piece)
+            if size > limit:
+                if is_success(status):
+                    raise TooLargeError(pieces[0])
+                break
+            await asyncio.sleep(0)
     return b"".join(pieces)

@@ -5,6 +5,7 @@ patches aiohttp: mocks and tracers must get every request.
 """
 
 import asyncio
+import re
 import types
 from time import thread_time
 from typing import Any, Final, cast
@@ -32,6 +33,9 @@ _READ_SIZE: Final = 1024
 """Bytes read at once. aiohttp unpacks all of them in one go, and a kilobyte may be a hundred streams of nothing."""
 _ZSTD_FRAMES: Final = (b"\x28\xb5\x2f\xfd", b"\x2a\x4d\x18")
 """How frames of zstd begin, and those that are skipped. aiohttp makes a new decoder for each, which is expensive."""
+_HUNGRY: Final = re.compile(rb"\ncontent-encoding\s*:\s*br\b", re.IGNORECASE)
+"""In a head: that aiohttp may take 16 MiB to unpack the body."""
+_INTERIM: Final = b"HTTP/1.1 1"
 _PATCHED: Final = ("_request", "request", "post")
 _PLAIN_CONNECTORS: Final = frozenset({aiohttp.TCPConnector, aiohttp.UnixConnector})
 _HTTP_1_1: Final = aiohttp.HttpVersion11
@@ -123,14 +127,22 @@ class Guard(asyncio.BufferedProtocol):
 
     aiohttp itself bounds neither interim responses nor bytes on the wire, and does not notice framing that breaks after
     the headers before the attempt times out.
+
+    Args:
+        limits: What a response may take.
+        turn: Lets one body at a time be read whose unpacking may take much memory. None: aiohttp does not unpack.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, turn: asyncio.Lock | None) -> None:
         self._limits = limits
+        self._turn = turn
+        self._held: asyncio.Lock | None = None
+        self._holding: asyncio.Future[None] | None = None
         self._buffer = memoryview(bytearray(_READ_SIZE))
         self._received = 0
         self._interim = 0
         self._streams = 0
+        self._head: bytes | None = b""
         self._parser_seconds = 0.0
         self._timeout: asyncio.Timeout | None = None
         self._handler: Any = None
@@ -153,6 +165,11 @@ class Guard(asyncio.BufferedProtocol):
 
     def leave(self, *, close: bool) -> None:
         """Give the transport back to aiohttp's protocol, or close it at once if asked to, or if aiohttp closes it."""
+        if self._holding is not None:
+            self._holding.cancel()
+        if self._held is not None:
+            self._held.release()
+            self._held = None
         transport = self.transport
         if transport is None:
             return
@@ -170,24 +187,57 @@ class Guard(asyncio.BufferedProtocol):
         data = bytes(self._buffer[:nbytes])
         self._received += nbytes
         self._streams += sum(map(data.count, _ZSTD_FRAMES))
-        self._interim += data.startswith(b"HTTP/1.1 1") + data.count(b"\r\n\r\nHTTP/1.1 1")
-        handler = self._handler
+        self._interim += data.startswith(_INTERIM) + data.count(b"\r\n\r\n" + _INTERIM)
         if self._received > self._limits.wire:
             self._end(BadHttpMessage("the response has too many bytes"))
         elif self._streams > MOST_MEMBERS:
             self._end(UnpackError("it consists of too many parts"))
+        elif self._turn is not None and self._is_hungry(data):
+            self._hold(data, self._turn)
         elif self._interim >= MOST_INTERIM and self._received <= self._limits.head + _READ_SIZE:
             self._end(too_many_interim())
         else:
-            began = thread_time()
-            handler.data_received(data)
-            self._parser_seconds += thread_time() - began
-            if (error := handler.exception()) is not None:
-                self._end(error)
-            elif self._parser_seconds > self._limits.parser_seconds:
-                self._end(BadHttpMessage("the response takes too long to parse"))
-            elif nbytes == _READ_SIZE and self.transport is not None:
-                pause_for_others(self.transport, handler)
+            self._feed(data)
+
+    def _feed(self, data: bytes) -> None:
+        handler = self._handler
+        began = thread_time()
+        handler.data_received(data)
+        self._parser_seconds += thread_time() - began
+        if (error := handler.exception()) is not None:
+            self._end(error)
+        elif self._parser_seconds > self._limits.parser_seconds:
+            self._end(BadHttpMessage("the response takes too long to parse"))
+        elif len(data) == _READ_SIZE and self.transport is not None:
+            pause_for_others(self.transport, handler)
+
+    def _is_hungry(self, data: bytes) -> bool:
+        """Return whether a head says that its body is packed in a way that may take much memory to unpack."""
+        while self._head is not None:
+            head, self._head = self._head + data, b""
+            fields, end, data = head.partition(b"\r\n\r\n")
+            if _HUNGRY.search(fields):
+                return True
+            if not end:
+                self._head = head
+                break
+            if not head.startswith(_INTERIM):
+                self._head = None
+        return False
+
+    def _hold(self, data: bytes, turn: asyncio.Lock) -> None:
+        """Read on once no other body of this kind is read."""
+        transport, handler = self.transport, self._handler
+        assert transport is not None  # noqa: S101 - it has just received
+        transport.pause_reading()
+
+        async def read_on() -> None:
+            await turn.acquire()
+            self._held = turn
+            self._feed(data)
+            pause_for_others(transport, handler)
+
+        self._holding = asyncio.ensure_future(read_on())
 
     def eof_received(self) -> bool | None:
         """Pass the end of the stream on."""
@@ -245,6 +295,7 @@ async def post(
     headers: dict[str, str],
     limits: Limits,
     proxy: Proxy | None,
+    turn: asyncio.Lock,
 ) -> tuple[Answer, Guard]:
     """Send one request; return its response, and the guard that can still close its connection.
 
@@ -254,7 +305,7 @@ async def post(
     trace = current_trace.get()
     if trace is not None:
         headers = {**headers, **trace.headers}
-    guard = Guard(limits)
+    guard = Guard(limits, turn if session.auto_decompress else None)
     data = _Body(body)
     data.guard = guard
     is_complete = False
@@ -281,6 +332,7 @@ async def post(
                     response.content,
                     limits,
                     is_packed=not session.auto_decompress,
+                    turn=turn,
                 )
     except TimeoutError:
         if guard.failure is not None:

@@ -396,7 +396,7 @@ class Transport:
             capacity = self._capacity = Capacity()
         is_expected = capacity.add()
         try:
-            response, guard = await post(session, url, body, self._headers, self._limits, self._proxy)
+            response, guard = await post(session, url, body, self._headers, self._limits, self._proxy, self._large)
             await self._take_turn(response)
         except BaseException as error:
             capacity.remove()

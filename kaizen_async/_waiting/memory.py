@@ -9,11 +9,11 @@ from kaizen_async._records.weight import bytes_held
 
 MOST_PER_RECORD: Final = 64 * 1024
 """Bytes of a record above which it is handed to the caller and not kept. The documented example takes 3 KiB."""
-MOST_ENDED: Final = 32 * 1024 * 1024
+MOST_ENDED: Final = 20 * 1024 * 1024
 """Bytes of all remembered records of ended executions."""
 LIGHT: Final = 8 * 1024
 """Bytes of a record up to which the last one of every wait is kept, however many waits there are."""
-MOST_HEAVY: Final = 32 * 1024 * 1024
+MOST_HEAVY: Final = 12 * 1024 * 1024
 """Bytes of the heavier last records of all waits."""
 
 

@@ -22,13 +22,14 @@ from scripted_server import (
     ScriptedServer,
     client_for,
     closing,
+    dump,
     ok,
     record,
     response,
     run_on,
 )
 
-from kaizen_async import InstructorExecution, Outcome, RetryPolicy, TransportError
+from kaizen_async import AttemptTimeoutError, InstructorExecution, Outcome, RetryPolicy, TransportError
 from kaizen_async._transport import encodings, session, transport
 from kaizen_async._transport.encodings import MOST_MEMBERS, PIECE, UnpackError
 from kaizen_async._transport.head import is_plain_interim, parse_head
@@ -201,6 +202,87 @@ def test_large_records_are_decoded_in_different_steps(
     monkeypatch.setattr(Endpoint, "decode", noting)
     run_on(loop, main())
     assert len(steps) == len(set(steps)) == 20
+
+
+def hungry(request: Request) -> list[bytes]:
+    """Return a response of a hundred bytes whose unpacker takes 16 MiB."""
+    packed = brotli.compress(b" " * 50_000_000, quality=2, lgwin=24)
+    return [response(packed, headers={"Content-Encoding": "br"}) if request.id != "good" else ok(request)]
+
+
+@everywhere
+@pytest.mark.parametrize("is_supported", [True, False], ids=["own connection", "session.post"])
+def test_one_hungry_body_is_unpacked_at_a_time(loop: str, is_supported: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fifty at once would take 800 MiB, and more than a second without a turn for anything else."""
+    steps: list[int] = []
+    alive: list[int] = []
+    count = now = 0
+    make = brotli.Decompressor
+
+    class Unpacker:
+        def __init__(self) -> None:
+            nonlocal count
+            count += 1
+            alive.append(count)
+            steps.append(now)
+            self._inner = make()
+
+        def __del__(self) -> None:
+            nonlocal count
+            count -= 1
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._inner, name)
+
+    async def beat() -> None:
+        nonlocal now
+        while True:
+            now += 1
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        async with ScriptedServer(hungry) as server, closing(client_for(server, retry=ONCE), server) as kaizen:
+            beating = asyncio.create_task(beat())
+            outcomes = await kaizen.instructor_executions.get_many([f"bad_{number}" for number in range(20)])
+            beating.cancel()
+            assert all("larger than max_response_bytes" in str(outcome.error) for outcome in outcomes)
+            assert await kaizen.instructor_executions.get("good")
+
+    monkeypatch.setattr(transport, "is_supported", lambda: is_supported)
+    monkeypatch.setitem(encodings._NEW, "br", Unpacker)
+    monkeypatch.setattr(brotli, "Decompressor", Unpacker)
+    run_on(loop, main())
+    assert len(steps) == 20 + is_supported  # our own connection tries one as it comes
+    assert len(set(steps[is_supported:])) == 20
+    assert max(alive) == 1
+
+
+@everywhere
+@pytest.mark.usefixtures("by_post")
+def test_the_turn_of_a_hungry_body_ends_with_its_attempt(loop: str) -> None:
+    """The header may come in pieces, behind interim responses, and in any case. A silent body keeps no other one."""
+    heads = [
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: br\r\nContent-Length: 9\r\n\r\n",
+        b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\nCONTENT-ENCODING:BR\r\nContent-Length: 9\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX: " + b"x" * 1000 + b"\r\nContent-Encoding: br\r\nContent-Length: 9\r\n\r\n",
+    ]
+
+    def play(request: Request) -> Script:
+        if request.id == "good":
+            return [response(brotli.compress(dump(record("good"))), headers={"Content-Encoding": "br"})]
+        return [heads[int(request.id)], SILENCE]
+
+    async def main() -> None:
+        async with (
+            ScriptedServer(play) as server,
+            closing(client_for(server, retry=ONCE, attempt_timeout=0.3), server) as kaizen,
+        ):
+            assert await kaizen.instructor_executions.get("good")
+            outcomes = await kaizen.instructor_executions.get_many(["0", "1", "2"])
+            assert [type(outcome.error) for outcome in outcomes] == [AttemptTimeoutError] * 3
+            assert await kaizen.instructor_executions.get("good")
+
+    run_on(loop, main())
 
 
 SPACES = b" " * 1_000_000

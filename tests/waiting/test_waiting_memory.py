@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from kaizen_async._lookup import received
 from kaizen_async._waiting import memory
 from kaizen_async._waiting.memory import EndedRecords, HeavyRecords, TooHeavy
 
@@ -40,6 +41,12 @@ def test_heavy_last_records_share_one_bound(monkeypatch: pytest.MonkeyPatch) -> 
     records.forget("endpoint", "a")
     records.forget("endpoint", "a")
     assert is_kept("d", heavy)
+
+
+def test_a_thousand_records_of_a_hostile_server_take_64_mib_at_most() -> None:
+    """Those received lately, those of ended executions, and the last ones of a thousand waits together."""
+    last = memory.MOST_HEAVY + 1000 * memory.LIGHT
+    assert 2 * received.MOST_BYTES + memory.MOST_ENDED + last <= 64 * 2**20
 
 
 def test_a_stand_in_knows_equal_records() -> None:

@@ -1,0 +1,25 @@
+"""Does nothing until its standard input ends; prints how late its event loop woke at worst, in ms.
+
+Beside the process that is measured, this shows how much of a stall the machine is to blame for.
+"""
+
+import asyncio
+import sys
+from time import perf_counter
+
+from hostile_client import BEAT
+
+
+async def measure() -> float:
+    """Return the longest delay of a wake-up, in ms."""
+    ended = asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    longest = 0.0
+    while not ended.done():
+        began = perf_counter()
+        await asyncio.sleep(BEAT)
+        longest = max(longest, perf_counter() - began - BEAT)
+    return longest * 1e3
+
+
+if __name__ == "__main__":
+    print(asyncio.run(measure()))
