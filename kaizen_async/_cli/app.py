@@ -12,7 +12,7 @@ from click.shell_completion import BashComplete, FishComplete, ShellComplete, Zs
 
 from kaizen_async._cli.demo import demo
 from kaizen_async._cli.emulator import emulator
-from kaizen_async._cli.ending import FAILED, INTERRUPTED, say
+from kaizen_async._cli.ending import BROKEN_PIPE, FAILED, INTERRUPTED, say
 from kaizen_async._cli.get import get
 from kaizen_async._cli.run import run
 from kaizen_async._cli.wait import wait
@@ -66,6 +66,7 @@ def main() -> None:
 
 def _run() -> Any:
     """Run the command that the arguments name, and return its exit status."""
+    stdout = sys.stdout
     try:
         return cli(prog_name="kaizen-async", standalone_mode=False)
     except click.ClickException as error:
@@ -74,7 +75,9 @@ def _run() -> Any:
     except click.Abort:  # Ctrl-C outside the event loop of a command
         return INTERRUPTED
     except SystemExit as ending:  # how click ends shell completion
-        return ending.code
+        # If the reader of standard output is gone, click replaces the stream before it exits; rich does not.
+        reader_is_gone = sys.stdout is not stdout or isinstance(ending.__context__, BrokenPipeError)
+        return BROKEN_PIPE if reader_is_gone else ending.code
 
 
 def prepare_streams() -> None:

@@ -52,15 +52,24 @@ class Board:
         console: The terminal.
         ids: Ids that are known from the beginning.
         trouble: Returns why nothing changes; empty if nothing is wrong.
+        only_failed: Whether to show failures and nothing else.
 
     Attributes:
         is_live: Whether the terminal can renew what it shows. If not, only the last picture appears.
     """
 
-    def __init__(self, console: Console, ids: Iterable[str], trouble: Callable[[], str] = lambda: "") -> None:
+    def __init__(
+        self,
+        console: Console,
+        ids: Iterable[str],
+        trouble: Callable[[], str] = lambda: "",
+        *,
+        only_failed: bool = False,
+    ) -> None:
         self.is_live = not console.is_dumb_terminal
         self._console = console
         self._trouble = trouble
+        self._only_failed = only_failed
         self._live = Live(console=console, auto_refresh=False)
         # Each is ordered by the last change.
         self._failed: dict[str, Line] = {}
@@ -122,7 +131,8 @@ class Board:
         failures = list(islice(reversed(self._failed.items()), max(room, MOST_FAILURES) if last else room))
         others = chain(reversed(self._running.items()), reversed(self._ended.items()))
         shown = sorted(failures, key=lambda item: item[1].number)
-        shown += sorted(islice(others, max(0, room - len(failures))), key=lambda item: item[1].number)
+        if not self._only_failed:
+            shown += sorted(islice(others, max(0, room - len(failures))), key=lambda item: item[1].number)
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
         id_width = max((len(execution_id) for execution_id, _ in shown), default=0)
         table.add_column("ID", min_width=min(id_width, width // 2), overflow="fold")
@@ -130,7 +140,7 @@ class Board:
             table.add_column(title, no_wrap=True, max_width=widest)
         for execution_id, line in shown:
             table.add_row(plain(execution_id), *_cells(line))
-        hidden = self._size - len(shown)
+        hidden = (len(self._failed) if self._only_failed else self._size) - len(shown)
         counts = by_status(self._statuses, self._errors) + f" · {hidden:,} not shown" * bool(hidden)
         trouble = "" if last else self._trouble()
         return Group(table, Text(counts, style="dim"), *([Text(trouble, style="yellow")] if trouble else []))

@@ -6,11 +6,12 @@ an id is reported with its line number, and the reader continues with the next o
 
 import codecs
 import csv
+import io
 import json
 import re
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
@@ -24,6 +25,9 @@ FORMATS: Final = ("lines", "json", "csv", "tsv", "nul")
 
 FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 """First characters for which spreadsheets take a cell for a formula. Our CSV puts an apostrophe before them."""
+
+DELIMITERS: Final = (",", ";", "\t")
+"""What may stand between the cells of CSV, most likely first."""
 
 _ID_COLUMNS: Final = ("id", "execution_id", "executionid", "execution id")
 _INVISIBLE: Final = r"[\s\u00ad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]+"
@@ -121,13 +125,11 @@ def detect(line: str, layout: Layout) -> str:
     Raises:
         LayoutError: It looks like CSV, but no column has a usual name for ids.
     """
-    if layout.column is not None:
-        return "tsv" if "\t" in line else "csv"
-    if line.startswith(("{", "[")) or len(line) > LONGEST:
+    if layout.column is None and (line.startswith(("{", "[")) or len(line) > LONGEST):
         return "json" if line.startswith(("{", "[")) else "lines"
-    delimiter = _delimiter_of(line)
-    cells = [cell.strip().lower() for cell in _cells_of(line, delimiter)]
-    if any(cell in _ID_COLUMNS for cell in cells):
+    delimiter = _delimiter_of(line, layout)
+    cells = _cells_of(line, delimiter)
+    if layout.column is not None or _has_column(cells, layout):
         return "tsv" if delimiter == "\t" else "csv"
     if line.startswith('"') and len(cells) == 1:
         return "json"
@@ -137,13 +139,39 @@ def detect(line: str, layout: Layout) -> str:
     return "lines"
 
 
-def _cells_of(line: str, delimiter: str) -> list[str]:
-    return next(csv.reader([line], delimiter=delimiter), cast("list[str]", []))
+def _cells_of(header: str, delimiter: str) -> list[str]:
+    cells = next(csv.reader(io.StringIO(header), delimiter=delimiter), cast("list[str]", []))
+    return [cell.strip() for cell in cells]
 
 
-def _delimiter_of(line: str) -> str:
-    """Return the delimiter of a CSV header: a tab, a semicolon (as Excel writes in some countries) or a comma."""
-    return next((delimiter for delimiter in ("\t", ";") if delimiter in line and "," not in line), ",")
+def _delimiter_of(header: str, layout: Layout) -> str:
+    """Return the delimiter of a CSV header: a comma, a semicolon (as Excel writes in some countries) or a tab."""
+    for delimiter in DELIMITERS:
+        if _has_column(_cells_of(header, delimiter), layout):
+            return delimiter
+    return max(DELIMITERS, key=header.count)
+
+
+def _has_column(cells: list[str], layout: Layout) -> bool:
+    """Whether a CSV header names the column that holds the ids."""
+    return any(cell.lower() in _names_of_column(layout) for cell in cells)
+
+
+def _names_of_column(layout: Layout) -> tuple[str, ...]:
+    return _ID_COLUMNS if layout.column is None else (layout.column.strip().lower(),)
+
+
+def _is_open(row: str) -> bool:
+    """Whether a CSV row ends within a quoted cell, so that the next line belongs to it."""
+    try:
+        next(csv.reader(io.StringIO(row), strict=True), None)
+    except csv.Error as error:
+        return _ends_within_cell(error)
+    return False
+
+
+def _ends_within_cell(error: csv.Error) -> bool:
+    return "unexpected end" in str(error)
 
 
 class Reader(ABC):
@@ -170,15 +198,15 @@ class Reader(ABC):
     def end(self) -> Iterator[str]:
         """Yield the ids in what is left at the end of the input."""
 
-    def _found(self, text: str, line: int) -> Iterator[str]:
-        """Yield a text if it is an id, or report it."""
+    def _found(self, text: str, line: int) -> Iterable[str]:
+        """Return a text if it is an id, or report it."""
         try:
             execution_id = checked_id(text)
         except NotAnIdError as error:
             self._refuse(str(error), line)
-            return
+            return ()
         self.counts.ids += 1
-        yield execution_id
+        return (execution_id,)
 
     def _refuse(self, why: str, line: int) -> None:
         self.counts.invalid += 1
@@ -211,7 +239,7 @@ class LineReader(Reader):
         if self._rest or self._skipping:
             yield from self._take(self._rest)
 
-    def _take(self, line: bytes) -> Iterator[str]:
+    def _take(self, line: bytes) -> Iterable[str]:
         self.line += 1
         if self._skipping:
             self._skipping = False
@@ -227,14 +255,15 @@ class LineReader(Reader):
             except UnicodeDecodeError:
                 self._refuse("is not UTF-8 text", self.line)
             else:
-                yield from self._read(text, self.line)
+                return self._read(text, self.line)
+        return ()
 
-    def _read(self, text: str, line: int) -> Iterator[str]:
-        """Yield the ids in a line."""
+    def _read(self, text: str, line: int) -> Iterable[str]:
+        """Return the ids in a line."""
         if text.startswith(("{", "[", '"')) or "," in text:
             self._refuse(f"is not an id, but looks like JSON or CSV: {excerpt(text)}", line)
-        else:
-            yield from self._found(text, line)
+            return ()
+        return self._found(text, line)
 
 
 class NulReader(LineReader):
@@ -252,6 +281,7 @@ class CsvReader(LineReader):
         self._column: int | None = None
         self._delimiter = ","
         self._row: list[tuple[int, str]] = []
+        self._row_size = 0
 
     def end(self) -> Iterator[str]:
         """Yield the ids of what is left; a quoted cell that never ends hides no row."""
@@ -259,38 +289,47 @@ class CsvReader(LineReader):
         while self._row:
             yield from self._give_up("a quoted cell never ends")
 
+    def _take(self, line: bytes) -> Iterable[str]:
+        if not self._row or self._skipping or len(line) > LONGEST:
+            return super()._take(line)
+        self.line += 1  # in a quoted cell, where blank lines and # are text
+        return self._read(line.decode(errors="replace"), self.line)
+
     def _read(self, text: str, line: int) -> Iterator[str]:
-        if self._column is None:
-            self._column = self._find_column(text)
-            return
-        self._row.append((line, text.removesuffix("\r")))
+        self._row.append((line, text))
+        self._row_size += len(text) + 1
+        if len(self._row) > 1 and '"' not in text and self._row_size <= LONGEST:
+            return  # the quoted cell continues
         row = "\n".join(part for _, part in self._row)
+        if self._column is None:
+            self._delimiter = "\t" if self.layout.format == "tsv" else _delimiter_of(row, self.layout)
         try:
-            cells = next(csv.reader(row.splitlines(keepends=True), delimiter=self._delimiter, strict=True))
+            cells = next(csv.reader(io.StringIO(row), delimiter=self._delimiter, strict=True))
         except csv.Error as error:
-            if "unexpected end" not in str(error) or len(row) > LONGEST:
+            if not _ends_within_cell(error) or self._row_size > LONGEST:
                 yield from self._give_up(str(error))
             return
-        line, self._row = self._row[0][0], []
-        if len(cells) <= self._column:
+        line = self._row[0][0]
+        self._row, self._row_size = [], 0
+        if self._column is None:
+            self._column = self._find_column(cells)
+        elif len(cells) <= self._column:
             self._refuse(f"has no column {self._column + 1}", line)
         else:
             yield from self._found(without_apostrophe(cells[self._column]), line)
 
-    def _find_column(self, header: str) -> int:
-        self._delimiter = "\t" if self.layout.format == "tsv" else _delimiter_of(header)
-        names = [name.strip() for name in _cells_of(header, self._delimiter)]
-        wanted = _ID_COLUMNS if self.layout.column is None else (self.layout.column.lower(),)
-        for at, name in enumerate(names):
-            if name.lower() in wanted:
+    def _find_column(self, cells: list[str]) -> int:
+        wanted = _names_of_column(self.layout)
+        for at, name in enumerate(cells):
+            if name.strip().lower() in wanted:
                 return at
-        shown = ", ".join(printable(name) for name in names[:12])
+        shown = ", ".join(printable(name.strip()) for name in cells[:12])
         raise LayoutError(f"has no column {self.layout.column or 'id'!r} ({shown}); name the column with --column")
 
     def _give_up(self, why: str) -> Iterator[str]:
         """Report the first line of a row that cannot be read, and read the lines after it again."""
         (line, _), *others = self._row
-        self._row = []
+        self._row, self._row_size = [], 0
         self._refuse(f"is not CSV: {why}", line)
         for number, text in others:
             yield from self._read(text, number)
@@ -408,6 +447,7 @@ class DetectingReader(Reader):
         self._start = b""
         self._decoder: codecs.IncrementalDecoder | None = None
         self._encoding_is_known = False
+        self._line_breaks = io.IncrementalNewlineDecoder(None, translate=True)
         self._reader: Reader | None = None
 
     def feed(self, piece: bytes) -> Iterator[str]:
@@ -431,6 +471,8 @@ class DetectingReader(Reader):
             self._encoding_is_known = True
         if self._decoder is not None:
             piece = self._decoder.decode(piece, final).encode(errors="replace")
+        if self.layout.format != "nul":  # of any encoding, latin-1 leaves each byte as it is
+            piece = self._line_breaks.decode(piece.decode("latin-1"), final).encode("latin-1")
         if self._reader is None:
             self._start += piece
             self._find_format(final=final)
@@ -446,7 +488,7 @@ class DetectingReader(Reader):
             at = at if blank is None else blank.end()
             self.counts.blank += 0 if blank is None else blank[0].count(b"\n")
             self.line += 0 if blank is None else blank[0].count(b"\n")
-            end = start.find(b"\n", at)
+            end = _end_of_row(start, at)
             line = start[at:] if end < 0 else start[at:end]
             if end < 0 and not (final or line.lstrip()[:1] == b"[" or b"\0" in line or len(line) > LONGEST):
                 break
@@ -462,6 +504,16 @@ class DetectingReader(Reader):
             else:
                 break
         self._start = start[at:]
+
+
+def _end_of_row(text: bytes, at: int) -> int:
+    """Return where the line at a place ends, after the line breaks in a quoted CSV cell; -1 if it does not yet."""
+    end = text.find(b"\n", at)
+    if text[at : at + 1] == b'"' and end >= 0:
+        while 0 <= end < at + LONGEST and _is_open(text[at:end].decode(errors="replace")):
+            quote = text.find(b'"', end)
+            end = -1 if quote < 0 else text.find(b"\n", quote)
+    return end
 
 
 _BLANK_LINES: Final = re.compile(rb"(?:[ \t\r\f\v]*\n)+")

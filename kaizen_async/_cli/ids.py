@@ -18,8 +18,8 @@ from kaizen_async._cli.formats import Counts, DetectingReader, Layout, LayoutErr
 from kaizen_async._ids import require_id
 from kaizen_async.errors import printable
 
-PIECE: Final = 65_536
-"""Bytes that are read at a time. Between two pieces of a file, the event loop does other work."""
+PIECE: Final = 16_384
+"""Bytes that are read at a time. Between two pieces of a file, the event loop does other work, so a piece is small."""
 
 MOST_REPORTS: Final = 20
 """Invalid lines that are reported one by one; the others are counted."""

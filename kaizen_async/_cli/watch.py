@@ -81,7 +81,9 @@ class Watch:
         console, board = self._plan.output.console, None
         if console is not None:
             ids = self._plan.ids if isinstance(self._plan.ids, Arguments) else ()
-            board = await stack.enter_async_context(Board(console, ids, self._plan.trouble.words))
+            only_failed = self._plan.options.output.only_failed
+            board = Board(console, ids, self._plan.trouble.words, only_failed=only_failed)
+            await stack.enter_async_context(board)
         if board is None or not board.is_live:
             wanted = self._plan.options.shows_progress and not self._plan.ids.typed
             await stack.enter_async_context(Progress(self._line, wanted=wanted, trouble=self._plan.trouble.words))

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 from running_command import Command, ids_in, in_process
 
+from kaizen_async._cli import formats
 from kaizen_async._cli.formats import Counts, DetectingReader, Layout, LayoutError, pick
 from kaizen_async._cli.output import cell_of, is_failure, safe
 from kaizen_async._cli.table import moment_of
@@ -61,6 +62,14 @@ class TestInput:
             ("status;execution_id\nx;a\ny;b\nz;c\n", {}),
             ("name\tid\nx\ta\ny\tb\nz\tc\n", {}),
             ("name,other\nx,a\ny,b\nz,c\n", {"column": "Other"}),
+            ("a\rb\rc\r", {}),
+            ("id,x\ra,1\rb,2\rc,3", {}),
+            ('id,text\na,"\n# no comment\n\n"\nb,\nc,', {}),
+            ('"na\nme",id\nx,a\ny,b\nz,c\n', {}),
+            ('"a\n""b""",other\nx,a\ny,b\nz,c\n', {"column": "other"}),
+            ("this, that\tid\n1,2\ta\n\tb\n;\tc\n", {}),
+            ('"x;y";id\n1,5;a\n;b\n;c\n', {}),
+            ("text,id\nx\u2028y,a\nx\x0by,b\n\x85,c\n", {}),
         ],
     )
     @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
@@ -89,6 +98,8 @@ class TestInput:
             (b'{"id": "a"}\n# comment\n{"id": "b\n', ["a"], [3]),
             (b'id,x\na,1\n"b,2\nc,3\n', ["a", "c"], [3]),
             (b'x,id\n1,a\n2\n"3"4,b\n5,c\n', ["a", "c"], [3, 4]),
+            (b'id,x\na,"\n' + b"b,\n" * 3, ["b"] * 3, [2]),
+            (b'"a\nb\n', [], [1, 2]),
             (b'{"id": "a"}\n' + b'{"x": ' * 5000 + b'\n{"id": "b"}\n', ["a", "b"], [2]),
         ],
     )
@@ -98,6 +109,12 @@ class TestInput:
             found, reported, counts = read(given, size)
             assert (found, [line for line, _ in reported]) == (ids, lines)
             assert counts.invalid == len(lines)
+
+    def test_a_cell_that_is_too_long_hides_no_row(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It is given up before the input ends, which may be far away."""
+        monkeypatch.setattr(formats, "LONGEST", 100)
+        ids, reported, _ = read(b'id,x\na,"' + b"z\n" * 60 + b"b,\n", 9)
+        assert (ids, [line for line, _ in reported]) == (["z"] * 59 + ["b"], [2])
 
     @pytest.mark.parametrize(
         ("given", "layout", "why"),

@@ -413,6 +413,18 @@ class TestBoard:
         assert [row.split()[0] for row in rows] == ["exec_2", "exec_4", "exec_6", "exec_8"]
         assert picture(board, screen)[-1].rstrip().endswith("6 not shown")
 
+    async def test_it_can_show_failures_and_nothing_else(
+        self, screen: Console, record: Callable[..., InstructorExecution]
+    ) -> None:
+        """What runs or has ended well is counted; only failures that do not fit are not shown."""
+        board = Board(screen, ["exec_1"], only_failed=True)
+        board.show(Change("exec_1", None, record(id="exec_1", status=ExecutionStatus.COMPLETED), None))
+        for number in range(2, 8):
+            board.show(Change(f"exec_{number}", None, None, failed(f"exec_{number}").error))
+        rows = picture(board, screen)[1:]
+        assert [row.split()[0] for row in rows[:-1]] == ["exec_4", "exec_5", "exec_6", "exec_7"]
+        assert rows[-1].rstrip() == "Completed 1 · errors 6 · 2 not shown"
+
     async def test_ids_are_there_before_their_first_state(self, screen: Console) -> None:
         """So that the table does not jump about."""
         assert [line.split() for line in picture(Board(screen, ["exec_1", "exec_1"]), screen)[1:-1]] == [["exec_1"]]

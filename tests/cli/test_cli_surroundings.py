@@ -1,5 +1,6 @@
 """The command on terminals of every kind, with streams that are closed or full, and with Ctrl-C at any moment."""
 
+import os
 import re
 import signal
 import time
@@ -63,6 +64,16 @@ def test_streams_that_are_closed_or_full(
 
 
 C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.parametrize("arguments", ["--help", "get --help", "--version", "completion bash", "demo --executions 3"])
+def test_a_reader_that_is_gone_is_no_error(server: KaizenEmulator, arguments: str) -> None:
+    """As `kaizen-async --help | true`, with the status that such a signal has."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with Piped(*arguments.split(), base_url=server.base_url, stdout=writer) as command:
+        os.close(writer)
+        assert command.end() == (141, b"", "")
 
 
 @pytest.mark.parametrize(
