@@ -1,14 +1,15 @@
 """`kaizen-async run`: lookups and waits by workers on any number of machines."""
 
 import asyncio
+import io
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, NoReturn
 
 import click
 import msgspec
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from kaizen_async.workers import Follower, Run, RunStatus
 
 OWN_BROKER: Final = "kaizen_async.workers.app:broker"
+STATUS_SECONDS: Final = 2.0
+"""Time for a last look at a run after Ctrl-C: Redis may be away."""
 REPORT_SECONDS: Final = 0.5
 """Time between two looks at how far the run is."""
 RATE_SECONDS: Final = 5.0
@@ -100,8 +103,10 @@ def start(place: Place, /, name: str, files: tuple[Path, ...], *, detach: bool, 
     async def work(stop: Stop, run: "Run") -> int:
         lines = _lines(files)
         if detach:
-            status = await run.produce(lines, **options)
-            click.echo(_described(status), err=True)
+            status = await stop.unless_asked(run.produce(lines, **options))
+            if status is None:
+                return await _interrupted(stop, run, "the same command again sends the rest")
+            say(_described(status))
             return 0
         async with run.process(lines, **options) as outcomes:
             return await _print(stop, run, outcomes)
@@ -129,10 +134,11 @@ def follow(place: Place, name: str) -> None:
 def status(place: Place, name: str, *, as_json: bool) -> None:
     """Say where a run is."""
 
-    async def work(_stop: Stop, run: "Run") -> int:
-        status = await run.status()
-        click.echo(msgspec.json.encode(status) if as_json else _described(status))
-        return 0
+    async def work(stop: Stop, run: "Run") -> int:
+        status = await stop.unless_asked(run.status())
+        if status is not None:
+            click.echo(msgspec.json.encode(status) if as_json else _described(status))
+        return stop.status
 
     _run(place, name, work)
 
@@ -143,9 +149,11 @@ def status(place: Place, name: str, *, as_json: bool) -> None:
 def retry(place: Place, name: str) -> None:
     """Have those ids looked up again whose outcome is an error; `follow` prints the new outcomes."""
 
-    async def work(_stop: Stop, run: "Run") -> int:
-        click.echo(f"{await run.retry_failed():,} ids are tried again", err=True)
-        return 0
+    async def work(stop: Stop, run: "Run") -> int:
+        ids = await stop.unless_asked(run.retry_failed())
+        if ids is not None:
+            say(f"{ids:,} ids are tried again")
+        return stop.status
 
     _run(place, name, work, needs_broker=True)
 
@@ -156,9 +164,11 @@ def retry(place: Place, name: str) -> None:
 def cancel(place: Place, name: str) -> None:
     """Stop a run. What is recorded can still be read."""
 
-    async def work(_stop: Stop, run: "Run") -> int:
-        click.echo(_described(await run.cancel()), err=True)
-        return 0
+    async def work(stop: Stop, run: "Run") -> int:
+        status = await stop.unless_asked(run.cancel())
+        if status is not None:
+            say(_described(status))
+        return stop.status
 
     _run(place, name, work)
 
@@ -169,9 +179,9 @@ def cancel(place: Place, name: str) -> None:
 def purge(place: Place, name: str) -> None:
     """Delete all that Redis has of a run."""
 
-    async def work(_stop: Stop, run: "Run") -> int:
-        await run.purge()
-        return 0
+    async def work(stop: Stop, run: "Run") -> int:
+        await stop.unless_asked(run.purge())
+        return stop.status
 
     _run(place, name, work)
 
@@ -209,14 +219,18 @@ def _run(place: Place, name: str, work: Callable[[Stop, "Run"], Any], *, needs_b
     """Do the work of a command with a run, and turn what it raises into one line and an exit status."""
     from kaizen_async.workers import Run, RunError  # noqa: PLC0415 - an extra
 
+    async def opened(stack: AsyncExitStack) -> Run:
+        run = Run(name, url=place.redis, namespace=place.namespace, on_trouble=_say)
+        await stack.enter_async_context(run)
+        if needs_broker:
+            run.broker = await stack.enter_async_context(_started(place.broker))
+        return run
+
     async def with_run(stop: Stop) -> int:
         try:
             async with AsyncExitStack() as stack:
-                run = Run(name, url=place.redis, namespace=place.namespace, on_trouble=_say)
-                await stack.enter_async_context(run)
-                if needs_broker:
-                    run.broker = await stack.enter_async_context(_started(place.broker))
-                status: int = await work(stop, run)
+                run = await stop.unless_asked(opened(stack))
+                status: int = stop.status if run is None else await work(stop, run)
                 return status
         except (RunError, ValueError) as error:
             raise _Refused(str(error)) from None
@@ -258,12 +272,22 @@ def _imported(path: str) -> Any:
 def _lines(files: tuple[Path, ...]) -> Iterator[bytes]:
     """Yield the lines of files, or of standard input; blank ones are left out."""
     for path in files or (None,):
-        stream = sys.stdin.buffer if path is None else path.open("rb")
-        with stream:
+        with _standard_input() if path is None else path.open("rb") as stream:
             for number, line in enumerate(stream):
                 execution_id = (line.removeprefix(_BOM) if not number else line).strip()
                 if execution_id:
                     yield execution_id
+
+
+def _standard_input() -> BinaryIO:
+    """Return standard input, with a lock of its own.
+
+    A thread waits for its lines. If that held the lock of `sys.stdin`, the interpreter would crash at its end.
+    """
+    try:
+        return open(sys.stdin.fileno(), "rb", closefd=False)
+    except io.UnsupportedOperation:  # a stand-in in memory
+        return sys.stdin.buffer
 
 
 async def _lines_of(follower: "Follower") -> AsyncIterator[bytes]:
@@ -284,11 +308,24 @@ async def _print(stop: Stop, run: "Run", follower: "Follower") -> int:
     finally:
         reporting.cancel()
         await asyncio.gather(reporting, return_exceptions=True)
-    status = await run.status()
-    say(f"{f'{stop.reason}: ' if stop.reason else ''}{_described(status)}")
-    if stop.reason:
-        say("workers go on; the same command again resumes")
-    return stop.status or (FAILED if status.failed else 0)
+    status = None if stop.reason else await stop.unless_asked(run.status())
+    if status is None:
+        return await _interrupted(stop, run, "workers continue; the same command again resumes")
+    say(_described(status))
+    return FAILED if status.failed else 0
+
+
+async def _interrupted(stop: Stop, run: "Run", advice: str) -> int:
+    """Say why the command ends early and where the run is, if Redis tells in time; return the exit status."""
+    from kaizen_async.workers import RunError  # noqa: PLC0415 - an extra
+
+    where = "Redis does not tell where the run is"
+    with suppress(TimeoutError, RunError):
+        async with asyncio.timeout(STATUS_SECONDS):
+            where = _described(await run.status())
+    say(f"{stop.reason}: {where}")
+    say(advice)
+    return stop.status
 
 
 class _Report:

@@ -9,6 +9,7 @@ what `KaizenClient` takes from it.
 
 import os
 
+from kaizen_async.client import KaizenClient
 from kaizen_async.workers.broker import create_broker
 from kaizen_async.workers.store import DEFAULT_URL
 from kaizen_async.workers.worker import register
@@ -21,6 +22,8 @@ try:
     per_second = float(rate) if rate else None
 except ValueError:
     raise ValueError(f"KAIZEN_RATE must be a number of requests per second, not {rate!r:.40}") from None
+
+KaizenClient()  # Its settings come from the environment: what is wrong with them is reported before a worker starts.
 
 broker = create_broker(url, namespace=namespace)
 task = register(broker, url=url, namespace=namespace, per_second=per_second)

@@ -11,7 +11,6 @@ from collections import deque
 from contextlib import suppress
 from typing import Any, Final
 
-from kaizen_async.config import require_duration
 from kaizen_async.events import AttemptEnded, Event, Gated
 from kaizen_async.workers.store import Store
 from kaizen_async.workers.tasks import end
@@ -35,6 +34,20 @@ CALM: Final = 10.0
 pause did not help, the rejections do not depend on what the workers send."""
 
 
+def require_rate(per_second: object) -> None:
+    """Refuse what is neither None nor a number of requests per second.
+
+    Raises:
+        TypeError, ValueError: It is not.
+    """
+    if per_second is None:
+        return
+    if isinstance(per_second, bool) or not isinstance(per_second, (int, float)):
+        raise TypeError(f"per_second must be a number of requests per second, not {per_second!r:.40}")
+    if not 0 < per_second < math.inf:
+        raise ValueError(f"per_second must be a finite number of requests per second above 0, not {per_second!r:.40}")
+
+
 class SharedLimit:
     """Keeps what all workers send together below a rate, and holds them all while the server throttles one.
 
@@ -49,8 +62,7 @@ class SharedLimit:
     """
 
     def __init__(self, store: Store, per_second: float | None) -> None:
-        if per_second is not None:
-            require_duration("per_second", per_second)
+        require_rate(per_second)
         self._store = store
         self._key = f"{store.tag}:rate"
         self._rate = per_second or 0.0

@@ -35,7 +35,7 @@ KEEP: Final = 7 * 86_400.0
 ANY_RUN: Final = ""
 """In place of the id of a run, for what concerns the run that has the name now."""
 INVITE_SECONDS: Final = 1.0
-KNOWS_SECONDS: Final = 4.0
+KNOWS_SECONDS: Final = 2.0
 """Time in which a worker that took an invitation reports that it lives, if it knows the task."""
 
 
@@ -182,7 +182,8 @@ class Run:
             raise TypeError(f"ids must be an iterable of ids, not one {type(ids).__name__}; pass [id]")
         if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= MOST_IN_SHARD:
             raise ValueError(f"size must be an int from 1 to {MOST_IN_SHARD:,}, not {size!r}")
-        arguments = (self._store.runs, self.name, options.encoded(), self._keep_ms, uuid.uuid4().hex)
+        new = (uuid.uuid4().hex, Input(size).digest)
+        arguments = (self._store.runs, self.name, options.encoded(), self._keep_ms, *new)
         encoded, run_id = await self._store.script("create", self._key, *arguments, ANY_RUN)
         stored = decode_options(encoded)
         if stored != options:
@@ -253,7 +254,7 @@ class Run:
         return _Stored(int(count), digest.decode(), produced == b"1")
 
     def _require_same(self, stored: "_Stored", digest: str, count: int) -> None:
-        if (stored.count, stored.digest or digest) != (count, digest):
+        if (stored.count, stored.digest) != (count, digest):
             raise OtherInputError(
                 f"run {self.name} was started with other ids: {stored.count:,}{'' if stored.is_all else ' or more'} "
                 f"of digest {stored.digest[:12]}; these are {count:,} or more of digest {digest[:12]}. "
@@ -281,9 +282,9 @@ class Run:
         delayed = await self._store.command("ZCARD", f"{self._key}:later")
         held = await self._store.command("HLEN", f"{self._key}:held")
         workers = await self._store.command("ZCARD", f"{self._key}:members")
-        seconds, _ = await self._store.command("TIME")
+        seconds, microseconds = await self._store.command("TIME")
         whole = {name: int(facts[name]) for name in ("done", "failed", "invalid", "set_aside", "read", "unread_bytes")}
-        age = max(0.0, int(seconds) - int(facts["created_at"]) / 1000)
+        age = max(0.0, int(seconds) + int(microseconds) / 1e6 - int(facts["created_at"]) / 1000)
         worked = int(facts.get("recorded_at", facts["created_at"])) - int(facts["created_at"])
         is_all = facts["produced"] == "1"
         return RunStatus(

@@ -30,7 +30,7 @@ log = logging.getLogger("kaizen_async.workers")
 DEFAULT_URL: Final = "redis://localhost"
 OLDEST: Final = (6, 2)
 """The first version of Redis with everything that the scripts use."""
-CONNECT_SECONDS: Final = 4.0
+CONNECT_SECONDS: Final = 3.0
 """Time to find out that a server cannot be used."""
 COMMAND_SECONDS: Final = 5.0
 """Time after which a connection, or a command without a reply, is tried again."""
@@ -234,6 +234,8 @@ class Store:
 
     def _unusable(self, error: Exception) -> RedisUnusableError:
         text = _without_secret(str(error), self._url)
+        if re.search("unknown command .?HELLO", text):  # 6.0 knows it
+            return RedisUnusableError(f"Redis at {self.address} is too old; this package needs 6.2 or newer")
         if "AUTH" in text.upper() or "WRONGPASS" in text or isinstance(error, exceptions.AuthenticationError):
             return RedisUnusableError(
                 f"Redis at {self.address} requires a valid user and password ({text}); "

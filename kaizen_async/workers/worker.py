@@ -18,7 +18,7 @@ from kaizen_async.errors import printable
 from kaizen_async.events import Event
 from kaizen_async.workers.errors import RunError
 from kaizen_async.workers.learned import SharedDurations
-from kaizen_async.workers.limit import SharedLimit
+from kaizen_async.workers.limit import SharedLimit, require_rate
 from kaizen_async.workers.lookups import LookupSession
 from kaizen_async.workers.options import Options, decode_options
 from kaizen_async.workers.session import BEAT_SECONDS, DEAD_MS, Limits, Session
@@ -61,6 +61,7 @@ def register(
         TypeError, ValueError: An argument is invalid.
     """
     require_name("namespace", namespace)
+    require_rate(per_second)
     make = partial(Worker, url=url, namespace=namespace, per_second=per_second, client=client, limits=limits)
     workers: list[Worker] = []
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -18,6 +19,7 @@ from kaizen_async.testing import KaizenEmulator, Life
 
 require("taskiq", "taskiq_redis", "redis")
 
+from kaizen_async.workers import Run  # noqa: E402 - skipped above without Redis
 from kaizen_async.workers.run import RunStatus  # noqa: E402 - skipped above without Redis
 
 NAMES = count()
@@ -99,7 +101,50 @@ def test_output_that_cannot_be_written_ends_the_command(command: Command, monkey
     monkeypatch.setattr(run_module, "StreamWriter", Full)
     ended = command("start", "r", input=b"exec_1\n")
     assert ended.exit_code == run_module.FAILED
-    assert "workers go on; the same command again resumes" in ended.stderr
+    assert "workers continue; the same command again resumes" in ended.stderr
+
+
+@pytest.mark.parametrize("hangs", ["produce", "status", "retry_failed", "cancel", "purge", "__aenter__"])
+def test_every_command_ends_with_ctrl_c(command: Command, monkeypatch: pytest.MonkeyPatch, hangs: str) -> None:
+    """At once, whatever Redis does; and without a traceback."""
+
+    async def interrupted(*_arguments: object, **_options: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(Run, hangs, interrupted)
+    arguments = {"produce": ("start", "r", "--detach"), "retry_failed": ("retry", "r"), "__aenter__": ("status", "r")}
+    ended = command(*arguments.get(hangs, (hangs, "r")), input=b"exec_1\n")
+    assert (ended.exit_code, ended.stdout) == (130, "")
+    if hangs == "produce":
+        assert (
+            "interrupted: Redis does not tell where the run is\nthe same command again sends the rest" in ended.stderr
+        )
+
+
+def test_an_interrupted_reader_does_not_wait_for_redis(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks once more where the run is, for a moment."""
+
+    async def interrupted(*_arguments: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(run_module, "STATUS_SECONDS", 0)
+    monkeypatch.setattr(run_module, "REPORT_SECONDS", 60)
+    monkeypatch.setattr(Run, "status", interrupted)
+    ended = command("start", "r", input=b"exec_1\n")
+    assert ended.exit_code == 130
+    assert "interrupted: Redis does not tell where the run is" in ended.stderr
+
+
+def test_standard_input_has_a_lock_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that waits for a line of `sys.stdin` would make the interpreter crash at its end."""
+    (tmp_path / "typed").write_bytes(b"exec_1\n")
+    with (tmp_path / "typed").open() as typed:
+        monkeypatch.setattr(sys, "stdin", typed)
+        with run_module._standard_input() as stream:
+            assert stream is not typed.buffer
+            assert list(stream) == [b"exec_1\n"]
 
 
 def test_a_worker_takes_the_place_of_the_command(

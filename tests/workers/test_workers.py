@@ -189,6 +189,16 @@ async def test_what_cannot_be_an_id_gets_an_outcome_when_it_is_sent(site: Site) 
     assert {one.error.type for one in found if one.error} == {"TypeError", "ValueError"}
 
 
+async def test_a_run_without_ids_is_finished_at_once(site: Site) -> None:
+    """It stays bound to that input, like any other."""
+    async with site.worker() as broker, site.run("r", broker) as run:
+        status = await run.produce([])
+        assert (status.state, status.total, status.done) == ("finished", 0, 0)
+        assert await all_of(run) == []
+        with pytest.raises(OtherInputError, match="0 of digest"):
+            await run.produce(["exec_1"])
+
+
 async def test_a_slow_source_holds_nothing_up(site: Site) -> None:
     """Its first ids have outcomes before its last one is there; a source that raises does not look like its end."""
     seen = asyncio.Event()

@@ -231,6 +231,16 @@ async def test_what_redis_refuses_for_good_is_raised(error: Exception, kind: typ
     await store.aclose()
 
 
+async def test_a_server_too_old_to_say_hello_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its version cannot be asked for: the connection ends before."""
+    store = Store()
+    error = exceptions.ResponseError("unknown command `HELLO`, with args beginning with: ")
+    monkeypatch.setattr(store._client, "ping", failing(error))
+    with pytest.raises(RedisUnusableError, match=r"is too old; this package needs 6\.2 or newer"):
+        await store.require_usable()
+    await store.aclose()
+
+
 async def test_a_user_without_the_right_to_ask_may_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some providers forbid INFO; a cluster gives the facts of each node."""
     store = Store()
@@ -370,7 +380,6 @@ async def test_what_other_workers_saw_is_learned(caplog: pytest.LogCaptureFixtur
         ("no_module_of_ours:broker", "No module named"),
         ("broker_of_others", "no usable taskiq broker"),
         ("broker_of_others:broker", "does not know the task; call"),
-        ("kaizen_async.workers.app:broker", "KAIZEN_RATE must be a number of requests per second, not 'many'"),
     ],
 )
 def test_a_broker_that_cannot_be_used_is_refused(
@@ -380,11 +389,29 @@ def test_a_broker_that_cannot_be_used_is_refused(
     (tmp_path / "broker_of_others.py").write_text("from taskiq import InMemoryBroker\nbroker = InMemoryBroker()\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.delitem(sys.modules, "kaizen_async.workers.app", raising=False)
-    monkeypatch.setenv("KAIZEN_RATE", "many")
     with pytest.raises(ValueError, match=text):
         imported_broker(path)
-    monkeypatch.setenv("KAIZEN_RATE", "5")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "text"),
+    [
+        ("KAIZEN_RATE", "many", "KAIZEN_RATE must be a number of requests per second, not 'many'"),
+        *(("KAIZEN_RATE", rate, "must be a finite number") for rate in ("0", "-1", "nan", "inf")),
+        ("KAIZEN_BASE_URL", "ftp://host", "base_url"),
+        ("KAIZEN_API_KEY", "a\nb", "api_key is empty or contains"),
+    ],
+)
+def test_settings_of_workers_are_checked_before_they_start(
+    variable: str, value: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise taskiq starts them again and again."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "kaizen_async.workers.app", raising=False)
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ValueError, match=text):
+        imported_broker("kaizen_async.workers.app:broker")
+    monkeypatch.delenv(variable)
     assert imported_broker("kaizen_async.workers.app:broker") is not None
 
 

@@ -174,7 +174,7 @@ def test_names_are_checked(name: str) -> None:
         (["--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"], "redis://127.0.0.1:{port}", "noeviction"),
         ([], "redis://127.0.0.1:1", "cannot be used: .*onnect"),
         ([], "redis+cluster://127.0.0.1:1", "cannot be used: "),
-        ([], "redis://127.0.0.1:{silent}", "did not respond within 4 s"),
+        ([], "redis://127.0.0.1:{silent}", "did not respond within 3 s"),
     ],
 )
 async def test_a_server_that_cannot_be_used_is_named_at_once(
