@@ -1,12 +1,13 @@
 """The verbs: what a user does with the executions of one kind."""
 
 import math
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from msgspec import UNSET, UnsetType
 
-from kaizen_async._bulk import LookUp, OnBackOff, OutcomeStream, Report, collect_ids, look_up_all
+from kaizen_async._bulk import LookUp, OutcomeStream, Report, collect_ids, look_up_all
 from kaizen_async._ids import Ids, IdSource, require_id, require_ids
 from kaizen_async._ledger import Checkpoint, Ledger
 from kaizen_async._lookup.engine import Engine
@@ -85,7 +86,7 @@ class Executions(Generic[T]):
             recent = lookups.recent(execution_id, max_age)
             if recent is not None:
                 return recent
-        return (await lookups.look_up(execution_id, _after(lookups.engine, seconds))).unwrap()
+        return (await lookups.look_up(execution_id, seconds=math.inf if seconds is None else seconds)).unwrap()
 
     async def get_many(
         self, ids: Ids, *, deadline: float | None = None, retry: RetryPolicy | None = None
@@ -280,13 +281,8 @@ class Executions(Generic[T]):
 
     def _bounded(self, lookups: Lookups[T], ends_at: float) -> LookUp[T]:
         """Return a lookup that ends with the client's deadline for it, or with the whole call."""
-        now = lookups.engine.now
-        allowed = math.inf if self._deadline is None else self._deadline
-
-        def look_up(execution_id: str, on_back_off: OnBackOff) -> Coroutine[Any, Any, Outcome[T]]:
-            return lookups.look_up(execution_id, min(now() + allowed, ends_at), on_back_off=on_back_off)
-
-        return look_up
+        seconds = math.inf if self._deadline is None else self._deadline
+        return partial(lookups.look_up, seconds=seconds, ends_at=ends_at)
 
 
 def _report(lookups: Lookups[Any], verb: BatchVerb) -> Report:

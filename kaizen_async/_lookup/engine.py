@@ -359,18 +359,14 @@ class Engine:
             self._finish(first)
 
     def _finish(self, first: FirstRequest) -> None:
-        self._forget(first)
+        self._begun.discard(first)
+        if first.timer is not None:
+            first.timer.cancel()
         self._free_slots += 1
         if self._queues:
             self._serve()
         if self.closed:
             self._note_end()
-
-    def _forget(self, first: FirstRequest) -> None:
-        self._begun.discard(first)
-        if first.timer is not None:
-            first.timer.cancel()
-            first.timer = None
 
     def _set_timer(self, first: FirstRequest, seconds: float) -> None:
         first.timer = RunningTimer(self.clock, seconds, first.deadline_at, first.expire)
@@ -401,7 +397,9 @@ class Engine:
             left = first.timer.left
         elif self._sweep is not None:
             left -= min(self.now() - first.sent_at, self._sweep.interval)
-        self._forget(first)
+        self._begun.discard(first)
+        if first.timer is not None:
+            first.timer.cancel()
         return await self._bounded(
             self.transport.receive((first.pool, first.connection, first.response)), max(0.0, left), first.deadline_at
         )

@@ -178,9 +178,11 @@ class Lookups(Generic[T]):
     def look_up(
         self,
         execution_id: str,
-        deadline_at: float = math.inf,
-        on_turn: Callable[[], None] | None = None,
         on_back_off: Callable[[bool], None] | None = None,
+        on_turn: Callable[[], None] | None = None,
+        *,
+        seconds: float = math.inf,
+        ends_at: float = math.inf,
     ) -> Coroutine[Any, Any, Outcome[T]]:
         """Look one id up, or share the lookup of the same id that is already in flight.
 
@@ -189,14 +191,15 @@ class Lookups(Generic[T]):
 
         Args:
             execution_id: A valid id.
-            deadline_at: The clock's time at which the lookup ends.
-            on_turn: Called when the first request is about to be sent; not if the lookup of another is shared.
             on_back_off: Called with True when it begins to wait for its next attempt, and with False when that wait
                 has ended. It holds no slot in between.
+            on_turn: Called when the first request is about to be sent; not if the lookup of another is shared.
+            seconds: How long the lookup may take.
+            ends_at: The clock's time at which it ends in any case.
         """
         if self._on_lookup is None:
-            return self._look_up(execution_id, deadline_at, on_turn, on_back_off)
-        return self._look_up_and_tell(execution_id, deadline_at, on_turn, on_back_off, self._on_lookup)
+            return self._look_up(execution_id, on_back_off, on_turn, seconds, ends_at)
+        return self._look_up_and_report(execution_id, on_back_off, on_turn, seconds, ends_at, self._on_lookup)
 
     def look_up_at_once(
         self, execution_id: str, deadline_at: float, on_turn: Callable[[], None] | None = None
@@ -224,19 +227,20 @@ class Lookups(Generic[T]):
         offer.take()
         return self._accepted(execution_id, record, offer.answer, self._health.send(), now, now)
 
-    async def _look_up_and_tell(
+    async def _look_up_and_report(
         self,
         execution_id: str,
-        deadline_at: float,
-        on_turn: Callable[[], None] | None,
         on_back_off: Callable[[bool], None] | None,
+        on_turn: Callable[[], None] | None,
+        seconds: float,
+        ends_at: float,
         hook: Hook,
     ) -> Outcome[T]:
         outcome = None
         started = self._now()
         try:
             hook(LookUpStarted(execution_id, self.url))
-            outcome = await self._look_up(execution_id, deadline_at, on_turn, on_back_off)
+            outcome = await self._look_up(execution_id, on_back_off, on_turn, seconds, ends_at)
             return outcome
         finally:
             hook(LookUpEnded(execution_id, self.url, outcome, self._now() - started))
@@ -244,14 +248,18 @@ class Lookups(Generic[T]):
     async def _look_up(  # noqa: C901, PLR0912 - flat, since every lookup passes through it
         self,
         execution_id: str,
-        deadline_at: float,
-        on_turn: Callable[[], None] | None,
         on_back_off: Callable[[bool], None] | None,
+        on_turn: Callable[[], None] | None,
+        seconds: float,
+        ends_at: float,
     ) -> Outcome[T]:
+        started = self._now()
+        deadline_at = min(started + seconds, ends_at)
         while execution_id in self._followers:
             shared = await self._follow(execution_id, deadline_at)
             if shared is not None:
                 return shared
+            started = self._now()
         followers: list[asyncio.Future[Outcome[T] | None]] = []
         self._followers[execution_id] = followers
         is_watched = self._on_lookup is not None
@@ -261,7 +269,6 @@ class Lookups(Generic[T]):
         counters.lookups += 1
         counters.in_progress += 1
         self._health.lookups += 1
-        started = self._now()
         outcome: Outcome[T] | None = None
         first: FirstRequest | None = None
         # Nearly every lookup is one request that can be sent at once, and its response is the record. So each takes
@@ -302,8 +309,8 @@ class Lookups(Generic[T]):
 
     def _found(self, execution_id: str, first: FirstRequest, answer: Answer) -> Outcome[T] | None:
         """Return the outcome if the response to the first request is the record, and all is done; otherwise None."""
-        status, _, body = answer
-        if status != _OK or len(body) > LARGE_RESPONSE:  # large ones take turns in `receive`
+        body = answer.body
+        if answer.status != _OK or len(body) > LARGE_RESPONSE:  # large ones take turns in `receive`
             return None
         try:
             record = self.endpoint.decode(body, execution_id)
@@ -699,7 +706,9 @@ class Lookups(Generic[T]):
         error: KaizenError
         call.request_id = self.engine.transport.request_id(answer)
         if not 200 <= answer.status < 300:  # noqa: PLR2004 - the class of successes
-            error = status_error(*answer, retried=self.policy.statuses, now=time.time())
+            error = status_error(
+                answer.status, answer.headers, answer.body, retried=self.policy.statuses, now=time.time()
+            )
         else:
             try:
                 record = self.endpoint.decode(answer.body, call.execution_id)

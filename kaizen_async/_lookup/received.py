@@ -5,9 +5,10 @@ from typing import Any, Final
 MOST_BYTES: Final = 12 * 1024 * 1024
 """Memory that the records of one generation may take, about."""
 
-_SMALL_BODY: Final = 2048
 _MOST_PER_BYTE: Final = 24
 """The most memory in bytes that a record takes for each byte of its body."""
+_SMALL_BODY: Final = 2048
+"""Bytes of a body up to which no better estimate is made."""
 
 
 def _estimated_weight(body: bytes) -> int:
@@ -17,11 +18,8 @@ def _estimated_weight(body: bytes) -> int:
     each of its characters, and the record keeps the body, too.
     """
     size = len(body)
-    most = size * _MOST_PER_BYTE
-    if size <= _SMALL_BODY:
-        return most
     objects = body.count(b"{") + body.count(b"[")
-    return min(most, 5 * size + 60 * body.count(b",") + 200 * objects)
+    return min(size * _MOST_PER_BYTE, 5 * size + 60 * body.count(b",") + 200 * objects)
 
 
 class Received:
@@ -56,7 +54,8 @@ class Received:
             return
         newer = self._newer
         newer[endpoint, execution_id] = record, now, len(newer)
-        self._bytes += _estimated_weight(body)
+        size = len(body)
+        self._bytes += size * _MOST_PER_BYTE if size <= _SMALL_BODY else _estimated_weight(body)
         if len(newer) >= self._size or self._bytes > MOST_BYTES:
             self._older, self._newer, self._bytes = newer, {}, 0
 

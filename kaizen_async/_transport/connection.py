@@ -97,7 +97,7 @@ class Connection(asyncio.BufferedProtocol):
         sent_at: The loop's time at which the last request was sent.
         served: Responses read so far.
         silent: Whether no byte came since the last request.
-        spoiled: Whether it must not be used again.
+        spoiled: Whether it must not be used again: it was lost, or something is left of a response.
         out_of_step: Whether bytes came that belong to no request.
     """
 
@@ -191,11 +191,6 @@ class Connection(asyncio.BufferedProtocol):
 
     # What the pool does with it.
 
-    @property
-    def is_usable(self) -> bool:
-        """Whether another request can be sent: nothing is left of the last one, and nothing came since."""
-        return self._stage == _NOTHING and not self.lost and not self.spoiled
-
     def lend_again(self, borrowed: BorrowedConnection) -> None:
         """Take the transport over again, after aiohttp's pool has kept the connection."""
         self._borrowed = borrowed
@@ -214,7 +209,7 @@ class Connection(asyncio.BufferedProtocol):
         borrowed, self._borrowed = self._borrowed, None
         if borrowed is not None:
             self._stage = _NOTHING
-            self.lost = True
+            self.lost = self.spoiled = True
             self.transport.abort()
             self.handler.abort()
             borrowed.close()
@@ -289,6 +284,8 @@ class Connection(asyncio.BufferedProtocol):
         if is_complete and not handler.should_close:
             self._stage = _NOTHING
             self.served += 1
+        else:
+            self.spoiled = True
         return response, is_complete
 
     # What the event loop calls.
@@ -340,7 +337,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the exchange, as aiohttp's parser would."""
-        self.lost = True
+        self.lost = self.spoiled = True
         handler = self.handler
         if self._stage in {_HEAD, _BODY, _CHUNKS}:
             if self._parts or self._raw:

@@ -30,9 +30,12 @@ _PERMANENT: Final = (aiohttp.ClientConnectorCertificateError, aiohttp.ClientHttp
 class Target:
     """Where requests to one URL go, and the head that they all begin with."""
 
-    __slots__ = ("address", "head", "request", "signature")
+    __slots__ = ("address", "head", "request", "signature", "url")
 
-    def __init__(self, request: aiohttp.ClientRequest, head: SecretBytes, address: Address, signature: object) -> None:
+    def __init__(
+        self, url: URL, request: aiohttp.ClientRequest, head: SecretBytes, address: Address, signature: object
+    ) -> None:
+        self.url = url
         self.request = request
         self.head = head
         self.address = address
@@ -81,6 +84,8 @@ class Pool:
         self.now = self._loop.time
         self._buffer = memoryview(bytearray(READ_SIZE))
         self._targets: dict[URL, Target] = {}
+        self.last_target: Target | None = None
+        """What `target` returned last."""
         self._addresses: dict[object, Address] = {}
         self._known: dict[ResponseHandler, Connection] = {}
         self._sweeper: asyncio.TimerHandle | None = None
@@ -92,11 +97,13 @@ class Pool:
         target = self._targets.get(url)
         if target is None or (self.is_shared and target.signature != tuple(self._session.headers.items())):
             target = self._targets[url] = self._make_target(url)
+        self.last_target = target
         return target
 
     def forget_heads(self) -> None:
         """Make the heads of requests again, because the headers have changed."""
         self._targets.clear()
+        self.last_target = None
 
     def _make_target(self, url: URL) -> Target:
         # Never sent: it tells the connector where to connect to, and makes the headers that aiohttp would.
@@ -116,7 +123,7 @@ class Pool:
         lines += [f"{name}: {value}" for name, value in request.headers.items() if name != "Content-Length"]
         head = SecretBytes("\r\n".join([*lines, "Content-Length: "]).encode())
         address = self._addresses.setdefault(request.connection_key, Address())
-        return Target(request, head, address, tuple(self._session.headers.items()))
+        return Target(url, request, head, address, tuple(self._session.headers.items()))
 
     def take(self, target: Target, now: float) -> Connection | None:
         """Return an idle connection, the one used last, or None."""
@@ -171,7 +178,7 @@ class Pool:
                 self._known[connection.handler] = connection
                 return connection
             connection.lend_again(borrowed)
-            if connection.is_usable and now < connection.expires_at:
+            if not connection.spoiled and now < connection.expires_at:
                 return connection
             # On one of aiohttp's idle connections something came that nobody asked for.
             self.out_of_step = self.out_of_step or connection.handler.should_close
@@ -179,27 +186,27 @@ class Pool:
 
     def complete(self, connection: Connection, now: float) -> None:
         """Take back a connection whose response was read to its end."""
-        capacity = connection.address.capacity
-        capacity.responses += 1
+        address = connection.address
+        address.capacity.responses += 1
         if connection.served == 1:
-            capacity.works()
+            address.capacity.works()
         self.put(connection, now)
 
     def put(self, connection: Connection, now: float) -> None:
         """Take back a connection; close it if it cannot be used again."""
-        capacity = connection.address.capacity
-        if not connection.is_usable or now >= connection.expires_at:
+        address = connection.address
+        if connection.spoiled or now >= connection.expires_at:
             self._close(connection, works=True)
         elif self.is_shared:
             connection.give_back()
-            capacity.remove(works=True)
+            address.capacity.remove(works=True)
         else:
             connection.idle_since = now
-            connection.address.idle.append(connection)
+            address.idle.append(connection)
             if self._sweeper is None:
                 self._sweeper = self._loop.call_later(self._idle_seconds, self._sweep)
-            if capacity.waiters:
-                capacity.wake()
+            if address.capacity.waiters:
+                address.capacity.wake()
 
     def discard(self, connection: Connection) -> None:
         """Close a connection that was taken, at once."""

@@ -43,12 +43,9 @@ class RequestIds:
 
     def of(self, headers: Mapping[str, str]) -> str | None:
         """Return the id of a request; None if its response does not tell."""
-        if isinstance(headers, Head):
-            if headers.searched_by is self:
-                return None
-            if self._field.search(headers.head) is None:
-                headers.searched_by = self
-                return None
+        if isinstance(headers, Head) and self._field.search(headers.head) is None:
+            headers.searched_by = self
+            return None
         for name in self._names:
             text = headers.get(name, "").strip()
             if text:

@@ -3,8 +3,10 @@
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import msgspec
 
-class Answer(NamedTuple):
+
+class Answer(msgspec.Struct, frozen=True, gc=False):
     """A complete response: status, header fields (looked up without regard to case) and the unpacked body."""
 
     status: int

@@ -25,6 +25,7 @@ from kaizen_async._transport.capacity import Capacity, NoConnectionError
 from kaizen_async._transport.connection import Connection, ExpiredError
 from kaizen_async._transport.encodings import OFFERED, UnpackError
 from kaizen_async._transport.failures import one_line, said_by, shortage, text_of, translate, without_frames
+from kaizen_async._transport.head import Head
 from kaizen_async._transport.pool import Pool
 from kaizen_async._transport.proxies import Proxy
 from kaizen_async._transport.reading import Limits, TooLargeError, TooLongHeadError, is_success
@@ -357,7 +358,9 @@ class Transport:
             return None
         if aiohttp.ClientSession.__init__ is not self._init or is_patched(session) or session.trace_configs:
             return None
-        target = pool.target(url)
+        target = pool.last_target
+        if target is None or target.url is not url:
+            target = pool.target(url)
         connection = pool.take(target, now)
         if connection is None:
             return None
@@ -470,7 +473,10 @@ class Transport:
 
     def request_id(self, response: Answer) -> str | None:
         """Return what the server calls the request of a response; None if it does not say."""
-        request_id = self._request_ids.of(response.headers)
+        headers = response.headers
+        if isinstance(headers, Head) and headers.searched_by is self._request_ids:
+            return None
+        request_id = self._request_ids.of(headers)
         if request_id is None or any(withholder.stands_in(request_id) for withholder in self._withholders):
             return None
         return request_id

@@ -452,7 +452,9 @@ class Scheduler:
         if record is not None:
             return Found(entry.id, record, None, 0, 0.0)
         deadline_at = self.clock.time() + self._deadline
-        return await group.lookups.look_up(entry.id, deadline_at, functools.partial(self._note_delay, entry.due))
+        return await group.lookups.look_up(
+            entry.id, on_turn=functools.partial(self._note_delay, entry.due), ends_at=deadline_at
+        )
 
     def _note_delay(self, due: float) -> None:
         """Note when a poll is sent: slots, gate and limiter have let it pass."""
