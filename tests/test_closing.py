@@ -36,6 +36,7 @@ from scripted_server import (
 
 from kaizen_async import (
     AttemptTimeoutError,
+    AuthenticationError,
     ClientClosedError,
     DeadlineExceededError,
     KaizenClient,
@@ -122,6 +123,29 @@ def test_closing_ends_every_wait(state: State, caller: Caller, loop: str) -> Non
             sent = len(server.requests)
             await server.until(lambda: not server.open)
             assert len(server.requests) == sent
+
+    run_on(loop, main())
+
+
+@everywhere
+def test_closing_ends_the_wait_of_a_lookup_whose_refusal_is_in_doubt(loop: str) -> None:
+    """The lookup waits to see whether the key is refused for others too. It has its result, and nothing is raised."""
+
+    async def main() -> None:
+        def play(request: Request) -> Script:
+            return [response(b"", 401)] if request.id == "a" else [SILENCE]
+
+        async with ScriptedServer(play) as server:
+            client = client_for(server, attempt_timeout=3600, deadline=3600)
+            silent = asyncio.create_task(caught(client.instructor_executions.get, "b"))
+            await reach(lambda: len(server.requests) == 1)
+            refused = asyncio.create_task(caught(client.instructor_executions.get, "a"))
+            await reach(lambda: client.stats().responses_4xx == 1)
+            assert not refused.done()
+            await client.aclose()
+            assert isinstance(await refused, AuthenticationError)
+            assert isinstance(await silent, ClientClosedError)
+            assert_idle(client)
 
     run_on(loop, main())
 

@@ -9,6 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from contextvars import Context, copy_context
 from functools import partial
 from http import HTTPStatus
@@ -652,8 +653,9 @@ class Lookups(Generic[T]):
     async def _await_confirmation(self, number: int) -> None:
         """Wait until it is clear whether a refusal is about one id or about the key: others in flight will tell."""
         until = self._now() + LONGEST_DOUBT
-        while self._health.is_doubtful(number) and self._now() < until:
-            await self.engine.pause(DOUBT_STEP)
+        with suppress(ClientClosedError):  # the lookup has a result already
+            while self._health.is_doubtful(number) and self._now() < until:
+                await self.engine.pause(DOUBT_STEP)
 
     def _note_start(self, call: Call, queued_at: float) -> None:
         """Note that a request is about to be sent."""
