@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeAlias
 
 from kaizen_async import AuthenticationError, KaizenError, RateLimitError, RetryPolicy, StatusError
 from kaizen_async._lookup.health import Health
+from kaizen_async._lookup.lookup import EXCUSED_PER_RETRY
 
 Server: TypeAlias = Callable[[float, Random], tuple[float, KaizenError | None]]
 """Given the time, says how long a response takes and what is wrong with it, if anything."""
@@ -179,6 +180,7 @@ class Batch:
         self._most_active = count if gathered else concurrency
         self._active = self._resting = 0
         self._spent = [0] * count
+        self._excused = [0] * count
         self._started = [0.0] * count
         self._found: list[float] = []
         self._lost: list[float] = []
@@ -256,9 +258,12 @@ class Batch:
             return
         self._rejected += 1
         self.health.failed(number, error, lookup)
-        if not self.health.is_blamed(error):
-            self._spent[lookup] += 1
         in_pause = self.health.pause is not None
+        most_excused = EXCUSED_PER_RETRY * (self._policy.max_attempts - 1)
+        if isinstance(error, RateLimitError) and not in_pause and self._excused[lookup] < most_excused:
+            self._excused[lookup] += 1
+        elif not self.health.is_blamed(error):
+            self._spent[lookup] += 1
         is_final = not error.retryable and not self.health.is_confirming(error)
         is_spent = self._spent[lookup] >= self._policy.max_attempts and not self.health.is_blamed(error)
         is_over = not in_pause and not isinstance(error, RateLimitError) and not (is_final or self.health.may_retry())

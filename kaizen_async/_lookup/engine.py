@@ -10,7 +10,7 @@ import os
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
-from typing import Protocol, TypeAlias, TypeVar, cast
+from typing import Final, Protocol, TypeAlias, TypeVar, cast
 
 import msgspec
 from yarl import URL
@@ -37,6 +37,11 @@ from kaizen_async.events import Hook
 
 T = TypeVar("T")
 Limiter: TypeAlias = Callable[[], Awaitable[object]]
+
+OPEN_AT_FIRST: Final = 50
+OPENING_STEP: Final = 0.25
+"""Requests in flight until half as many have been accepted, and the seconds in which silence doubles them. From then on
+each accepted request adds one. So a server that would reject most of a thousand requests gets few of them in vain."""
 
 
 class ReadyLimiter(Protocol):
@@ -123,7 +128,10 @@ class Engine:
         self._attempt_timeout = attempt_timeout
         self._limiter = limiter
         self.hedges_in_flight = 0
-        self._free_slots = concurrency
+        self._free_slots = min(concurrency, OPEN_AT_FIRST)
+        self._unopened_slots = concurrency - self._free_slots
+        self._accepted_at_opening = 0
+        self._opens_at: float | None = None
         self._queues: dict[Health, OrderedDict[asyncio.Future[int | KaizenError], Patience]] = {}
         self._timer: Timer | None = None
         self._sending: set[RunningTimeout] = set()
@@ -227,7 +235,7 @@ class Engine:
         self._disarm()
         if self.closed:
             return
-        wake_in = math.inf
+        wake_in = self._open_slots() if self._unopened_slots else math.inf
         kinds = deque(self._queues)
         while kinds:
             health = kinds.popleft()
@@ -253,6 +261,22 @@ class Engine:
             wake_in = min(wake_in, delay or math.inf)
         if wake_in < math.inf:
             self._timer = self.clock.call_at(self.clock.time() + wake_in, self._serve)
+
+    def _open_slots(self) -> float:
+        """Open further slots, as the server accepts requests or stays silent; return the seconds until the next."""
+        now = self.clock.time()
+        accepted = sum(health.accepted_requests for health in self._queues)
+        if self._opens_at is None:
+            self._opens_at, self._accepted_at_opening = now + OPENING_STEP, accepted + OPEN_AT_FIRST // 2
+        more = max(0, accepted - self._accepted_at_opening)
+        self._accepted_at_opening += more
+        if now >= self._opens_at:
+            more += self.concurrency - self._unopened_slots
+            self._opens_at = now + OPENING_STEP
+        more = min(more, self._unopened_slots)
+        self._unopened_slots -= more
+        self._free_slots += more
+        return self._opens_at - now if self._unopened_slots else math.inf
 
     @staticmethod
     def _end_unsent(health: Health, queue: OrderedDict[asyncio.Future[int | KaizenError], Patience]) -> float:

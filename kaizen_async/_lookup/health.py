@@ -242,6 +242,7 @@ class Health:
         self._doubt: Doubt | None = None
         self._accepted_in_doubt = 0
         self._burst = 0
+        self._burst_seconds = 0.0
         self.lookups = self._lookups_counted = 0
         self._budget = RETRIES_AT_ONCE
         self._is_out_of_retries = False
@@ -250,6 +251,11 @@ class Health:
     def in_flight(self) -> int:
         """Requests without a result."""
         return self.sent - self._finished
+
+    @property
+    def accepted_requests(self) -> int:
+        """Requests that the server accepted."""
+        return self._accepted
 
     def forget_in_flight(self) -> None:
         """Give up the requests in flight: their event loop ended without their results."""
@@ -489,8 +495,8 @@ class Health:
         pause = self.pause = Pause(cause, error, self._run, self._run_since, now)
         self._plan_probe(pause, error, now)
         if now - self._born < YOUNG:
-            self._burst = self._accepted
-        self.pace.learn(now, pause.next_probe - now, self._burst)
+            self._burst, self._burst_seconds = self._accepted, now - self._born
+        self.pace.learn(now, pause.next_probe - now, self._burst, self._burst_seconds)
         self.engaged = self._is_watching = True
         self._tell(pause, now)
 

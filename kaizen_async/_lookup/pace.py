@@ -12,8 +12,9 @@ infinite until there is a reason.
   right after it has grown takes that back.
 
 How much a server takes is read off what it accepted before it rejected. A token bucket of rate r gives, in any s
-seconds, its burst and r * s more at most, and exactly that since it was last full; so r is the largest (accepted in the
-last s seconds - burst) / s. Accepted / (time + pause) is what a fixed window allows.
+seconds, its burst and r * s more at most, and exactly that since it was last full. What it gave at first, in t seconds,
+is burst + r * t. So r is the largest (accepted in the last s seconds - accepted at first) / (s - t). A fixed window
+allows accepted / (time + pause).
 """
 
 import math
@@ -37,7 +38,7 @@ BELOW: Final = 0.96
 BELOW_ESTIMATE: Final = 0.92
 """The same for what is only estimated: from the short time in which the rate doubled, or before another pause."""
 CURVE: Final = 0.008
-CURVE_AFTER: Final = 0.5
+CURVE_AFTER: Final = 2.5
 """A learned rate grows by CURVE * (s + s²) after s seconds: slowly near what is known, and faster with time, in the
 manner of CUBIC (RFC 9438). Before it does, some seconds show that it is right."""
 
@@ -50,12 +51,14 @@ ENOUGH_REJECTED: Final = 20
 most; and the rejections that end it sooner."""
 FEWEST: Final = 10
 """Results from which a share is computed; fewer are noise."""
+EXPECTED: Final = 6
+"""Rejections that chance must produce in a test of a slower rate, so that their absence is a sign of a limit."""
 RETURNED: Final = 0.9
 """Share of the requests of a test whose results must have come: rejections are often quicker than the rest."""
 TOLERATED: Final = 0.04
 TOLERATED_AT_FIRST: Final = 0.1
 """Share of rejections that costs less than finding out about it: at a learned rate, and before there is one."""
-STAYS: Final = 0.6
+STAYS: Final = 0.4
 """A share of rejections that falls below this part of what it was depends on the rate."""
 USUAL: Final = 1.5
 """Factor by which a share that is chance may vary."""
@@ -89,14 +92,16 @@ class Pace:
         self._is_sampling = False
         self._known = 0.0
         self._burst = 0
+        self._burst_seconds = 0.0
         self._accepted_at: deque[float] = deque(maxlen=REMEMBERED)
         self._last: deque[bool] = deque(maxlen=LAST_RESULTS)
-        # A test: the requests after `_stale` up to `_newest`, and what to go back to if the share of rejections stays.
+        # A test: the requests after `_stale` up to `_newest`. Before it, the share `_before` of `_compared` was bad.
         self._stale = 0
         self._newest = math.inf
         self._test_since = self._test_until = 0.0
         self._accepted = self._rejected = 0
-        self._before: tuple[float, str, float] | None = None
+        self._before: float | None = None
+        self._compared = 0
         self._stayed = 0
         self._ignored = 0.0
         self._width_used = 0
@@ -127,7 +132,7 @@ class Pace:
         if self._mode == "paced":
             growing = max(0.0, elapsed - CURVE_AFTER)
             if self._is_searching:
-                return self._start * math.exp2(min(growing / SEARCH_DOUBLING, 40.0))
+                return self._start * math.exp2(min(max(0.0, elapsed - 0.5) / SEARCH_DOUBLING, 40.0))
             return self._start * (1 + CURVE * (growing + growing**2))
         return math.inf
 
@@ -143,9 +148,9 @@ class Pace:
         if rate < math.inf:
             self._next = max(self._next, now - CATCH_UP) + 1 / rate
 
-    def learn(self, now: float, pause: float, burst: int) -> None:
-        """Learn, as a pause begins, from what was accepted since the last one."""
-        self._burst = burst
+    def learn(self, now: float, pause: float, burst: int, burst_seconds: float) -> None:
+        """Learn, as a pause begins, from what was accepted since the last one, and at first within so many seconds."""
+        self._burst, self._burst_seconds = burst, burst_seconds
         if self._mode == "free":
             return
         span = now - self._accepted_at[0] if self._accepted_at else 0.0
@@ -218,7 +223,7 @@ class Pace:
             rate = self.rate(now)
             learned = min(max(self._bucket_rate(now), rate / 4), rate)
             self._is_searching = learned == rate / 4
-            self._before = sum(self._last) / len(self._last), "free", math.inf
+            self._before, self._compared = sum(self._last) / len(self._last), len(self._last)
             self._go(now, sent, "paced", max(min(SLOWEST_TEST, rate), BELOW_ESTIMATE * learned))
 
     def _note_full_width(self) -> None:
@@ -235,7 +240,8 @@ class Pace:
         taken = len(self._accepted_at)
         return max(
             (
-                (taken - index - self._burst) / max(now - moment, LEAST_SECONDS)
+                (taken - index - self._burst)
+                / max(now - moment - min(self._burst_seconds, (now - moment) / 2), LEAST_SECONDS)
                 for index, moment in enumerate(self._accepted_at)
             ),
             default=0.0,
@@ -257,9 +263,13 @@ class Pace:
     def _is_known(self, now: float, sent: int) -> bool:
         """Whether enough was sent since the last change, and enough of it has come back, to judge by its share."""
         if self._newest == math.inf:
-            least = SAMPLE if self._is_sampling and not self._ignored else TEST
-            is_enough = sent - self._stale >= least and now - self._test_since >= SHORTEST_TEST
-            if not is_enough and now - self._test_since < LONGEST_TEST and self._rejected < ENOUGH_REJECTED:
+            least: float = SAMPLE if self._is_sampling and not self._ignored else TEST
+            if self._before is not None:
+                least = max(least, EXPECTED / self._before)
+            tested, elapsed = sent - self._stale, now - self._test_since
+            is_enough = tested >= least and elapsed >= SHORTEST_TEST
+            is_long = tested >= FEWEST and elapsed >= LONGEST_TEST
+            if not is_enough and not is_long and self._rejected < ENOUGH_REJECTED:
                 return False
             self._newest, self._test_until = sent, now
         count = self._accepted + self._rejected
@@ -279,34 +289,41 @@ class Pace:
         is_unusual = count >= FEWEST and self._rejected > 1 and share > max(tolerated, USUAL * self._ignored)
         rate = self.rate(now)
         if self._before is not None and count >= FEWEST:
-            self._compare(now, sent, share, *self._before)
+            self._compare(now, sent, share, count, self._before)
         elif is_unusual and self._is_sampling:
-            self._before = share, "free", math.inf
+            self._before, self._compared = share, count
             self._is_sampling = False
             self._is_searching = share > 1 / 2
             accepted = self._accepted / max(self._test_until - self._test_since, LEAST_SECONDS)
             self._go(now, sent, "paced", max(SLOWEST_TEST, BELOW * accepted))
         elif is_unusual:
-            self._before = share, "paced", rate
+            self._before, self._compared = share, count
             self._is_searching = False
             self._go(now, sent, "paced", BELOW * rate * (1 - share))
         else:
             self._is_sampling = False
             self._restart(now, sent)
 
-    def _compare(self, now: float, sent: int, share: float, before: float, mode: str, start: float) -> None:
+    def _compare(self, now: float, sent: int, share: float, count: int, before: float) -> None:
         """Compare the share of rejections at the slower rate with the share before."""
         if share <= TOLERATED:
             self._before, self._stayed = None, 0
-            self._restart(now, sent)
+            if self._rejected:
+                self._go(now, sent, "paced", BELOW * self.rate(now))
+            else:
+                self._restart(now, sent)
             return
         self._stayed = self._stayed + 1 if share > STAYS * before else 0
         if self._stayed > 1:
             self._before, self._stayed = None, 0
             self._ignored = min(MOST_IGNORED, max(share, before))
-            self._go(now, sent, mode, start)
+            self._go(now, sent, "free", math.inf)
             return
+        if self._stayed:
+            # What both tests say together is less noisy.
+            share = (share * count + before * self._compared) / (count + self._compared)
+            count += self._compared
         rate = self.rate(now)
-        self._before = share, mode, start
+        self._before, self._compared = share, count
         self._is_searching = False
         self._go(now, sent, "paced", BELOW * rate * (1 - share))

@@ -54,6 +54,22 @@ async def test_no_more_requests_than_concurrency_are_under_way() -> None:
 
 
 @virtual_time
+async def test_a_client_does_not_begin_with_all_its_requests_at_once() -> None:
+    """Fifty go first. What the server accepts opens more slots, and so does its silence, within a second."""
+    transport = ScriptedTransport(latency=0.02)
+    async with transport.client(concurrency=500) as client:
+        await client.instructor_executions.get_many([f"e{n}" for n in range(5000)])
+    sent = [sum(moment <= until for moment in transport.times) for until in (0.019, 0.039, 0.059)]
+    assert sent == [50, 125, 275]
+    assert transport.most_open == 500
+    silent = ScriptedTransport(latency=2)
+    async with silent.client(concurrency=500) as client:
+        began = now()
+        await client.instructor_executions.get_many([f"e{n}" for n in range(500)])
+    assert [sum(moment - began <= until for moment in silent.times) for until in (0.24, 0.26, 0.76)] == [50, 100, 400]
+
+
+@virtual_time
 async def test_an_attempt_that_takes_too_long_is_cut_off_and_retried() -> None:
     """`attempt_timeout` bounds one request, not the lookup."""
 

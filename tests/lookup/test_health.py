@@ -68,11 +68,11 @@ def in_a_second() -> Any:
 
 
 LIMITS: dict[str, tuple[Callable[[], Server], int, float, float, float]] = {
-    "storm": (lambda: token_bucket(100, 20, in_a_second), 500, 4.8, 1.45, 1.12),
-    "storm without a time": (lambda: token_bucket(100, 20), 500, 4.8, 1.35, 1.12),
+    "storm": (lambda: token_bucket(100, 20, in_a_second), 500, 4.8, 1.35, 1.12),
+    "storm without a time": (lambda: token_bucket(100, 20), 500, 4.8, 1.25, 1.12),
     "storm, slow": (lambda: token_bucket(100, 20, in_a_second, latency=0.1), 500, 4.8, 2.0, 1.4),
     "nginx limit_req": (lambda: token_bucket(50, 10, limited), 300, 5.8, 2.5, 2.0),
-    "1000/s": (lambda: token_bucket(1000, 200, in_a_second), 20_000, 19.8, 1.2, 1.03),
+    "1000/s": (lambda: token_bucket(1000, 200, in_a_second), 20_000, 20, 1.1, 1.03),
     "window of a second": (lambda: fixed_window(100, 1), 1000, 9, 1.7, 1.15),
     "haproxy http_req_rate": (lambda: sliding_window(100), 2000, 19, 1.25, 1.08),
     "10 at once": (lambda: limited_concurrency(10, 0.05), 600, 3, 1.5, 1.15),
@@ -103,7 +103,8 @@ def test_rejections_by_chance_slow_nobody_down(latency: float, retry_after: floa
     count = int(200 / latency)
     result = Batch(server, count, seed=seed).run()
     assert result.lost <= 0.002 * count
-    assert result.seconds <= 1.8 * count * latency / 50 + 4
+    several_in_a_row = 6 if retry_after else 4
+    assert result.seconds <= 1.8 * count * latency / 50 + several_in_a_row
     assert len(result.sent) <= 1.3 * count
 
 
@@ -136,7 +137,7 @@ def test_an_outage_for_good_ends_all_together(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("status", [500, 503])
-@pytest.mark.parametrize(("share", "lost", "load"), [(1 / 3, 0.01, 1.65), (1 / 2, 0.04, 2.0), (2 / 3, 0.4, 2.0)])
+@pytest.mark.parametrize(("share", "lost", "load"), [(1 / 3, 0.01, 1.65), (1 / 2, 0.045, 2.0), (2 / 3, 0.4, 2.0)])
 def test_a_part_that_fails_is_no_outage(share: float, lost: float, load: float, status: int, seed: int) -> None:
     """Its lookups are retried as if each were alone, up to twice as many requests as lookups."""
     result = Batch(by_chance(share, lambda: failure(status), 0.01), 3000, seed=seed).run()
