@@ -60,7 +60,7 @@ class Call:
         on_end: Called with the outcome of an id. Nothing follows for this id.
         on_crash: Called with an id and an exception that is not a KaizenError but a fault in a program.
         on_over: Called when nothing more is polled for the call; `Scheduler.cut_off` gives the outcomes.
-        on_thaw: Called when the process was frozen beyond the deadline: all is to be polled once more.
+        poll_all: Called to poll every id of the call now; returns how many there are.
         on_room: Called whenever an entry has left the queue.
 
     Attributes:
@@ -81,7 +81,7 @@ class Call:
         on_end: Callable[[Outcome[Any]], None],
         on_crash: Callable[[str, Exception], None],
         on_over: Callable[[], None],
-        on_thaw: Callable[[], int],
+        poll_all: Callable[[], int],
         on_room: Callable[[], None],
     ) -> None:
         self.group = group
@@ -90,7 +90,7 @@ class Call:
         self.on_end = on_end
         self.on_crash = on_crash
         self.on_over = on_over
-        self.on_thaw = on_thaw
+        self.poll_all = poll_all
         self.on_room = on_room
         self.number = -1
         self.alone: tuple[int, ...] = ()
@@ -133,6 +133,13 @@ class Call:
         entry = queue.popleft()
         return entry if self._holds(entry) else None
 
+    def skip_stale(self) -> None:
+        """Remove stale entries that would be next: they were polled before their turn."""
+        for queue in (self._first, self._again):
+            while queue and not self._holds(queue[0]):
+                queue.popleft()
+        self.on_room()
+
     def drop_stale(self, entry: Entry) -> None:
         """Look at the next entries of a queue in which this one has become stale, and remove what is stale.
 
@@ -160,7 +167,7 @@ class Call:
         """Let go of the owner, which holds the call: in a cycle, an error would be freed by the collector only."""
         self.on_change = self.on_crash = _ignore
         self.on_end = self.on_over = self.on_room = _ignore
-        self.on_thaw = int  # gives 0: nothing is left to be polled once more
+        self.poll_all = int  # gives 0: nothing is left to be polled once more
 
 
 def _ignore(*_: object) -> None:

@@ -34,7 +34,7 @@ from kaizen_async._waiting.memory import EndedRecords, HeavyRecords, TooHeavy
 from kaizen_async._waiting.silence import Silence
 from kaizen_async._waiting.timetable import Timetable
 from kaizen_async._waiting.turns import Turns
-from kaizen_async._waiting.verdict import Kind, judge, kind_of
+from kaizen_async._waiting.verdict import Kind, is_about_id, judge, kind_of
 from kaizen_async.clock import Timer
 from kaizen_async.config import PollPolicy
 from kaizen_async.errors import ClientClosedError, DeadlineExceededError, DecodeError, KaizenError, StatusError
@@ -146,7 +146,7 @@ class Scheduler:
             # The process stood still beyond the deadline. A last poll of everything shows what has ended since.
             call.has_thawed = True
             call.deadline_at = now + min(late, AFTER_THAW)
-            call.deadline_at += min(late, call.on_thaw() / LAST_POLLS_RATE)
+            call.deadline_at += min(late, call.poll_all() / LAST_POLLS_RATE)
             call.timer = self.clock.call_at(call.deadline_at, functools.partial(self._expire, call))
         else:
             self.end_timer(call)
@@ -354,7 +354,11 @@ class Scheduler:
             return self._disturbance.probe_at
         witness = self._find_witness(now)
         if witness is not None:
-            self._start(*witness, now)
+            entry, group = witness
+            queue = self._calls.get(entry.queue) if entry.place == QUEUED else None
+            self._start(entry, group, now)
+            if queue is not None:
+                queue.skip_stale()
             return math.inf if self._polls else now
         while self._turns and not self._polls:
             taken = self._turns.next(now)
@@ -437,7 +441,7 @@ class Scheduler:
             if outcome.error is None:
                 self._note_record(entry, group, outcome.execution, outcome.request_id)
             else:
-                self._note_failure(entry, group, outcome.error)
+                self._note_failure(entry, group, outcome.error, was_sent=outcome.attempts > 0)
         except Exception as error:  # noqa: BLE001 - what a record raises is for those who wait
             self._crash(entry, group, error)
 
@@ -521,30 +525,35 @@ class Scheduler:
 
     def _note_answered(self, entry: Entry) -> None:
         """Note that the API itself has answered."""
-        self._disturbance.note_response()
+        self._disturbance.note_response(entry.trouble)
         self.silence.note_response()
         self.silence.end(entry.trouble, self.clock.time())
         entry.trouble = None
 
-    def _note_failure(self, entry: Entry, group: Group, error: KaizenError) -> None:
+    def _note_failure(self, entry: Entry, group: Group, error: KaizenError, *, was_sent: bool) -> None:
         now = self.clock.time()
         disturbance = self._disturbance
         kind = kind_of(error)
         trouble = entry.trouble
         if trouble is None:
             trouble = entry.trouble = Trouble(now, error)
-        if kind is Kind.REFUSED:
-            disturbance.note_refusal(entry.id, error, now, is_first=not trouble.refusals)
-        elif kind is Kind.MISSING:
-            disturbance.note_response()
-            self.silence.note_response()
-            if entry.seen and not trouble.missing:
-                disturbance.note_missing()
-        elif disturbance.is_on:
-            disturbance.wait(now)
+        if kind is Kind.REFUSED and not was_sent and not trouble.refusals:
+            # The client has found its key refused, and did not send the poll. That says nothing about this execution.
+            kind = Kind.FAILING
+        ends_alone = self._note_disturbance(entry, group, error, kind, trouble)
         chance = disturbance.chance_missing if kind is Kind.MISSING else disturbance.chance_refused
-        again = judge(kind, error, trouble, seen=entry.seen, policy=group.policy, chance=chance, now=now)
-        if again is None and not (kind is Kind.REFUSED and disturbance.is_on and group.policy.refusal_patience):
+        again = judge(
+            kind,
+            error,
+            trouble,
+            seen=entry.seen,
+            policy=group.policy,
+            chance=chance,
+            refused_again=disturbance.refused_again,
+            now=now,
+        )
+        waits_for_probes = kind is Kind.REFUSED and disturbance.is_on and group.policy.refusal_patience
+        if ends_alone or (again is None and not waits_for_probes):
             self._end(entry, group, self._failed(entry, error))
             return
         trouble.error = self.silence.note_failure(entry.id, trouble, _slimmed(error), now)
@@ -554,17 +563,41 @@ class Scheduler:
         if kind is Kind.REFUSED:
             self._end_refused(now)
 
+    def _note_disturbance(self, entry: Entry, group: Group, error: KaizenError, kind: Kind, trouble: Trouble) -> bool:
+        """Note what a failed poll says about the polls of others; return whether it ends the wait for this id alone."""
+        now = self.clock.time()
+        disturbance = self._disturbance
+        if kind is Kind.MISSING:
+            disturbance.note_response(trouble)
+            self.silence.note_response()
+            if entry.seen and not trouble.missing:
+                disturbance.note_missing()
+        elif kind is Kind.REFUSED:
+            may_be_id = not entry.seen and is_about_id(error)
+            is_first = not trouble.refusals
+            disturbance.note_refusal(entry.id, error, now, is_first=is_first, is_about_id=may_be_id)
+            if disturbance.is_about_ids and self._outlasts(group.policy, now):
+                if disturbance.ask_each():
+                    for call in self._calls.values():
+                        call.poll_all()
+                return True
+        elif disturbance.is_on:
+            disturbance.wait(now)
+        return False
+
     def _end_refused(self, now: float) -> None:
         """End all waits under policies whose patience a disturbance has outlasted."""
         disturbance = self._disturbance
-        if not disturbance.is_on or disturbance.error is None:
+        if not disturbance.is_on or disturbance.is_about_ids:
             return
         for call in list(self._calls.values()):
-            patience = call.group.policy.refusal_patience
-            if not call.is_over and disturbance.outlasts(patience, now, self.waiting):
+            if not call.is_over and self._outlasts(call.group.policy, now):
                 call.refusal = disturbance.error
                 self.end_timer(call)
                 call.on_over()
+
+    def _outlasts(self, policy: PollPolicy, now: float) -> bool:
+        return self._disturbance.outlasts(policy.refusal_patience, now, self._waiting)
 
     def _schedule_next(self, entry: Entry, group: Group, *, at_least: float = 0.0, within: float | None = None) -> None:
         if self.engine.closed:

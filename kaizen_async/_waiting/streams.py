@@ -44,7 +44,7 @@ class PolledStream(AccountedStream[R]):
             on_end=self._on_end,
             on_crash=self._on_crash,
             on_over=self._on_over,
-            on_thaw=self._on_thaw,
+            poll_all=self._poll_all,
             on_room=self._room.set,
         )
         ledger.source.late = lambda: call.deadline_at <= scheduler.clock.time()  # not self, which would be a cycle
@@ -143,13 +143,13 @@ class PolledStream(AccountedStream[R]):
         self._room.set()
         self._changed.set()
 
-    def _on_thaw(self) -> int:
-        """Poll everything once more: the process was frozen beyond the deadline."""
+    def _poll_all(self) -> int:
+        """Poll every id now; return how many there are."""
         if self._tasks is not None:
-            self._run(self._poll_all())
+            self._run(self._poll_pending())
         return len(self._ledger.pending)
 
-    async def _poll_all(self) -> None:
+    async def _poll_pending(self) -> None:
         for number, execution_id in enumerate(list(self._ledger.pending)):
             if execution_id in self._ledger.pending:
                 self._scheduler.poll_soon(self._call, execution_id)

@@ -11,6 +11,7 @@ Pure: what is known goes in, a decision comes out. What an error as such says is
 
 import math
 from enum import Enum, auto
+from http import HTTPStatus
 from typing import Final
 
 import msgspec
@@ -26,6 +27,8 @@ LEAST_MISSING: Final = 4
 """Responses in a row that say that an execution does not exist, after its record was seen, before they end its wait."""
 CHANCE: Final = 1e-9
 """Chance below which such a row is not taken for an accident."""
+MOST_CHANCE: Final = 0.8
+"""Greatest chance of an accident that is reckoned with for the refusals of all executions together."""
 ALMOST: Final = 0.99
 """Share of the patience after which a response counts as the last one. Else one that is a moment early costs 15 s."""
 LONGEST_PAUSE: Final = 15.0
@@ -56,6 +59,11 @@ def kind_of(error: KaizenError) -> Kind:
     return _KINDS.get(verdict(error), Kind.FAILING)
 
 
+def is_about_id(error: KaizenError) -> bool:
+    """Return whether a refusal is most likely about the id in the request: each id deserves a question of its own."""
+    return isinstance(error, StatusError) and error.status in {HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY}
+
+
 class Again(msgspec.Struct, frozen=True, gc=False):
     """The execution is to be asked for again.
 
@@ -69,7 +77,15 @@ class Again(msgspec.Struct, frozen=True, gc=False):
 
 
 def judge(
-    kind: Kind, error: KaizenError, trouble: Trouble, *, seen: bool, policy: PollPolicy, chance: float, now: float
+    kind: Kind,
+    error: KaizenError,
+    trouble: Trouble,
+    *,
+    seen: bool,
+    policy: PollPolicy,
+    chance: float,
+    refused_again: int = 0,
+    now: float,
 ) -> Again | None:
     """Return when to ask again; None if the wait ends with the error. Counts the failure in `trouble`.
 
@@ -80,6 +96,8 @@ def judge(
         seen: Whether its record was received before.
         policy: How patient the wait is.
         chance: The chance that a poll of any execution gets such a response by accident.
+        refused_again: Executions of the client that were refused and, asked again, refused again, since one of them got
+            a response of the API. Many of these are no accident, even if each execution was asked a few times only.
         now: The clock's time.
     """
     trouble.error = error
@@ -102,13 +120,20 @@ def judge(
     trouble.refused_at = trouble.refused_at if trouble.refusals else now
     trouble.refusals += 1
     lasted = now - trouble.refused_at >= policy.refusal_patience * ALMOST
-    is_confirmed = not policy.refusal_patience or trouble.refusals >= needed(LEAST_REFUSALS, chance)
+    is_no_accident = trouble.refusals >= LEAST_REFUSALS and (
+        trouble.refusals >= needed(LEAST_REFUSALS, chance)
+        or refused_again >= needed(LEAST_REFUSALS, chance, most=MOST_CHANCE)
+    )
+    is_confirmed = not policy.refusal_patience or is_no_accident
     return None if lasted and is_confirmed else Again(within=pause(trouble.refusals))
 
 
-def needed(least: int, chance: float) -> int:
-    """Return how many responses in a row are not an accident any more, if each is one with that chance."""
-    return max(least, math.ceil(math.log(CHANCE) / math.log(min(max(chance, 1e-6), 0.5))))
+def needed(least: int, chance: float, *, unlikely: float = CHANCE, most: float = 0.5) -> int:
+    """Return how many responses in a row are too unlikely to be an accident, if each is one with that chance.
+
+    A chance above `most` counts as `most`. Otherwise no number of responses might be enough.
+    """
+    return max(least, math.ceil(math.log(unlikely) / math.log(min(max(chance, 1e-6), most))))
 
 
 def pause(count: int) -> float:

@@ -26,7 +26,7 @@ class Waiter(Generic[T]):
             on_end=self._finish,
             on_crash=lambda _, error: self._finish(error),
             on_over=self._on_over,
-            on_thaw=self._on_thaw,
+            poll_all=self._poll_all,
             on_room=lambda: None,
         )
 
@@ -58,7 +58,9 @@ class Waiter(Generic[T]):
         if not self._future.done() and (self._call.is_over or not is_polling):
             self._finish(self._scheduler.cut_off(self._call, self._id))
 
-    def _on_thaw(self) -> int:
+    def _poll_all(self) -> int:
+        if self._future.done():
+            return 0
         self._scheduler.poll_soon(self._call, self._id)
         return 1
 

@@ -445,3 +445,48 @@ async def test_a_poll_that_nobody_waits_for_any_more_hurts_no_later_one() -> Non
         await asyncio.wait([first])
         assert never_ending("a", 1)
         await assert_idle(client, transport)
+
+
+@pytest.mark.parametrize(
+    ("code", "invalid", "order", "within"),
+    [
+        (400, 0.9, "mixed", 40),
+        (422, 0.9, "invalid first", 61),
+        (400, 1.0, "mixed", 31),
+        (403, 0.5, "mixed", 45),
+    ],
+)
+@virtual_time
+async def test_ids_that_the_server_refuses_end_alone_and_soon(
+    code: int, invalid: float, order: str, within: float
+) -> None:
+    """However many there are, and even if they come first: each valid id gets its record, each other one its error."""
+    random = Random(code)
+    names = [f"e{number}" for number in range(200)]
+    refused = {name for name in names if random.random() < invalid}
+    if order == "invalid first":
+        names.sort(key=lambda name: name not in refused)
+
+    def play(execution_id: str, _: int) -> Reply:
+        return status(code) if execution_id in refused else ending(20)(execution_id, 0)
+
+    transport = ScriptedTransport(play, latency=0.05)
+    async with transport.client(poll=PollPolicy()) as client:
+        outcomes = await outcomes_of(client, names)
+        assert sorted(outcome.id for outcome in outcomes) == sorted(names)
+        assert {outcome.id for outcome in outcomes if not outcome.ok} == refused
+        assert all(getattr(outcome.error, "status", code) == code for outcome in outcomes)
+        assert now() <= within
+        await assert_idle(client, transport)
+
+
+@virtual_time
+async def test_single_waits_for_invalid_ids_end_together() -> None:
+    """As soon as the patience is over, each is asked for once more."""
+    transport = at_once(lambda *_: status(422))
+    async with transport.client(poll=PollPolicy(refusal_patience=10)) as client:
+        waits = (client.instructor_executions.wait(f"e{number}") for number in range(30))
+        errors = await asyncio.gather(*waits, return_exceptions=True)
+        assert {type(error) for error in errors} == {StatusError}
+        assert 9 <= now() <= 11
+        await assert_idle(client, transport)
