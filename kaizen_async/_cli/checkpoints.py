@@ -68,6 +68,8 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="ka
     """The checkpoint of `wait_many`."""
     written: Annotated[int, msgspec.Meta(ge=0)] | None = None
     """How much of the output file had been written, in bytes; None if the output is not a file."""
+    ahead: list[_Id] = msgspec.field(default_factory=list[_Id])
+    """Ids whose result an earlier run wrote before it was killed, and that this run has not read from the input yet."""
 
     def without(self, done: Counter[str]) -> "Saved":
         """Return it without ids whose result was written after it was saved, and subtract these from `done`."""

@@ -31,6 +31,13 @@ REPORT_SECONDS: Final = 0.5
 """Time between two looks at how far the run is."""
 RATE_SECONDS: Final = 5.0
 """Time over which the rate is taken."""
+_TASKIQ: Final = """
+from signal import SIG_DFL, SIGINT, signal
+signal(SIGINT, SIG_DFL)
+from taskiq.__main__ import main
+main()
+"""
+"""The command `taskiq`, but Ctrl-C ends it without a traceback also while it is imported."""
 _BOM: Final = b"\xef\xbb\xbf"
 
 
@@ -198,7 +205,7 @@ def worker(place: Place, processes: int) -> None:
     arguments = ["--workers", str(processes), "--max-async-tasks", "100"]
     arguments += ["--wait-tasks-timeout", "10", "--shutdown-timeout", "10"]
     # In place of this process: taskiq is to get the signals.
-    os.execv(sys.executable, [sys.executable, "-m", "taskiq", "worker", place.broker, *arguments])  # noqa: S606
+    os.execv(sys.executable, [sys.executable, "-c", _TASKIQ, "worker", place.broker, *arguments])  # noqa: S606
 
 
 async def _require_usable(place: Place) -> None:

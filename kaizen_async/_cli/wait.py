@@ -128,9 +128,9 @@ class Wait:
     def _without_written(self, saved: Saved) -> Saved:
         """Return what was saved without the ids whose result is in the output file already."""
         output = self._plan.output
-        if saved.written is None or output.file is None or not output.shows_ids:
-            return saved
-        self._written = ResultFile(output, output.file).ids_since(saved.written)
+        self._written = Counter(saved.ahead)
+        if saved.written is not None and output.file is not None and output.shows_ids:
+            self._written += ResultFile(output, output.file).ids_since(saved.written)
         newer = self._written.total()
         waiting = saved.without(self._written)
         self._tally.already = newer - self._written.total()
@@ -198,6 +198,7 @@ class Wait:
             unprinted=self._unprinted,
             waiting=ends.checkpoint(),
             written=self._plan.output.written,
+            ahead=[*self._written.elements()],
         )
 
     def _line(self, _: Progress) -> str:

@@ -16,12 +16,13 @@ from unittest import mock
 import click
 import pytest
 from click.testing import CliRunner
-from running_command import Command, Piped, in_process
+from running_command import Command, Piped, ids_in, in_process
 
 import _kaizen_async_command
 from kaizen_async import AuthenticationError, ExecutionStatus, StatusError, WorkflowExecution, __main__
 from kaizen_async._cli import app, checkpoints, progress, results
 from kaizen_async._cli.app import cli
+from kaizen_async._cli.checkpoints import CheckpointFile
 from kaizen_async._cli.ending import OutputError
 from kaizen_async._cli.formats import Layout
 from kaizen_async._cli.ids import Arguments, Source
@@ -233,6 +234,26 @@ def test_results_that_are_newer_than_the_checkpoint_count(
     ids = text.split() if options == ["--only-ids"] else [record["id"] for record in json.loads(text)]
     assert sorted(ids) == after.split()
     assert "3 already there" in result.stderr
+
+
+def test_a_second_crash_forgets_no_result_of_the_first(
+    command: Command, server: KaizenEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second run is killed when it has saved at its beginning, and has written one more result."""
+    file, checkpoint = tmp_path / "out.ndjson", tmp_path / "waiting.json"
+    saved_at(server, checkpoint, 0)
+    file.write_text('{"id":"a"}\n{"id":"b"}\n')
+    server.add("d", Life.ended())
+    arguments = ("wait", "-", "--checkpoint", checkpoint, "-o", file)
+    save, saves = CheckpointFile.save, list[None]()
+    with monkeypatch.context() as context:
+        context.setattr(CheckpointFile, "save", lambda *given: saves or saves.append(save(*given)))
+        context.setattr(CheckpointFile, "remove", lambda _: None)
+        command(*arguments, given="a\nb\nd\n")
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:3]) + '{"id":')
+    result = command(*arguments, given="a\nb\nd\n")
+    assert (result.exit_code, sorted(ids_in(file))) == (0, ["a", "b", "c", "d"])
+    assert not checkpoint.exists()
 
 
 def test_output_files_that_do_not_belong_to_the_checkpoint(

@@ -13,7 +13,7 @@ from running_command import SECONDS, environment, ids_in, launch
 
 from kaizen_async.testing import Fault, KaizenEmulator, Life
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 IDS = [f"exec_{number}" for number in range(120)]
 
 

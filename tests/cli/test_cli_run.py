@@ -154,7 +154,8 @@ def test_a_worker_takes_the_place_of_the_command(
     started: list[list[str]] = []
     monkeypatch.setattr(os, "execv", lambda _program, arguments: started.append(arguments))
     assert command("worker", "--processes", "3").exit_code == 0
-    assert started[0][1:4] == ["-m", "taskiq", "worker"]
+    assert (started[0][1], started[0][3]) == ("-c", "worker")
+    assert "from taskiq" in started[0][2]
     assert started[0][5:7] == ["--workers", "3"]
     (tmp_path / "bare.py").write_text("from taskiq import InMemoryBroker\n\nbroker = InMemoryBroker()\n")
     for refused in (
