@@ -45,6 +45,7 @@ from kaizen_async import (
     PollPolicy,
     RetryPolicy,
 )
+from kaizen_async._transport.response import Answer
 from kaizen_async._waiting.entry import Entry
 from kaizen_async._waiting.facts import duration_of, workflow_of
 from kaizen_async._waiting.scheduler import AT_ONCE, MOST_GROUPS
@@ -631,7 +632,7 @@ def test_the_collector_need_not_visit_an_entry() -> None:
 @virtual_time
 async def test_an_outage_keeps_little_of_its_errors() -> None:
     """The last error of each id is kept, without the body of the answer and without what caused it."""
-    body = status(503)._replace(body=b"x" * 10_000)
+    body = Answer(503, {}, b"x" * 10_000)
     transport = at_once(lambda *_: body)
     async with transport.client(retry=ONE_ATTEMPT, poll=EVERY_TEN) as client:
         outcomes = await outcomes_of(client, ids(5), deadline=5)
