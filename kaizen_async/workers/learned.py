@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from kaizen_async.events import Event, RecordEnded
+from kaizen_async.workers.errors import RunError
 from kaizen_async.workers.shards import pack, unpack
 from kaizen_async.workers.store import Store, log
 
@@ -21,6 +22,8 @@ ENTRIES: Final = 2_000
 """Entries of the log that are kept, each with what a worker saw in `SHARE_SECONDS` at most."""
 MOST_SEEN: Final = 5_000
 """Ends of one entry; of more, the latest ones count."""
+MOST_BYTES: Final = 2 * 1024 * 1024
+"""Unpacked size of an entry above which it is refused."""
 KEEP_MS: Final = 7 * 86_400_000
 _AT_ONCE: Final = 200
 """Ends that are learned from before other tasks run."""
@@ -61,15 +64,22 @@ class SharedDurations:
     async def share(self) -> None:
         """Exchange with the log, for ever."""
         while True:
-            while await self._exchange():
-                pass
+            try:
+                while await self._exchange():
+                    pass
+            except RunError as error:
+                log.warning("durations are not shared: %s", error)
             await asyncio.sleep(SHARE_SECONDS)
 
     async def _exchange(self) -> bool:
         """Add what was seen to the log and learn what others added; return whether there may be more."""
         seen, self._seen = self._seen, []
         packed = pack(msgspec.json.encode(seen)) if seen else b""
-        entries = await self._store.script("learned", self._key, self._worker, packed, ENTRIES, KEEP_MS, self._last)
+        try:
+            entries = await self._store.script("learned", self._key, self._worker, packed, ENTRIES, KEEP_MS, self._last)
+        except RunError:
+            self._seen[:0] = seen
+            raise
         for entry, flat in entries:
             self._last = entry.decode()
             fields = dict(zip(flat[::2], flat[1::2], strict=True))
@@ -79,7 +89,7 @@ class SharedDurations:
 
     async def _learn(self, packed: bytes) -> None:
         try:
-            seen = _decode(unpack(packed))
+            seen = _decode(unpack(packed, MOST_BYTES))[-MOST_SEEN:]
         except ValueError as error:
             log.warning("durations in Redis cannot be read and are left out: %s", error)
             return

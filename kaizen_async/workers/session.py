@@ -54,9 +54,11 @@ class Claim(msgspec.Struct, frozen=True):
     """A shard that was claimed, and what is known of it from before."""
 
     held: Held
-    checkpoint: bytes
     age: float
     """Seconds since it was claimed for the first time."""
+    checkpoint: bytes
+    saved: float
+    """Seconds since the checkpoint was saved."""
 
 
 class Session(ABC):
@@ -163,6 +165,7 @@ class Session(ABC):
         size: int,
         tries: int,
         age_ms: int,
+        saved_ms: int,
         bits: bytes,
         ids: bytes | None,
         checkpoint: bytes,
@@ -174,7 +177,7 @@ class Session(ABC):
         except ValueError as error:
             reason = f"what Redis holds of it cannot be read: {printable(str(error))}"
             shard, tries = Shard([""] * size), MOST_TRIES
-        return Claim(Held(number, token, tries, reason, shard, bits), checkpoint, age_ms / 1000)
+        return Claim(Held(number, token, tries, reason, shard, bits), age_ms / 1000, checkpoint, saved_ms / 1000)
 
     async def _set_aside(self, held: Held) -> None:
         """Give up a shard: each of its ids gets the error of the last try, or one that says why there is none."""

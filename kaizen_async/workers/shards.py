@@ -75,15 +75,15 @@ def pack(content: bytes) -> bytes:
     return zlib.compress(content, LEVEL)
 
 
-def unpack(packed: bytes) -> bytes:
+def unpack(packed: bytes, most: int = MOST_BYTES) -> bytes:
     """Return what was compressed.
 
     Raises:
-        ValueError: That was not compressed content, or too much of it.
+        ValueError: That was not compressed content, or more than `most` bytes of it.
     """
     reader = zlib.decompressobj()
     try:
-        content = reader.decompress(packed, MOST_BYTES)
+        content = reader.decompress(packed, most)
     except zlib.error as error:
         raise ValueError(f"not compressed content: {error}") from None
     if not reader.eof:

@@ -1,12 +1,14 @@
 """The session of a run that waits for its executions to end."""
 
 import asyncio
-from collections import deque
+import time
+from collections import Counter, deque
 from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
 
+from kaizen_async._ledger import CHECKPOINT_VERSION, Checkpoint, Unfinished
 from kaizen_async.workers.recorder import Held
 from kaizen_async.workers.session import LOOK_AGAIN, Claim, Session, log
 from kaizen_async.workers.shards import pack, unpack
@@ -54,10 +56,10 @@ class WaitSession(Session):
 
     async def _wait_for(self, claim: Claim) -> None:
         """Wait for the executions of one shard, and save the state of its waits from time to time."""
-        held, checkpoint = claim.held, claim.checkpoint
+        held = claim.held
         while held.left - held.errors.keys() and not held.lost:
-            stream = self._streams[held] = self._stream(held, checkpoint)
-            checkpoint = b""
+            stream = self._streams[held] = self._stream(claim)
+            claim = msgspec.structs.replace(claim, checkpoint=b"")
             saver = asyncio.create_task(self._save(held, stream))
             try:
                 await self._take(held, stream)
@@ -66,15 +68,25 @@ class WaitSession(Session):
         self._streams.pop(held, None)
         await self._end_try(held)
 
-    def _stream(self, held: Held, checkpoint: bytes) -> Any:
-        """Return a stream of all ids that are left: from where the worker before was, if that is known."""
-        if checkpoint:
+    def _stream(self, claim: Claim) -> Any:
+        """Return a stream of all ids that are left, with the ages that the worker before saved.
+
+        If it saved none, the waits are as old as the first claim of their shard.
+        """
+        held = claim.held
+        if claim.checkpoint:
             try:
-                state = msgspec.json.decode(unpack(checkpoint))
+                state = msgspec.json.decode(unpack(claim.checkpoint), type=dict[str, Any])
+                state["taken_at"] = time.time() - claim.saved  # by the clock of Redis: those of machines differ
                 return self._executions.wait_many((), deadline=None, checkpoint=state)
             except ValueError as error:
                 log.warning("run %s: the saved waits of shard %d are not usable: %s", self._run, held.number, error)
-        return self._executions.wait_many([held.shard.ids[place] for place in sorted(held.left)], deadline=None)
+        ids = [held.shard.ids[place] for place in sorted(held.left)]
+        if not claim.age:
+            return self._executions.wait_many(ids, deadline=None)
+        waits = [Unfinished(execution_id, count, claim.age) for execution_id, count in Counter(ids).items()]
+        aged = Checkpoint(CHECKPOINT_VERSION, 0, time.time(), waits)
+        return self._executions.wait_many((), deadline=None, checkpoint=aged.plain())
 
     async def _take(self, held: Held, stream: Any) -> None:
         places: dict[str, deque[int]] = {}

@@ -376,6 +376,10 @@ async def test_the_shard_of_a_dead_worker_goes_to_another(
         claim = ("claim", site.key("r"), 60_000, "dead", 9, 0, 0, "first", "")
         _, *rows = await run._store.script(*claim)
         assert [row[:3] for row in rows] == [[1, 20, 0], [2, 20, 0]]
+        await run._store.script("release", site.key("r"), 1, "first", "back", 0, b"waits", b"", "")
+        _, row = await run._store.script(*claim[:-2], "second", "")
+        assert (row[0], row[7]) == (1, b"waits")
+        assert 0 <= row[4] <= row[3] < 60_000  # milliseconds since the waits were saved, and since the first claim
         async with site.worker() as broker:
             run.broker = broker
             assert_once_each(await all_of(run), ids)

@@ -20,7 +20,7 @@ from scripted_store import Replies
 from taskiq import InMemoryBroker
 from virtual_time import virtual_time
 
-from kaizen_async import NotFoundError, Outcome
+from kaizen_async import KaizenClient, NotFoundError, Outcome, PollPolicy
 from kaizen_async._cli.run import _imported as imported_broker
 from kaizen_async.events import AttemptEnded, Gated, RecordEnded
 from kaizen_async.workers import (
@@ -95,12 +95,11 @@ def test_a_record_without_its_source_is_encoded() -> None:
     assert (error["type"], error["status"]) == ("NotFoundError", 404)
 
 
-def test_what_was_compressed_is_cut_off_at_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_compressed_is_cut_off_at_a_bound() -> None:
     """A small text may unpack to any size."""
-    monkeypatch.setattr("kaizen_async.workers.shards.MOST_BYTES", 1000)
-    assert unpack(pack(b"\0" * 999)) == b"\0" * 999
+    assert unpack(pack(b"\0" * 999), 1000) == b"\0" * 999
     with pytest.raises(ValueError, match="too large"):
-        unpack(pack(b"\0" * 1_000_000))
+        unpack(pack(b"\0" * 1_000_000), 1000)
 
 
 async def test_a_source_that_is_left_early_is_closed() -> None:
@@ -372,6 +371,52 @@ async def test_what_other_workers_saw_is_learned(caplog: pytest.LogCaptureFixtur
     assert store.called[-1][-1] == "3-0"
     assert store.called[0][3] == b""
     assert "cannot be read" in caplog.text
+
+
+@virtual_time
+async def test_durations_are_shared_on_after_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    """What was seen until then is shared later: a key of another type may be repaired."""
+    shared_later: list[bytes] = []
+
+    def reply(*words: Any) -> list[Any]:
+        if len(store.called) < 3:
+            raise RunError("refused a command: WRONGTYPE")
+        shared_later.append(words[3])
+        return []
+
+    store: Any = Replies(reply)
+    shared = SharedDurations(store, "me", "executions", None, Record)
+    shared._seen = [("wf", 1.0)]
+    sharing = asyncio.create_task(shared.share())
+    await asyncio.sleep(10)
+    sharing.cancel()
+    await asyncio.gather(sharing, return_exceptions=True)
+    assert unpack(shared_later[0]) == b'[["wf",1.0]]'
+    assert caplog.text.count("durations are not shared: refused a command: WRONGTYPE") == 2
+
+
+async def test_hostile_durations_teach_nothing_that_lasts() -> None:
+    """What Redis holds is input: numbers that are none, or years, change no interval beyond its bounds."""
+    hostile = (0, -1, 1e308, 5e-324, 10**15)
+    async with KaizenClient() as client:
+        executions = client.instructor_executions
+        entries = [
+            (f"{number}-0".encode(), [b"w", b"other", b"d", pack(text)])
+            for number, text in enumerate(
+                [msgspec.json.encode([["wf", duration]] * 500) for duration in hostile]
+                + [b'[["wf",NaN]]', b'[["wf",1e999]]', b'[["wf",true]]', b'{"wf":1}', b"[[null,1]]", b"[" * 10_000]
+                + [msgspec.json.encode([["w" * 100_000, 1.0]] * 100)]
+            )
+        ]
+        replies = [entries, []]
+        shared = SharedDurations(Replies(lambda *_: replies.pop(0)), "me", "executions", executions, Record)  # type: ignore[arg-type]
+        while await shared._exchange():
+            pass
+        _, group = executions._polls(executions._lookups(None), None)
+        policy = PollPolicy()
+        for age in (1.0, 100.0, 10_000.0):
+            delay = group.cadence.next_delay(age, "wf")
+            assert policy.min_interval <= delay <= policy.max_interval * (1 + policy.spread)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from itertools import count
@@ -18,11 +19,13 @@ from scripted_store import Replies, held
 from taskiq import InMemoryBroker
 
 from kaizen_async import ClientClosedError, Outcome
+from kaizen_async._ledger import Checkpoint, Unfinished
 from kaizen_async.workers import Limits, RunCancelledError, RunError, UnknownRunError
 from kaizen_async.workers.follower import OTHER_READER, Follower
 from kaizen_async.workers.lookups import LookupSession
 from kaizen_async.workers.options import Options
 from kaizen_async.workers.recorder import Recorder
+from kaizen_async.workers.session import Claim
 from kaizen_async.workers.shards import pack, unpack
 from kaizen_async.workers.tasks import end
 from kaizen_async.workers.waits import WaitSession
@@ -213,13 +216,14 @@ async def test_waits_that_cannot_be_resumed_begin_again(
         def wait_many(self, ids: list[str], **settings: Any) -> Any:
             if settings.get("checkpoint") is not None:
                 raise ValueError("of another version")
-            return ids
+            return list(ids)
 
     session = session_of(WaitSession, Executions(), lambda name, *_: [1] if name == "record" else 1)
     shard = held(2)
     with caplog.at_level(logging.WARNING):
-        assert session._stream(shard, b"junk") == session._stream(shard, pack(b"{}")) == ["exec_0", "exec_1"]
-    assert caplog.text.count("are not usable") == 2
+        for saved in (b"junk", pack(b"{}"), pack(b"[]"), pack(b"1")):
+            assert session._stream(Claim(shard, 0, saved, 0)) == ["exec_0", "exec_1"]
+    assert caplog.text.count("are not usable") == 4
     session._recorder.put_line(shard, 0, b"x", failed=False)
     saving = asyncio.create_task(session._save(shard, Stream()))
     while not any(words[0] == "release" for words in session._store.called):  # noqa: ASYNC110 - of another task
@@ -230,6 +234,26 @@ async def test_waits_that_cannot_be_resumed_begin_again(
     await asyncio.gather(saving, return_exceptions=True)
     (saved,) = {words[6] for words in session._store.called if words[0] == "release"}
     assert msgspec.json.decode(unpack(saved)) == {"waits": 2}
+
+
+async def test_waits_keep_their_age_whatever_became_of_their_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That which was saved, by the clock of Redis; or that of the first claim, if the worker died before it saved."""
+    monkeypatch.setattr("time.time", lambda: 1_700_000_000.0)
+    given: list[Any] = []
+
+    class Executions:
+        def wait_many(self, _ids: object, **settings: Any) -> None:
+            given.append(settings["checkpoint"])
+
+    session = session_of(WaitSession, Executions(), lambda *_: 1)
+    shard = held(3)
+    shard.shard.ids[2] = "exec_0"
+    session._stream(Claim(shard, 40, pack(b'{"taken_at":5,"version":2}'), 12))
+    session._stream(Claim(shard, 40, b"", 0))
+    assert given[0] == {"taken_at": 1_700_000_000.0 - 12, "version": 2}
+    assert Checkpoint.load(given[1]).waiting_at(1_700_000_000.0) == deque(
+        [Unfinished("exec_0", 2, 40.0), Unfinished("exec_1", 1, 40.0)]
+    )
 
 
 async def test_outcomes_of_waits_are_taken_until_the_shard_is_lost() -> None:

@@ -2,7 +2,8 @@
 -- token of this claim, which no other claim has: outcomes of an earlier one are refused.
 -- No worker takes more than its share of what is not finished, so that one that comes later finds work too.
 -- Returns the run's state and the shards that are now this worker's: number, size, tries,
--- milliseconds since it was first claimed, bits of what is done, ids, checkpoint, why it failed.
+-- milliseconds since it was first claimed and since its checkpoint was saved, bits of what is done, ids, checkpoint, why
+-- it failed.
 although_full()
 local meta = redis.call('HMGET', run, 'state', 'unread_bytes', 'count')
 if meta[1] ~= 'running' then
@@ -40,7 +41,8 @@ while #claimed <= most do
         redis.call('HSET', key.state, shard, cmsgpack.pack(state))
         redis.call('HSET', key.held, shard, ARGV[2])
         table.insert(claimed, {
-            tonumber(shard), state.size, state.tries, now - state.first, state.bits,
+            tonumber(shard), state.size, state.tries, now - state.first, now - (state.saved or now),
+            state.bits,
             redis.call('HGET', key.ids, shard), redis.call('HGET', key.waits, shard) or '', state.why,
         })
     end

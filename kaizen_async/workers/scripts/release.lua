@@ -11,6 +11,8 @@ for at = 1, #ARGV, 6 do
     if state and state.token == token and redis.call('HGET', key.held, shard) then
         if ARGV[at + 4] ~= '' then
             redis.call('HSET', key.waits, shard, ARGV[at + 4])
+            state.saved = clock()
+            redis.call('HSET', key.state, shard, cmsgpack.pack(state))
         end
         if what == 'back' then
             give_back(shard, 'LPUSH')
