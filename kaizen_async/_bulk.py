@@ -156,6 +156,49 @@ async def look_up_all(
     return [refused(each) if isinstance(each, InvalidId) else outcomes[each] for each in ids]
 
 
+class Room:
+    """Places for the outcomes of a stream: those of lookups in flight, and those that wait for the consumer.
+
+    It is a semaphore that costs next to nothing while there are free places.
+
+    Args:
+        places: How many there are.
+    """
+
+    def __init__(self, places: int) -> None:
+        self._free = places
+        self._waiters: deque[asyncio.Future[None]] = deque()
+
+    def take_now(self) -> bool:
+        """Take a place; return False if none is free."""
+        if not self._free:
+            return False
+        self._free -= 1
+        return True
+
+    async def take(self) -> None:
+        """Wait for a place, and take it."""
+        if self.take_now():
+            return
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if not waiter.cancelled():
+                self.give_back()  # the place that came in the same moment
+            raise
+
+    def give_back(self) -> None:
+        """Give a place back; the worker that has waited longest gets it."""
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+        self._free += 1
+
+
 class OutcomeStream(AccountedStream[Outcome[T]], Generic[T]):
     """Outcomes as they come, in no order. Use it as `async with … as outcomes: async for outcome in outcomes`.
 
@@ -179,7 +222,7 @@ class OutcomeStream(AccountedStream[Outcome[T]], Generic[T]):
         self._look_up = look_up
         self._crew = Crew(workers, self._start_worker)
         self._wall = wall
-        self._room = asyncio.Semaphore(workers + READ_AHEAD)
+        self._room = Room(workers + READ_AHEAD)
 
     def checkpoint(self) -> dict[str, Any]:
         """Return what a later `stream(checkpoint=…)` needs to resume from here, in this process or another.
@@ -216,54 +259,53 @@ class OutcomeStream(AccountedStream[Outcome[T]], Generic[T]):
                 self._report.end(cancelled=not is_over)
 
     def _take(self) -> Any:
-        self._room.release()
+        self._room.give_back()
         self._ledger.done += 1
-        return super()._take()
+        return self._ready.popleft()
 
     async def _work(self, report: Report) -> None:
-        source = self._ledger.source
+        ledger, source, room, crew = self._ledger, self._ledger.source, self._room, self._crew
+        has_room = True
+
+        def on_back_off(begins: bool) -> None:  # noqa: FBT001 - a callback with one argument
+            nonlocal has_room
+            if has_room:
+                room.give_back()
+                has_room = False
+            crew.on_back_off(begins)
+
         try:
-            while not self._crew.is_too_large:
-                await self._room.acquire()
-                execution_id = await self._next_id()
+            while not crew.is_too_large:
+                if not room.take_now():
+                    await room.take()
+                has_room = True
+                must_wait = source.must_wait and not ledger.resumed
+                execution_id = await source.take() if must_wait else self._next_id()
                 if execution_id is None:
-                    self._room.release()
-                    self._crew.close()
+                    room.give_back()
+                    crew.close()
                     break
                 if isinstance(execution_id, InvalidId):
                     self._put(refused(execution_id))
                     continue
-                self._ledger.begin(execution_id)
-                outcome = await self._look_up_with_room(execution_id)
-                self._ledger.end_one(execution_id)
+                ledger.begin(execution_id)
+                # In back-off a lookup leaves its room to another id, and its outcome takes room again.
+                outcome = await self._look_up(execution_id, on_back_off)
+                if not outcome.attempts:
+                    await asyncio.sleep(0)
+                if not has_room:
+                    await room.take()
+                ledger.end_one(execution_id)
                 report.count(outcome)
                 self._put(outcome)
         except Exception as crash:
             # The id of this worker has no outcome. Without this, an endless source would hide that for ever.
             source.fail(crash)
             raise
-        self._crew.leave()
+        crew.leave()
         self._fail(source.error)
 
-    async def _look_up_with_room(self, execution_id: str) -> Outcome[T]:
-        """Look one id up. Once it is in back-off it leaves its room to another id, and its outcome takes room again."""
-        has_room = True
-
-        def on_back_off(begins: bool) -> None:  # noqa: FBT001 - a callback with one argument
-            nonlocal has_room
-            if has_room:
-                self._room.release()
-                has_room = False
-            self._crew.on_back_off(begins)
-
-        outcome = await self._look_up(execution_id, on_back_off)
-        if not outcome.attempts:
-            await asyncio.sleep(0)
-        if not has_room:
-            await self._room.acquire()
-        return outcome
-
-    async def _next_id(self) -> str | InvalidId | None:
-        if self._ledger.resumed:
-            return checked(self._ledger.resume(1).id)
-        return await self._ledger.source.take()
+    def _next_id(self) -> str | InvalidId | None:
+        """Return the next id of the checkpoint, or of a source that need not be waited for."""
+        ledger = self._ledger
+        return checked(ledger.resume(1).id) if ledger.resumed else ledger.source.take_now()

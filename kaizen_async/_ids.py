@@ -164,6 +164,7 @@ class IdSource:
         taken: Ids handed out so far.
         total: How many ids there are, if that is known.
         late: The argument; a call may get more time.
+        must_wait: Whether its next id has to be waited for: it is asynchronous, or it blocks the event loop.
     """
 
     def __init__(
@@ -178,6 +179,7 @@ class IdSource:
         self.error: BaseException | None = None
         self.taken = 0
         self.total: int | None = None
+        self.must_wait = False
         self._closed = closed
         self.late = late
         self._wait = wait
@@ -185,12 +187,12 @@ class IdSource:
         self._lock = asyncio.Lock()
         self._pulling: Timeout | None = None
         self._exhausted = False
-        self._is_slow = False
         self._copy: deque[str] | None = None
         self._later: AsyncIterator[str] | None = None
         self._iterator: Iterator[str] = iter(())
         if isinstance(ids, AsyncIterable):
             self._later = aiter(ids)
+            self.must_wait = True
         else:
             self._iterator = iter(ids)
             copied = _copy_of_collection(ids, self._iterator)
@@ -222,15 +224,15 @@ class IdSource:
 
     async def take(self) -> "str | InvalidId | None":
         """Return the next id; None at the end, after an error, and when nothing can be looked up any more."""
-        if self._later is None and not self._is_slow:
-            return self._take_now()
+        if not self.must_wait:
+            return self.take_now()
         async with self._lock:
             if self._later is not None:
                 return await self._take_later(self._later)
             # Without turns of its own, the loop would read the ids for all workers before it sends a single request.
             for _ in range(TURNS_BETWEEN):
                 await asyncio.sleep(0)
-            return self._take_now()
+            return self.take_now()
 
     def stop(self) -> None:
         """Hand out nothing more of a source that may be endless, and end the wait for its next id."""
@@ -244,7 +246,8 @@ class IdSource:
         self.error = self.error or error
         self._exhausted = True
 
-    def _take_now(self) -> "str | InvalidId | None":
+    def take_now(self) -> "str | InvalidId | None":
+        """Do what `take` does, for a source that need not be waited for: see `must_wait`."""
         if self._exhausted or (not self.has_an_end and self._is_cut_off()):
             return None
         if self._copy is not None:
@@ -266,7 +269,7 @@ class IdSource:
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is the caller's, and is raised to the caller
             self.fail(_raisable(error))
         finally:
-            self._is_slow = self._clock.time() - began > SLOW_SOURCE
+            self.must_wait = self._clock.time() - began > SLOW_SOURCE
         return None
 
     async def _take_later(self, iterator: AsyncIterator[str]) -> "str | InvalidId | None":
