@@ -52,7 +52,7 @@ from kaizen_async.config import (
     untraced,
 )
 from kaizen_async.errors import StatusError, seconds
-from kaizen_async.events import Event, Gated, Hook, OutageBegan, OutageEnded, Ungated, hooks_of, shielded
+from kaizen_async.events import Event, Gated, Hook, OutageBegan, OutageEnded, Ungated, hooks_of, observer_of, shielded
 from kaizen_async.executions import Executions
 from kaizen_async.models import InstructorExecution, WorkflowExecution
 from kaizen_async.stats import ClientStats, Counters, total
@@ -259,6 +259,7 @@ class KaizenClient:
         self._limiter = limiter
         hooks = hooks_of(on_event)
         self._on_event = shielded(hooks)
+        self._observe = observer_of(hooks)
         self._every_lookup = any(getattr(hook, "every_lookup", True) for hook in hooks)
         self._closed = False
         self._clock = clock or SystemClock()
@@ -578,6 +579,7 @@ class KaizenClient:
             key=key,
             on_event=self._on_event,
             every_lookup=self._every_lookup,
+            observe=self._observe,
         )
         engine.closed = self._closed
         return engine

@@ -24,7 +24,7 @@ import logging
 from collections.abc import Callable, Iterable
 from contextvars import Context
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import msgspec
 
@@ -360,6 +360,56 @@ Event: TypeAlias = (
     | PollsRecovered
 )
 Hook: TypeAlias = Callable[[Event], None]
+
+
+class Observed(Protocol):
+    """A lookup that is observed without events, as long as its first request brings the record.
+
+    Attributes:
+        headers: Headers to send with the first request beside the client's own.
+        is_light: Whether it does without events.
+        is_found: Whether `found` was called.
+    """
+
+    headers: dict[str, str]
+    is_light: bool
+    is_found: bool
+
+    def sent(self) -> None:
+        """Note that the first request was sent."""
+        ...
+
+    def found(self, elapsed: float) -> None:
+        """Note that it brought the record after that many seconds. Nothing follows."""
+        ...
+
+    def abandon(self, elapsed: float) -> None:
+        """Note that it was given up after that many seconds."""
+        ...
+
+    def enter(self) -> object:
+        """Take the lookup up in the present context, as `LookUpStarted` would: its other events follow."""
+        ...
+
+
+Observe: TypeAlias = Callable[[str, str], Observed | None]
+"""Takes an id and a URL, and observes that lookup in place of `LookUpStarted`. None: it wants the event."""
+
+
+def observer_of(hooks: tuple[Hook, ...]) -> Observe | None:
+    """Return what observes lookups without events, if there is one function, and it has the method `observe`."""
+    observe: Observe | None = getattr(hooks[0], "observe", None) if len(hooks) == 1 else None
+    if observe is None:
+        return None
+    begin = observe
+
+    def safely(execution_id: str, url: str) -> Observed | None:
+        try:
+            return begin(execution_id, url)
+        except Exception:  # noqa: BLE001 - the event that follows in its place reports it
+            return None
+
+    return safely
 
 
 def hooks_of(on_event: "Hook | Iterable[Hook] | None") -> tuple[Hook, ...]:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextvars import Context
 from typing import Any
+from unittest.mock import Mock
 
 import aiohttp
 import msgspec
@@ -726,3 +727,74 @@ async def test_a_hedge_is_a_second_span_and_losing_is_no_error(backend: Backend)
     assert outcomes == {"won": 1, "lost": 1, "failed": 1}
     assert sum(backend.values("http.client.request.duration").values()) == 12
     assert list(backend.values("http.client.active_requests").values()) == [0]
+
+
+async def counted(backend: Backend, **settings: Any) -> dict[str, dict[frozenset[tuple[str, Any]], float]]:
+    """Return what metrics count of lookups that end in every way, on kept-alive connections."""
+    async with KaizenEmulator(default_life=Life.ended()) as emulator:
+        server = emulator.base_url.rpartition(":")[2].strip("/")
+        emulator.faults.next(Fault.status(503), id="retried")
+        emulator.faults.always(Fault.html_502(), id="failing")
+        emulator.faults.always(Fault.malformed_body(), id="garbled")
+        emulator.faults.always(Fault.hang(), id="hanging")
+        retry = RetryPolicy(max_attempts=2, initial_backoff=0.001, max_backoff=0.001)
+        client = KaizenClient(base_url=emulator.base_url, on_event=backend.telemetry(**settings), retry=retry)
+        async with client as kaizen:
+            get = kaizen.instructor_executions.get
+            await asyncio.gather(*(get(f"exec_{number}") for number in range(5)))
+            await asyncio.gather(get("shared"), get("shared"))
+            for execution_id in ("exec_1", "retried", "failing", "garbled"):
+                with contextlib.suppress(KaizenError):
+                    await get(execution_id)
+            cancelled = asyncio.create_task(get("hanging"))
+            await emulator.wait_for_request("hanging")
+            cancelled.cancel()
+            await asyncio.wait([cancelled])
+    names = ("http.client.request.duration", "http.client.active_requests", "kaizen.look_up.duration")
+    return {
+        name: {
+            frozenset((key, value) for key, value in attributes if str(value) != server): count
+            for attributes, count in backend.values(name).items()
+        }
+        for name in (*names, "kaizen.look_up.retries")
+    }
+
+
+@pytest.mark.parametrize("way", ["metrics only", "sampler off"])
+async def test_without_recorded_spans_the_same_is_counted(way: str) -> None:
+    """Although lookups whose first request brings the record take no events then."""
+    settings = {"sampler": ALWAYS_OFF} if way == "sampler off" else {}
+    light = await counted(Backend(**settings), spans=way == "sampler off")
+    assert light == await counted(Backend())
+    assert sum(light["kaizen.look_up.duration"].values()) == 12
+    assert not any(light["http.client.active_requests"].values())
+
+
+async def test_the_trace_of_the_caller_goes_to_the_server_without_spans(backend: Backend) -> None:
+    """Also with requests that take no events, but not if an instrumentation of aiohttp sends it."""
+    async with KaizenEmulator(default_life=Life.ended()) as emulator:
+        for is_instrumented in (False, True):
+            telemetry = backend.telemetry(spans=False, aiohttp_instrumented=is_instrumented)
+            async with KaizenClient(base_url=emulator.base_url, on_event=telemetry) as kaizen:
+                with backend.tracer.start_as_current_span("above"):
+                    await kaizen.instructor_executions.get("exec_1")
+                    await kaizen.instructor_executions.get("exec_2")
+                await kaizen.instructor_executions.get("exec_3")
+        sent = [request.headers.get("traceparent") for request in emulator.requests]
+    (above, _) = backend.spans("above")
+    assert above.context is not None
+    trace = f"{above.context.trace_id:032x}-{id_of(above):016x}"
+    assert [value and value[3:-3] for value in sent] == [trace, trace, None, None, None, None]
+
+
+async def test_an_observer_that_raises_is_reported_once(
+    emulator: KaizenEmulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A sampler of the user's may. Lookups continue."""
+    sampler = Mock(should_sample=Mock(side_effect=ZeroDivisionError))
+    async with KaizenClient(base_url=emulator.base_url, on_event=Backend(sampler=sampler).telemetry()) as kaizen:
+        emulator.add_many(["exec_1", "exec_2"])
+        outcomes = await kaizen.instructor_executions.get_many(["exec_1", "exec_2"])
+    assert [outcome.ok for outcome in outcomes] == [True, True]
+    assert [line.levelname for line in caplog.records if line.levelno >= logging.WARNING] == ["ERROR"]
+    caplog.clear()

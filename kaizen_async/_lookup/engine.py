@@ -8,7 +8,7 @@ import asyncio
 import math
 import os
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Final, Protocol, TypeAlias, TypeVar, cast
 
@@ -33,7 +33,7 @@ from kaizen_async.errors import (
     quoted,
     seconds,
 )
-from kaizen_async.events import Hook
+from kaizen_async.events import Hook, Observe
 
 T = TypeVar("T")
 Limiter: TypeAlias = Callable[[], Awaitable[object]]
@@ -102,6 +102,7 @@ class Engine:
         key: Gives the API key, if a function of the user's does.
         on_event: Called with every event.
         every_lookup: Whether it is called for lookups whose first request brings the record, too.
+        observe: Observes lookups without events as long as nothing but that happens.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class Engine:
         key: RotatingKey | None = None,
         on_event: Hook | None = None,
         every_lookup: bool = True,
+        observe: Observe | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.process_id = os.getpid()
@@ -125,6 +127,7 @@ class Engine:
         self.key = key
         self.on_event = on_event
         self.on_lookup = on_event if every_lookup else None
+        self.observe = observe
         self._attempt_timeout = attempt_timeout
         self._limiter = limiter
         self.hedges_in_flight = 0
@@ -337,7 +340,15 @@ class Engine:
             self.clock.release()
         return None
 
-    def begin(self, url: URL, body: bytes, health: Health, now: float, deadline_at: float) -> FirstRequest | None:
+    def begin(
+        self,
+        url: URL,
+        body: bytes,
+        health: Health,
+        now: float,
+        deadline_at: float,
+        headers: Mapping[str, str] | None = None,
+    ) -> FirstRequest | None:
         """Send the first request of a lookup at once: without waiting for anything, and without a timer of its own.
 
         That takes a free slot, an idle connection, and a server that is doing well. Then the request goes out before
@@ -351,7 +362,7 @@ class Engine:
         ready = self._ready
         if ready is not None and not ready.take_now():
             return None
-        begun = self.transport.begin(url, body, now)
+        begun = self.transport.begin(url, body, now, headers)
         if begun is None:
             if ready is not None:
                 ready.put_back()

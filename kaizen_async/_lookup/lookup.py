@@ -57,6 +57,7 @@ from kaizen_async.events import (
     LookUpEnded,
     LookUpShared,
     LookUpStarted,
+    Observed,
     RetryScheduled,
 )
 from kaizen_async.outcomes import Found, LookupFailed, Outcome
@@ -165,6 +166,7 @@ class Lookups(Generic[T]):
         self._now = engine.now
         self._on_event = engine.on_event
         self._on_lookup = engine.on_lookup
+        self._observe = engine.observe
         self._followers: dict[str, list[asyncio.Future[Outcome[T] | None]]] = {}
         self._contexts: dict[str, Context] = {}
 
@@ -238,25 +240,33 @@ class Lookups(Generic[T]):
         hook: Hook,
     ) -> Outcome[T]:
         outcome = None
+        observed = None if self._observe is None else self._observe(execution_id, self.url)
         started = self._now()
         try:
-            hook(LookUpStarted(execution_id, self.url))
-            outcome = await self._look_up(execution_id, on_back_off, on_turn, seconds, ends_at)
+            if observed is None:
+                hook(LookUpStarted(execution_id, self.url))
+            outcome = await self._look_up(execution_id, on_back_off, on_turn, seconds, ends_at, observed)
             return outcome
         finally:
-            hook(LookUpEnded(execution_id, self.url, outcome, self._now() - started))
+            if observed is None or not observed.is_found:
+                if observed is not None:
+                    observed.enter()
+                hook(LookUpEnded(execution_id, self.url, outcome, self._now() - started))
 
-    async def _look_up(  # noqa: C901, PLR0912 - flat, since every lookup passes through it
+    async def _look_up(  # noqa: C901, PLR0912, PLR0915 - flat, since every lookup passes through it
         self,
         execution_id: str,
         on_back_off: Callable[[bool], None] | None,
         on_turn: Callable[[], None] | None,
         seconds: float,
         ends_at: float,
+        observed: Observed | None = None,
     ) -> Outcome[T]:
         started = self._now()
         deadline_at = min(started + seconds, ends_at)
         while execution_id in self._followers:
+            if observed is not None:
+                observed.enter()
             shared = await self._follow(execution_id, deadline_at)
             if shared is not None:
                 return shared
@@ -276,21 +286,32 @@ class Lookups(Generic[T]):
         # this short way first, on which nothing is prepared for what may go wrong. If something is in the way, or does
         # go wrong, `_complete` takes over, with the request that was sent, as if there were no short way.
         try:
-            if not is_watched and self._hedging is None:
-                first = self.engine.begin(self._url, request_body(execution_id), self._health, started, deadline_at)
+            if self._hedging is None and (not is_watched or (observed is not None and observed.is_light)):
+                headers = None if observed is None else observed.headers
+                body = request_body(execution_id)
+                first = self.engine.begin(self._url, body, self._health, started, deadline_at, headers)
             if first is not None:
                 counters.attempts += 1
                 if on_turn is not None:
                     on_turn()
+                if observed is not None:
+                    observed.sent()
                 if (answer := await first.response) is not None:
                     outcome = self._found(execution_id, first, answer)
-            if outcome is None:
+            if outcome is not None:
+                if observed is not None:
+                    observed.found(outcome.elapsed)
+            else:
+                if observed is not None:
+                    observed.enter()
                 patience = self._patience(deadline_at, started)
                 call = Call(execution_id, deadline_at, on_turn, on_back_off, patience=patience, first=first)
                 first = None
                 outcome = await self._complete(call, started)
         except BaseException as error:
             if first is not None:
+                if observed is not None:
+                    observed.abandon(self._now() - first.sent_at)
                 self._abandon(first, error)
             if isinstance(error, asyncio.CancelledError):
                 counters.cancelled += 1
@@ -567,6 +588,8 @@ class Lookups(Generic[T]):
         request = self._url, request_body(call.execution_id), call.deadline_at
         try:
             if first is not None:
+                if self._on_lookup is not None:
+                    self._on_lookup(AttemptStarted(call.execution_id, self.url, 1, 0.0))
                 answer = await self.engine.receive(first)
             else:
                 self._note_start(call, queued_at)

@@ -49,9 +49,13 @@ class RequestTrace:
 current_trace: ContextVar[RequestTrace | None] = ContextVar("kaizen_async_trace", default=None)
 
 
+def trace_of(headers: Mapping[str, str]) -> RequestTrace:
+    """Return the trace of a request with headers. Those that could end a line are left out."""
+    return RequestTrace({name: value for name, value in headers.items() if not _UNSAFE & {*name, *value}})
+
+
 def begin_trace(headers: Mapping[str, str]) -> RequestTrace:
-    """Have the next request of this context traced. Headers that could end a line are left out."""
-    safe = {name: value for name, value in headers.items() if not _UNSAFE & {*name, *value}}
-    trace = RequestTrace(safe)
+    """Have the next request of this context traced."""
+    trace = trace_of(headers)
     current_trace.set(trace)
     return trace

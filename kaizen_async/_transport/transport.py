@@ -33,7 +33,7 @@ from kaizen_async._transport.request_id import RequestIds
 from kaizen_async._transport.resolver import ThreadResolver
 from kaizen_async._transport.response import Answer, Offer
 from kaizen_async._transport.session import Guard, is_patched, is_plain, is_supported, post
-from kaizen_async._transport.trace import current_trace
+from kaizen_async._transport.trace import current_trace, trace_of
 from kaizen_async._transport.withhold import Secret, Withholder
 from kaizen_async.config import ConnectionPolicy, __version__
 from kaizen_async.errors import ClientClosedError, DecodeError, KaizenError, TransportError
@@ -342,7 +342,7 @@ class Transport:
             if trace is not None:
                 trace.note(connection.status, connection.transport)
 
-    def begin(self, url: URL, body: bytes, now: float) -> Begun | None:
+    def begin(self, url: URL, body: bytes, now: float, headers: Mapping[str, str] | None = None) -> Begun | None:
         """Send a request on an idle connection of our own; return None, with nothing sent, if there is none.
 
         `receive` returns the response. If the future has all of it, that is not needed: the caller then gives the
@@ -352,6 +352,7 @@ class Transport:
             url: Where to.
             body: What to send.
             now: The loop's time.
+            headers: Headers to send beside the client's own.
         """
         pool, session = self._pool, self._session
         if pool is None or session is None or not self._owns_session:
@@ -364,7 +365,8 @@ class Transport:
         connection = pool.take(target, now)
         if connection is None:
             return None
-        return pool, connection, connection.exchange(target.head, body, now)
+        head = trace_of(headers).put_into(target.head) if headers else target.head
+        return pool, connection, connection.exchange(head, body, now)
 
     async def receive(self, begun: Begun) -> Answer | None:
         """Return the response to a request that `begin` sent.
