@@ -269,7 +269,7 @@ def _parse_url(text: str) -> URL:
         url = URL(text)
         if ":" not in (url.host or ""):
             (url.host or "").encode("idna")  # as the resolver will
-    except ValueError:
+    except (ValueError, IndexError):  # yarl raises IndexError for "//[]@"
         url = URL()
     if url.scheme not in {"http", "https"} or not url.host:
         raise ValueError(f"base_url must be an absolute URL such as {DEFAULT_BASE_URL!r}")

@@ -10,6 +10,7 @@ import logging
 import ssl
 import sys
 import traceback
+import unicodedata
 import urllib.parse
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -432,6 +433,14 @@ ESCAPES = [
     "..;/x",
     " /x",
     "\t/v2/x",
+    "\uff0e\uff0e/x",
+    "\u2025/x",
+    "\u2024\u2024\uff0fx",
+    ".. /x",
+    "..%00/x",
+    "..%2e/x",
+    "%c0%ae%c0%ae/x",
+    "//[]@x",
 ]
 
 
@@ -443,7 +452,10 @@ def test_a_path_stays_below_the_base_url(path: str) -> None:
     logging.getLogger(__name__).debug("refused")
 
 
-@given(st.lists(st.sampled_from(["\t", "\x00", " ", "/", "\\", "..", ".", "%2e", "%2F", "@", ":", "evil", "?", "#"])))
+PIECES = ["\t", "\x00", " ", "/", "\\", "..", ".", "\uff0e", "%2e", "%2F", "@", ":", "evil", "?", "#", "[]"]
+
+
+@given(st.lists(st.sampled_from(PIECES)))
 def test_any_path_stays_below_the_base_url_or_is_refused(parts: list[str]) -> None:
     """Whatever yarl makes of it, the request goes to the base URL's origin and prefix."""
     client = KaizenClient(KEY, base_url="https://api.example/v1/")
@@ -457,6 +469,7 @@ def test_any_path_stays_below_the_base_url_or_is_refused(parts: list[str]) -> No
     url = endpoint.url_below(client._settings.base_url)
     assert str(url.origin()) == "https://api.example"
     assert url.raw_path.startswith("/v1/")
+    assert ".." not in unicodedata.normalize("NFKC", url.path).replace("\\", "/").split("/")
     assert url.user is None
 
 

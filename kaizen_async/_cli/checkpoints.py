@@ -31,7 +31,8 @@ from kaizen_async._cli.ending import OutputError, Stop, say
 from kaizen_async._cli.ids import Arguments, Ids
 from kaizen_async._cli.output import replacing
 from kaizen_async._ids import require_id
-from kaizen_async._ledger import Checkpoint, Unfinished
+from kaizen_async._ledger import MOST_IDS, Checkpoint, Unfinished
+from kaizen_async._waiting.cadence import require_learned
 from kaizen_async.errors import printable
 
 LARGEST: Final = 1 << 30
@@ -62,7 +63,7 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="ka
 
     base_url: Annotated[str, msgspec.Meta(max_length=65_536)]
     taken: Taken
-    unprinted: list[_Id]
+    unprinted: Annotated[list[_Id], msgspec.Meta(max_length=MOST_IDS)]
     """Ids that have ended, but whose line is not written yet."""
     waiting: dict[str, Any]
     """The checkpoint of `wait_many`."""
@@ -90,7 +91,10 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="ka
             ValueError: The checkpoint of `wait_many` is not one, or an id is invalid.
         """
         counts: Counter[str] = Counter(map(require_id, self.unprinted))
-        for entry in Checkpoint.load(self.waiting).ids:
+        checkpoint = Checkpoint.load(self.waiting)
+        if checkpoint.learned is not None:
+            require_learned(checkpoint.learned)
+        for entry in checkpoint.ids:
             counts[str(entry.id)] += entry.count
         return counts
 
@@ -100,6 +104,11 @@ def _subtract(done: Counter[str], execution_id: str, most: int) -> int:
     count = min(done[execution_id], most)
     done[execution_id] -= count
     return count
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file. Of a named pipe that nobody writes to, do not wait for the writer."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 class CheckpointError(click.ClickException):
@@ -147,7 +156,7 @@ class CheckpointFile:
         return saved
 
     def _read(self) -> Saved:
-        with self._path.open("rb") as file:
+        with open(self._path, "rb", opener=_open_at_once) as file:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
                 raise ValueError("it is not a regular file")

@@ -67,7 +67,8 @@ class Get:
                 await self._stop.unless_asked(self._results.load())
             if self._stop.reason:
                 return self._finish()
-            await self._plan.output.open()
+            if not await self._stop.unless_asked(self._plan.output.open()):
+                return self._finish()
             await self._look_up()
             self._plan.output.close()
             if self._results is not None:

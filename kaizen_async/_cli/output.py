@@ -6,6 +6,7 @@ are made from it. A line is written at once and in one piece, so that a crash le
 
 import asyncio
 import csv
+import errno
 import io
 import json
 import os
@@ -45,6 +46,8 @@ COLUMNS: Final = (
 
 JSON_TAIL: Final = b"\n]\n"
 """How a file of JSON ends, after its results."""
+LOOK_AGAIN: Final = 0.1
+"""Seconds between two looks at whether a named pipe has a reader."""
 CHANGE_COLUMNS: Final = ("id", "before.status", "after.status", *COLUMNS[6:])
 """The columns of CSV for the changes that `watch` sees."""
 
@@ -354,8 +357,10 @@ class Output:
         elif _is_same_file(sys.stdout, ids):
             raise click.UsageError("standard output is the file that the ids come from; write to another file")
 
-    async def open(self) -> None:
-        """Open what is written to, with what belongs at its beginning.
+    async def open(self) -> bool:
+        """Open what is written to, with what belongs at its beginning; return True.
+
+        A named pipe opens once somebody reads from it.
 
         Raises:
             OutputError: It cannot be written.
@@ -369,7 +374,7 @@ class Output:
             with _telling_errors(name):
                 context = click.get_current_context()
                 if self.file.exists() and not self.file.is_file():
-                    device = context.with_resource(self.file.open("wb", buffering=0))
+                    device = context.with_resource(await _open_device(self.file))
                     self._writer = StreamWriter(device, name, array=array)
                 else:
                     mode = "r+b" if self._keep and self.file.exists() else "wb"
@@ -378,6 +383,7 @@ class Output:
                     self._writer = FileWriter(file, name, array=array)
         if self.format == "csv" and is_new:
             await self._writer.write(_csv_row(self.columns))
+        return True
 
     async def show(self, outcome: Found, *, failed: bool) -> None:
         """Write one outcome.
@@ -485,6 +491,20 @@ def _csv_row(cells: Iterable[str]) -> bytes:
     row = io.StringIO()
     csv.writer(row, lineterminator="\n").writerow(cells)
     return row.getvalue().encode(errors="backslashreplace")
+
+
+async def _open_device(path: Path) -> BinaryIO:
+    """Open a device or a named pipe. To wait for the reader of a pipe in `open` would keep signals from being heard."""
+    while True:
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            await asyncio.sleep(LOOK_AGAIN)
+        else:
+            os.set_blocking(descriptor, True)
+            return os.fdopen(descriptor, "wb", buffering=0)
 
 
 def _check_writable(file: Path, ids: Ids) -> None:

@@ -117,7 +117,8 @@ class Wait:
             self._skipped = self._taken_before if isinstance(plan.ids, Source) else 0
             self._saved = self._without_written(self._saved)
         try:
-            await plan.output.open()
+            if not await stop.unless_asked(plan.output.open()):
+                return self._finish()
             async with plan.client as kaizen:
                 await self._write_ends(executions_of(kaizen, plan.options.kind), deadline)
             plan.output.close()

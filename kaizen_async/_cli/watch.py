@@ -58,7 +58,8 @@ class Watch:
     async def work(self) -> int:
         """Show the changes, and return the exit status."""
         try:
-            await self._plan.output.open()
+            if not await self._stop.unless_asked(self._plan.output.open()):
+                return self._finish()
             async with AsyncExitStack() as stack:
                 kaizen = await stack.enter_async_context(self._plan.client)
                 executions = executions_of(kaizen, self._plan.options.kind)

@@ -64,7 +64,7 @@ def parse_proxy(text: object, name: str) -> Proxy:
     try:
         url = URL(spelled)
         is_usable = bool(url.host) and url.port is not None and url.raw_path in {"", "/"} and not url.query_string
-    except ValueError:
+    except (ValueError, IndexError):  # yarl raises IndexError for "//[]@"
         url, is_usable = URL(), False
     if _SOCKS.match(spelled):
         raise ValueError(

@@ -22,6 +22,7 @@ T = TypeVar("T")
 _MISFIT_PLACE: Final = re.compile(r" - at `([^`]+)`$")
 _MISSING_FIELD: Final = re.compile(r"^Object missing required field `([^`]+)`")
 
+_CLIMBING: Final = re.compile(r"[\s\x00-\x1f]*\.[\s\x00-\x1f]*\.[\s\x00-\x1f.]*(;.*)?", re.DOTALL)
 _STEPS: Final = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
 LARGE_BODY: Final = 32 * 1024
 LARGEST_RECORD: Final = 256 * 1024
@@ -47,7 +48,10 @@ class Endpoint(Generic[T]):
 
     def __init__(self, path: str, record: type[T], unwrap: str | None = None, *, keep_raw: bool = True) -> None:
         self.path = path
-        self.url = URL(path)
+        try:
+            self.url = URL(path)
+        except (ValueError, IndexError):  # yarl raises IndexError for "//[]@"
+            raise ValueError(f"path must be part of a URL, and {path!r:.200} is not") from None
         if self.url.scheme or not path or path.startswith("/"):
             raise ValueError(f"path must be relative to base_url, without a leading slash: {path!r}")
         if "id" not in getattr(record, "__struct_fields__", ()):
@@ -73,9 +77,10 @@ class Endpoint(Generic[T]):
             ValueError: It is not below the base URL, so the key would go to another place.
         """
         url = base_url.join(self.url)
-        # yarl drops control characters and resolves dots. Servers may read dots and slashes that are escaped as well.
-        below = _unquoted(url.raw_path.removeprefix(base_url.raw_path)).replace("\\", "/")
-        climbs = any(segment.partition(";")[0] == ".." for segment in below.split("/"))
+        # yarl drops control characters and resolves dots. Servers may read more of them: escaped ones, wide ones, those
+        # before a space, and what is no UTF-8.
+        below = normalize("NFKC", _unquoted(url.raw_path.removeprefix(base_url.raw_path))).replace("\\", "/")
+        climbs = "\ufffd" in below or any(_CLIMBING.fullmatch(segment) for segment in below.split("/"))
         is_elsewhere = (url.scheme, url.raw_authority) != (base_url.scheme, base_url.raw_authority)
         if is_elsewhere or climbs or not url.raw_path.startswith(base_url.raw_path):
             raise ValueError(f"path must lead to a place below base_url, and {self.path!r:.200} does not")

@@ -210,10 +210,7 @@ class Cadence:
         Raises:
             ValueError: That is not such a state. What was learned before stays.
         """
-        try:
-            restored = msgspec.convert(state, _State)
-        except (msgspec.ValidationError, RecursionError) as error:
-            raise ValueError(f"not a valid checkpoint of what was learned: {error}") from None
+        restored = _checked(state)
         if restored.aim == self._kind and not self._lags:
             self._lags.extend(restored.lags)
             self._recalibrate()
@@ -278,6 +275,22 @@ class Cadence:
         hazards = _hazards(ended, running)
         densities = (math.sqrt(hazard * scale) for hazard, scale in zip(hazards, scales, strict=True))
         return list(accumulate((density * _WIDTH for density in densities), initial=0.0))
+
+
+def require_learned(state: object) -> None:
+    """Refuse what `Cadence.restore` would refuse.
+
+    Raises:
+        ValueError: That is not what a cadence has learned.
+    """
+    _checked(state)
+
+
+def _checked(state: object) -> _State:
+    try:
+        return msgspec.convert(state, _State)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise ValueError(f"not a valid checkpoint of what was learned: {error}") from None
 
 
 def _place_of(age: float) -> float:

@@ -20,7 +20,7 @@ from running_command import Command, Piped, ids_in, in_process
 
 import _kaizen_async_command
 from kaizen_async import AuthenticationError, ExecutionStatus, StatusError, WorkflowExecution, __main__
-from kaizen_async._cli import app, checkpoints, progress, results
+from kaizen_async._cli import app, checkpoints, output, progress, results
 from kaizen_async._cli.app import cli
 from kaizen_async._cli.checkpoints import CheckpointFile
 from kaizen_async._cli.ending import OutputError
@@ -154,6 +154,41 @@ def test_results_do_not_go_into_the_file_of_ids(server: KaizenEmulator, tmp_path
             status, _, said = running.end()
     assert (status, file.read_text()) == (2, "a\n")
     assert "standard output is the file that the ids come from" in said
+
+
+async def test_a_named_pipe_opens_once_it_has_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until then, the event loop hears signals."""
+    monkeypatch.setattr(output, "LOOK_AGAIN", 0)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    opening = asyncio.create_task(output._open_device(pipe))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not opening.done()
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with await opening as device:
+        device.write(b"x")
+        assert os.read(reader, 9) == b"x"
+    os.close(reader)
+    with pytest.raises(FileNotFoundError):
+        await output._open_device(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("name", ["get", "wait", "watch"])
+def test_a_signal_ends_the_wait_for_the_reader_of_a_pipe(
+    name: str, command: Command, server: KaizenEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing was looked up."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    async def never(_: Path) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(output, "_open_device", never)
+    assert command(name, "a", "-o", pipe).exit_code == 143
+    assert not server.requests
 
 
 def test_checkpoints_that_cannot_be_read(

@@ -313,6 +313,16 @@ class TestCheckpointFiles:
             },
             {"waiting": {"version": 2, "taken": 0, "taken_at": 0.0, "ids": [["a", 1, 1e308, 1e308]], "learned": None}},
             {"waiting": {"version": 2, "taken": 0, "taken_at": 1e308, "ids": [["a", 1, 1.0, 1.0]], "learned": None}},
+            {"waiting": {"version": 2, "taken": 0, "taken_at": 0.0, "ids": [["a", 1, 1.0, 1.0]], "learned": "x"}},
+            {
+                "waiting": {
+                    "version": 2,
+                    "taken": 0,
+                    "taken_at": 0.0,
+                    "ids": [],
+                    "learned": {"aim": "share", "lags": [-1]},
+                }
+            },
         ],
     )
     def test_values_out_of_bounds_do_no_harm(
@@ -343,14 +353,16 @@ class TestCheckpointFiles:
         assert "is not a checkpoint of kaizen-async wait" in refused.stderr
 
     def test_a_file_that_cannot_be_used_is_told(self, command: Command, server: KaizenEmulator, tmp_path: Path) -> None:
-        """Read-only, a folder, links in a circle."""
+        """Read-only, a folder, links in a circle, a pipe that nobody writes to."""
         circle = tmp_path / "circle"
         circle.symlink_to(circle)
         read_only = tmp_path / "read-only"
         server.faults.always(Fault.hang(), id="hangs")
         assert command("wait", "hangs", "--checkpoint", read_only, "--deadline", "0.2").exit_code == 1
         read_only.chmod(0o444)
-        for path in (circle, read_only):
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+        for path in (circle, read_only, pipe):
             refused = command("wait", "a", "--checkpoint", path)
             assert refused.exit_code == 2
             assert "checkpoint" in refused.stderr

@@ -40,6 +40,7 @@ def test_a_proxy_is_read_with_or_without_a_scheme(url: Any, shown: str, has_pass
         (f"SOCKS5H://me:{PASSWORD}@proxy", "SOCKS"),
         (f"ftp://me:{PASSWORD}@proxy", "must be a URL such as"),
         (f"http://me:{PASSWORD}@", "must be a URL such as"),
+        (f"http://[]{PASSWORD}@", "must be a URL such as"),
         (f"http://me:{PASSWORD}@proxy:port", "must be a URL such as"),
         (f"http://me:{PASSWORD}@proxy/path", "must be a URL such as"),
         ("", "must be a URL such as"),
