@@ -444,7 +444,7 @@ class KaizenEmulator:
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer a request that came over a connection."""
-        if not self._hosts.accepts(request.headers.get("Host")):
+        if not self._hosts.accepts_all(request):
             return Answer.message(421, "this Host header names another server; see allowed_hosts").response()
         path = self._below_prefix(request.path)
         if request.method == "GET" and path is not None and path in _ABOUT:

@@ -4,11 +4,15 @@ A page in a browser can have its own host name resolved to 127.0.0.1 and then ta
 rebinding). Its requests carry that name in the Host header, and are refused by it.
 """
 
+import re
 import socket
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
+from aiohttp import web
+
+_HEADER: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/?#@\[\]]+)(?::[0-9]*)?")
 _LOCAL_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 EVERYWHERE: Final = frozenset({"0.0.0.0", "::", ""})  # noqa: S104 - recognised here, bound to by nobody's default
 
@@ -41,6 +45,11 @@ class HostCheck:
         self._names = _LOCAL_NAMES | {bound_to.lower(), *(name.lower() for name in allowed)}
         self._is_private = is_loopback(bound_to)
 
+    def accepts_all(self, request: web.BaseRequest) -> bool:
+        """Return whether a request is answered: for its Host header, and for the host in its target if there is one."""
+        header, host = request.headers.get("Host"), request.host
+        return self.accepts(header) and (host == header or self.accepts(f"[{host}]" if ":" in host else host))
+
     def accepts(self, header: str | None) -> bool:
         """Return whether a request with this Host header is answered."""
         host = _host_of(header or "")
@@ -53,10 +62,9 @@ class HostCheck:
 
 
 def _host_of(header: str) -> str:
-    """Return the host of a Host header, without its port and brackets."""
-    if header.startswith("["):
-        return header[1:].partition("]")[0].lower()
-    return header.rpartition(":")[0].lower() if ":" in header else header.lower()
+    """Return the host of a Host header, without port, brackets and final dot; empty if that is no Host header."""
+    match = _HEADER.fullmatch(header)
+    return "" if match is None else match[1].strip("[]").removesuffix(".").lower()
 
 
 def _address(host: str) -> IPv4Address | IPv6Address | None:

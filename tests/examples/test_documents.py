@@ -7,10 +7,12 @@ compiled.
 """
 
 import ast
+import asyncio
 import importlib.util
 import os
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,8 +20,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import yaml
+from aiohttp.test_utils import unused_port
 
-from kaizen_async import KaizenError
+from kaizen_async import KaizenClient, KaizenError
 from kaizen_async.errors import __doc__ as documented_tree
 from kaizen_async.testing import KaizenEmulator, Life
 
@@ -113,6 +117,45 @@ def test_a_marked_shell_block_runs(block: Block, folder: Path, monkeypatch: pyte
     script = "set -euo pipefail\n" + re.sub(r"^\$ ", "", block.text, flags=re.MULTILINE)
     ran = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, check=False)  # noqa: S603, S607 - our own
     assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(90)
+def test_the_services_of_the_compose_file_work_together(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The emulator starts by its command, becomes healthy by its check, and serves the app by its environment."""
+    files = {block.text.split()[1]: block.text for block in EVERYWHERE if block.text.startswith("# lives.yaml\n")}
+    files |= {block.text.split()[1]: block.text for block in EVERYWHERE if block.text.startswith("# compose.yaml\n")}
+    services = yaml.safe_load(files["compose.yaml"])["services"]
+    emulator, app = services["kaizen"], services["app"]
+    (folder / "lives.yaml").write_text(files["lives.yaml"])
+    assert emulator["volumes"] == ["./lives.yaml:/lives.yaml:ro"]
+    assert app["depends_on"] == {"kaizen": {"condition": "service_healthy"}}
+    port = unused_port()
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+    command = (
+        shlex.split(emulator["command"])[2].rpartition("&& ")[2].replace(" /lives.yaml", f" lives.yaml --port {port}")
+    )
+    healthy = emulator["healthcheck"]["test"].replace("8080", str(port))
+    served = subprocess.Popen(shlex.split(command), stdout=subprocess.PIPE)  # noqa: S603 - our own
+    try:
+        while subprocess.run(shlex.split(healthy), capture_output=True, check=False).returncode:  # noqa: S603 - our own
+            assert served.poll() is None
+        for name, value in app["environment"].items():
+            monkeypatch.setenv(name, value.replace("kaizen:8080", f"127.0.0.1:{port}"))
+        statuses = asyncio.run(looked_up("exec_1", "exec_2", "nobody"))
+    finally:
+        served.terminate()
+        output, _ = served.communicate(timeout=20)
+    assert statuses == {"exec_1": "Failed", "exec_2": "Paused", "nobody": "Enqueued"}
+    assert served.returncode == 0
+    assert b"503: 2" in output
+
+
+async def looked_up(*ids: str) -> dict[str, str]:
+    """Return the statuses of executions, as a client finds them by its environment."""
+    async with KaizenClient() as kaizen:
+        outcomes = await kaizen.instructor_executions.get_many(ids)
+    return {outcome.id: outcome.unwrap().status.value for outcome in outcomes}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)

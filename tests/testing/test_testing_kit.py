@@ -346,6 +346,11 @@ async def test_tls_is_served_with_a_certificate_that_only_its_context_trusts() -
         ("127.0.0.1", [], "evil.example:80", False),
         ("127.0.0.1", [], "10.0.0.1", False),
         ("127.0.0.1", [], None, False),
+        ("127.0.0.1", [], "localhost.:80", True),
+        ("127.0.0.1", [], "evil.example.", False),
+        ("127.0.0.1", [], "localhost:evil.example", False),
+        ("127.0.0.1", [], "127.0.0.1:80@evil.example", False),
+        ("127.0.0.1", [], "[::1]evil.example", False),
         ("127.0.0.1", ["Evil.example"], "evil.example:80", True),
         ("127.0.0.1", ["*"], "anything.example", True),
         ("::1", [], "[::1]:80", True),
@@ -359,6 +364,26 @@ def test_host_headers_that_name_other_servers_are_refused(
 ) -> None:
     """A page in a browser can have its own name point here, but cannot send another."""
     assert HostCheck(bound_to, allowed).accepts(header) is accepted
+
+
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        ("http://evil.example", 421),
+        ("http://localhost@evil.example", 421),
+        ("http://[::2]", 421),
+        ("http://127.0.0.1:1", 404),
+        ("http://[::1]", 404),
+        ("", 404),
+    ],
+)
+async def test_the_host_in_the_target_of_a_request_counts_too(target: str, status: int) -> None:
+    """A target with scheme and host stands above the Host header."""
+    async with KaizenEmulator() as emulator:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(emulator.base_url.split(":")[2].strip("/")))
+        writer.write(f"POST {target}/nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n".encode())
+        assert (await reader.readline()).split()[1] == str(status).encode()
+        writer.close()
 
 
 async def test_what_it_serves_is_described_without_a_key() -> None:
