@@ -23,8 +23,9 @@ READ_AHEAD: Final = 16
 """Outcomes that may wait for a slow consumer of a stream, beside the lookups in flight. With some in reserve, the
 workers need not stand still between two steps of a consumer that keeps up."""
 
-MOST_IN_BACK_OFF: Final = 20
-"""Lookups in back-off for each worker, at most, so that the memory of a call stays bounded."""
+MOST_IN_BACK_OFF: Final = 50
+"""Lookups in back-off for each worker, at most, so that the memory of a call stays bounded. A server that takes 10,000
+requests per second and rejects one in five for a second keeps 2,000 waiting."""
 
 
 def refused(invalid: InvalidId) -> Outcome[Any]:

@@ -12,6 +12,7 @@ from random import Random
 from typing import NamedTuple, TypeAlias
 
 from kaizen_async import AuthenticationError, KaizenError, RateLimitError, RetryPolicy, StatusError
+from kaizen_async._bulk import MOST_IN_BACK_OFF
 from kaizen_async._lookup.health import Health
 from kaizen_async._lookup.lookup import EXCUSED_PER_RETRY
 
@@ -206,7 +207,7 @@ class Batch:
 
     def _send(self) -> None:
         while self.health.in_flight < self._concurrency:
-            allowed = self._most_active + min(self._resting, 20 * self._concurrency)
+            allowed = self._most_active + min(self._resting, MOST_IN_BACK_OFF * self._concurrency)
             while self._fresh and self._active < allowed and len(self._queue) < self._concurrency:
                 self._begin(self._fresh.popleft())
             delay = self.health.delay() if self.health.engaged else 0.0

@@ -27,7 +27,7 @@ from kaizen_async import (
     NotFoundError,
     Outcome,
 )
-from kaizen_async._bulk import READ_AHEAD
+from kaizen_async._bulk import MOST_IN_BACK_OFF, READ_AHEAD
 from kaizen_async._ids import Ids, require_id
 from kaizen_async._transport.transport import Answer
 
@@ -325,6 +325,45 @@ def test_back_off_leaves_its_place_to_another_id(method: str) -> None:
             # 400 requests of 0.1 s on ten connections are 4 s; each group of ten would take 9 s if it waited.
             assert asyncio.get_running_loop().time() < 2 * (9 + 4)
             assert_idle(client, transport)
+
+    play()
+
+
+@pytest.mark.parametrize("method", ["get_many", "stream"])
+@pytest.mark.parametrize("end", ["the caller is cancelled", "the client is closed", "the server accepts them"])
+def test_back_offs_are_bounded_and_end(end: str, method: str) -> None:
+    """At most fifty for each place, however many ids there are; whatever ends them, each id has one outcome."""
+
+    @virtual_time
+    async def play() -> None:
+        def reply(execution_id: str, number: int) -> Reply:
+            # Of a hundred, one is accepted: the server works, and rejects the others.
+            is_rejected = asyncio.get_running_loop().time() < 60 and int(execution_id) % 2
+            return status(429, retry_after="60") if is_rejected else record(execution_id)
+
+        transport = ScriptedTransport(reply)
+        client = transport.client(concurrency=2, deadline=1000)
+        ids = [str(number) for number in range(400)]
+        call = client.instructor_executions.get_many if method == "get_many" else partial(streamed, client)
+        task = asyncio.create_task(call(ids))
+        await asyncio.sleep(40)
+        assert len(asyncio.all_tasks()) <= 2 * (1 + MOST_IN_BACK_OFF) + 3
+        rejected = sum(int(execution_id) % 2 for execution_id in transport.ids)
+        assert rejected == 2 * (1 + MOST_IN_BACK_OFF)
+        if "cancelled" in end:
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled()
+        else:
+            if "closed" in end:
+                await client.aclose()
+            outcomes = await task
+            assert sorted(outcome.id for outcome in outcomes) == sorted(ids)
+            failed = [outcome for outcome in outcomes if outcome.error is not None]
+            assert len(failed) == (len(ids) - len(transport.ids) + rejected if "closed" in end else 0)
+            assert all(isinstance(outcome.error, ClientClosedError) for outcome in failed)
+        assert_idle(client, transport)
+        await client.aclose()
 
     play()
 

@@ -8,10 +8,11 @@ the number back with the result. Bad results are judged by when their requests w
   growing intervals, or after the time that the server named. The first probe that succeeds ends the pause, and the pace
   grows from a low one to what it was within two seconds.
 
-A pause has one of three causes. The server is *failing* (refused, reset, timed out, 5xx): from the client's deadline
-on, counted from the first failure, everybody gets that failure unsent. It *throttles*: lookups wait as long as their
-deadlines allow. It *refuses* the key: a few seconds confirm that, and then everybody gets the refusal unsent. Lookups
-without a deadline get the error after `LONGEST_PAUSE`. Probes continue as long as somebody asks, whatever the cause.
+A pause has one of three causes. The server is *failing* (refused, reset, timed out, 5xx) or *throttles*: from the
+client's deadline on, counted from the first such result, everybody gets that error unsent. But a time that the server
+names is waited for once. Or it *refuses* the key: a few seconds confirm that, and then everybody gets the refusal
+unsent. Lookups without a deadline get the error after `LONGEST_PAUSE`. Probes continue as long as somebody asks,
+whatever the cause.
 
 Nothing here waits or sends. Others report to it what happened, and ask it what may be sent.
 """
@@ -355,12 +356,10 @@ class Health:
         if pause.cause is Verdict.REFUSED:
             left = pause.begun + CONFIRMATION - now
             return left if left > 0 or pause.failed_probes >= CONFIRMATIONS else math.inf
+        if patience is Patience.OWN or (not pause.failed_probes and pause.asked_until > pause.begun):
+            return math.inf  # the latter: the server named a time, and has not broken its word yet
         if patience is Patience.ENDLESS:
-            if not pause.failed_probes and pause.asked_until > pause.begun:
-                return math.inf  # the server named a time, and has not broken its word yet
             return pause.first + max(LONGEST_PAUSE, self._deadline if self._deadline < math.inf else 0.0) - now
-        if patience is Patience.OWN or pause.cause is Verdict.THROTTLED:
-            return math.inf
         return pause.since + self._deadline - now
 
     def note_lost(self, error: KaizenError) -> None:

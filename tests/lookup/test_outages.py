@@ -9,6 +9,7 @@ import pytest
 from scripted_transport import Reply, ScriptedTransport, failing, health_of, record, status
 from virtual_time import virtual_time
 
+from kaizen_async import RateLimitError
 from kaizen_async._lookup.health import LONGEST_PAUSE
 
 IDS = [f"e{number}" for number in range(300)]
@@ -62,6 +63,24 @@ async def test_without_a_deadline_a_lookup_waits_as_long_as_the_server_asks() ->
         outcomes = await client.instructor_executions.get_many(IDS)
     assert not any(outcome.ok for outcome in outcomes)
     assert 3600 <= now() - began < 3602
+
+
+@pytest.mark.parametrize("retry_after", [None, "7"])
+def test_a_server_that_rejects_for_good_ends_a_batch_at_the_deadline(retry_after: str | None) -> None:
+    """All together, not one group after another, whatever time it names again and again."""
+    rejection = status(429) if retry_after is None else status(429, retry_after=retry_after)
+
+    @virtual_time
+    async def scenario() -> None:
+        transport = ScriptedTransport(lambda *_: rejection)
+        async with transport.client(deadline=20) as client:
+            outcomes = await client.instructor_executions.get_many([f"e{number}" for number in range(1000)])
+        assert now() < 21
+        assert len(transport.sent) < 130
+        assert all(isinstance(outcome.error, RateLimitError) for outcome in outcomes)
+        assert sum(outcome.attempts == 0 for outcome in outcomes) > 800
+
+    scenario()
 
 
 @virtual_time
