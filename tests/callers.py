@@ -1,4 +1,7 @@
-"""Every way to look executions up, as functions of one shape: a client and ids in, a record or an error per id out."""
+"""All the ways to look executions up, as functions of one shape.
+
+Each function takes a client and ids, and returns a record or an error for each id.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -10,7 +13,7 @@ Caller = Callable[[KaizenClient, list[str]], Awaitable[list[Any]]]
 
 
 async def caught(verb: Callable[[Any], Awaitable[Any]], argument: Any) -> Any:
-    """Return what a call returns or raises; a cancellation passes."""
+    """Return the result of a call or its KaizenError. A cancellation is raised."""
     try:
         return await verb(argument)
     except KaizenError as error:
@@ -18,7 +21,7 @@ async def caught(verb: Callable[[Any], Awaitable[Any]], argument: Any) -> Any:
 
 
 async def call_get(client: KaizenClient, ids: list[str]) -> list[Any]:
-    """Get each id in a task of its own."""
+    """Get each id in its own task."""
     return await asyncio.gather(*(caught(client.instructor_executions.get, one) for one in ids))
 
 
@@ -36,7 +39,7 @@ async def call_stream(client: KaizenClient, ids: list[str]) -> list[Any]:
 
 
 async def call_wait(client: KaizenClient, ids: list[str]) -> list[Any]:
-    """Wait for each id in a task of its own."""
+    """Wait for each id in its own task."""
     return await asyncio.gather(*(caught(client.instructor_executions.wait, one) for one in ids))
 
 
@@ -47,7 +50,7 @@ async def call_wait_many(client: KaizenClient, ids: list[str]) -> list[Any]:
 
 
 async def call_watch(client: KaizenClient, ids: list[str]) -> list[Any]:
-    """Watch a collection of ids, and return how each ended."""
+    """Watch a collection of ids, and return the final record or the error of each."""
     async with client.instructor_executions.watch(ids) as changes:
         seen = [change async for change in changes]
     return [change.error or change.after for change in seen if change.error or change.after.is_finished]

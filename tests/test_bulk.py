@@ -1,4 +1,7 @@
-"""Many lookups: order, laziness, back-pressure, and nothing left behind; in virtual time."""
+"""Lookups of many ids keep their order, take ids lazily, apply back-pressure and leave nothing behind.
+
+The tests run in virtual time.
+"""
 
 import asyncio
 import enum
@@ -43,7 +46,7 @@ class Unsized:
 
 
 class Countdown:
-    """An asynchronous iterator that is not an asynchronous iterable, as `__aiter__` may return."""
+    """An asynchronous iterator without `__aiter__`, which `__aiter__` of another class may return."""
 
     def __init__(self, count: int) -> None:
         self.left = count
@@ -95,8 +98,8 @@ def assert_idle(client: KaizenClient, transport: ScriptedTransport) -> None:
 
 
 @ANY_SOURCE
-def test_get_many_answers_in_the_order_of_the_ids(source: Callable[[list[str]], Ids]) -> None:
-    """Whatever the ids come from, and whichever answer comes first."""
+def test_get_many_keeps_the_order_of_the_ids(source: Callable[[list[str]], Ids]) -> None:
+    """`get_many` returns outcomes in the order of the ids, for every type of source and any order of responses."""
 
     @virtual_time
     async def play() -> None:
@@ -114,7 +117,7 @@ def test_get_many_answers_in_the_order_of_the_ids(source: Callable[[list[str]], 
 
 @ANY_SOURCE
 def test_a_stream_yields_one_outcome_for_each_id(source: Callable[[list[str]], Ids]) -> None:
-    """In no order."""
+    """A stream yields exactly one outcome for each id, in any order."""
 
     @virtual_time
     async def play() -> None:
@@ -132,7 +135,7 @@ def test_a_stream_yields_one_outcome_for_each_id(source: Callable[[list[str]], I
 
 @virtual_time
 async def test_an_asynchronous_iterator_need_not_be_iterable_itself() -> None:
-    """`async for` asks for no more than `__anext__` of it, and neither do we."""
+    """An asynchronous iterator needs only `__anext__`, as in `async for`."""
     transport = ScriptedTransport()
     async with transport.client() as client:
         outcomes = await client.instructor_executions.get_many(Counted(5))
@@ -141,8 +144,8 @@ async def test_an_asynchronous_iterator_need_not_be_iterable_itself() -> None:
 
 
 @pytest.mark.parametrize("ids", [[], (), iter(())])
-def test_no_ids_are_no_work(ids: Ids) -> None:
-    """An empty list of outcomes, an empty stream."""
+def test_no_ids_send_no_request(ids: Ids) -> None:
+    """An empty source gives an empty list or an empty stream, and the client sends nothing."""
 
     @virtual_time
     async def play() -> None:
@@ -157,7 +160,7 @@ def test_no_ids_are_no_work(ids: Ids) -> None:
 
 @virtual_time
 async def test_equal_ids_share_one_request_and_each_gets_its_outcome() -> None:
-    """Neighbours or not, in order."""
+    """Repeated ids share one request, and each position gets its outcome."""
     transport = ScriptedTransport()
     async with transport.client(concurrency=2) as client:
         ids = ["a", "b", "a", "a", "c", "b"]
@@ -169,7 +172,7 @@ async def test_equal_ids_share_one_request_and_each_gets_its_outcome() -> None:
 
 @virtual_time
 async def test_a_stream_of_one_id_yields_as_many_outcomes_as_it_was_given() -> None:
-    """Those in flight together share a request."""
+    """A stream of one repeated id yields an outcome for each repetition. Lookups in flight at once share a request."""
     transport = ScriptedTransport()
     async with transport.client(concurrency=10) as client:
         outcomes = await streamed(client, ["a"] * 100)
@@ -178,8 +181,8 @@ async def test_a_stream_of_one_id_yields_as_many_outcomes_as_it_was_given() -> N
 
 
 @virtual_time
-async def test_failed_ids_cost_no_other() -> None:
-    """Each has an outcome with the error that `get` would have raised."""
+async def test_failed_ids_do_not_affect_others() -> None:
+    """A failed id gets an outcome with the error that `get` would raise, and the other ids get their records."""
     replies: dict[str, Reply] = {"e3": status(404), "e5": Answer(200, {}, b'{"id": "e5"}')}
     transport = ScriptedTransport(lambda i, _: replies.get(i) or record(i))
     async with transport.client(concurrency=3) as client:
@@ -196,8 +199,8 @@ async def test_failed_ids_cost_no_other() -> None:
 
 
 @virtual_time
-async def test_an_outcome_tells_its_attempts_and_its_time() -> None:
-    """Waiting for a slot, attempts and back-off are in `elapsed`."""
+async def test_an_outcome_reports_attempts_and_elapsed_time() -> None:
+    """The `elapsed` time of an outcome includes the wait for a slot, all attempts and the back-off."""
     transport = ScriptedTransport(lambda i, number: (2, status(500) if number == 1 else record(i)))
     async with transport.client(concurrency=1, retry=AT_ONCE) as client:
         first, second = await client.instructor_executions.get_many(["a", "b"])
@@ -206,8 +209,8 @@ async def test_an_outcome_tells_its_attempts_and_its_time() -> None:
 
 
 @virtual_time
-async def test_the_clients_deadline_bounds_each_look_up_from_its_own_start() -> None:
-    """Not the whole job: a thousand ids may take as long as they need."""
+async def test_the_clients_deadline_bounds_each_lookup() -> None:
+    """The client's deadline counts from the start of each lookup, so a long job may take longer than the deadline."""
     transport = ScriptedTransport(lambda i, _: (NEVER if i == "e7" else 1, record(i)))
     async with transport.client(concurrency=2, deadline=5, attempt_timeout=60) as client:
         for outcomes in (
@@ -222,7 +225,7 @@ async def test_the_clients_deadline_bounds_each_look_up_from_its_own_start() -> 
 
 @virtual_time
 async def test_a_deadline_of_the_call_gives_every_id_an_outcome() -> None:
-    """What was done is kept; the rest says why it was not, and was never sent."""
+    """After the deadline of a call, finished ids keep their records and every other id gets a DeadlineExceededError."""
     transport = ScriptedTransport(latency=1)
     async with transport.client(concurrency=2) as client:
         ids = [f"e{n}" for n in range(100)]
@@ -237,7 +240,7 @@ async def test_a_deadline_of_the_call_gives_every_id_an_outcome() -> None:
 
 @virtual_time
 async def test_a_deadline_of_a_stream_gives_a_collections_ids_their_outcomes() -> None:
-    """A list has an end that can be told about; a generator, which may have none, is not asked any further."""
+    """After its deadline, a stream yields outcomes for all ids of a list, and takes no more from a generator."""
     transport = ScriptedTransport(latency=1)
     async with transport.client(concurrency=2) as client:
         outcomes = await streamed(client, [f"e{n}" for n in range(100)], deadline=4.5)
@@ -253,7 +256,7 @@ async def test_a_deadline_of_a_stream_gives_a_collections_ids_their_outcomes() -
 
 @pytest.mark.parametrize("verb", ["get_many", "stream"])
 def test_a_deadline_ends_the_wait_for_an_asynchronous_source(verb: str) -> None:
-    """A queue that hands nothing out does not hold the call beyond its deadline."""
+    """A deadline ends the call also while its asynchronous source yields nothing."""
 
     @virtual_time
     async def play() -> None:
@@ -284,7 +287,7 @@ def test_a_deadline_ends_the_wait_for_an_asynchronous_source(verb: str) -> None:
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize("consumed", [0, 1, 10, 200])
 def test_a_slow_consumer_slows_the_requests(asynchronous: bool, consumed: int) -> None:
-    """Of an endless source no more is taken than was consumed, what is in flight, and a constant."""
+    """From an endless source, a stream takes only the ids consumed, the ids in flight and a constant read-ahead."""
 
     @virtual_time
     async def play() -> None:
@@ -306,7 +309,7 @@ def test_a_slow_consumer_slows_the_requests(asynchronous: bool, consumed: int) -
 
 @pytest.mark.parametrize("method", ["get_many", "stream"])
 def test_back_off_leaves_its_place_to_another_id(method: str) -> None:
-    """Of 300 ids, 100 wait 9 seconds for their next attempt. The others need not wait with them."""
+    """An id that waits for its next attempt frees its slot. Of 300 ids, 100 wait 9 seconds, and 200 do not wait."""
 
     @virtual_time
     async def play() -> None:
@@ -322,7 +325,7 @@ def test_back_off_leaves_its_place_to_another_id(method: str) -> None:
             assert all(outcome.ok for outcome in outcomes)
             assert transport.most_open <= 10
             assert len(transport.sent) == 400
-            # 400 requests of 0.1 s on ten connections are 4 s; each group of ten would take 9 s if it waited.
+            # 400 requests of 0.1 s on ten connections are 4 s; each group of ten would take 9 s if it kept its slots.
             assert asyncio.get_running_loop().time() < 2 * (9 + 4)
             assert_idle(client, transport)
 
@@ -369,8 +372,8 @@ def test_back_offs_are_bounded_and_end(end: str, method: str) -> None:
 
 
 @virtual_time
-async def test_leaving_a_stream_early_stops_what_is_under_way() -> None:
-    """Requests are given up, tasks ended, slots free, at once."""
+async def test_leaving_a_stream_early_stops_its_requests() -> None:
+    """Leaving a stream early cancels its requests, ends its tasks and frees its slots at once."""
     transport = ScriptedTransport(lambda i, _: (0.1 if i == "e0" else NEVER, record(i)))
     async with transport.client(concurrency=5) as client:
         async with client.instructor_executions.stream(f"e{n}" for n in itertools.count()) as outcomes:
@@ -383,7 +386,7 @@ async def test_leaving_a_stream_early_stops_what_is_under_way() -> None:
 
 @virtual_time
 async def test_an_error_in_the_consumers_block_comes_out_as_it_is() -> None:
-    """No group, no wrapper, and nothing left behind."""
+    """An error in the consumer's block is raised unchanged, without an exception group, and nothing is left behind."""
     transport = ScriptedTransport()
     async with transport.client() as client:
         with pytest.raises(ZeroDivisionError):
@@ -394,11 +397,11 @@ async def test_an_error_in_the_consumers_block_comes_out_as_it_is() -> None:
 
 
 class OwnError(Exception):
-    """An error of the caller's."""
+    """An error of the caller."""
 
 
 def failing(good: int, error: BaseException) -> Iterator[str]:
-    """Yield some ids, then fail."""
+    """Yield some ids, then raise an error."""
     for n in range(good):
         yield f"e{n}"
     raise error
@@ -406,8 +409,8 @@ def failing(good: int, error: BaseException) -> Iterator[str]:
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize("error", [OwnError("mine"), TimeoutError("mine"), RuntimeError("mine")], ids=repr)
-def test_an_error_of_the_source_comes_out_after_the_outcomes_under_way(asynchronous: bool, error: Exception) -> None:
-    """It is the caller's own object, even a TimeoutError; the outcomes before it are not lost."""
+def test_an_error_of_the_source_comes_after_the_outcomes(asynchronous: bool, error: Exception) -> None:
+    """A stream yields the outcomes of all ids taken, and then raises the source's own error, even a TimeoutError."""
 
     @virtual_time
     async def play() -> None:
@@ -428,7 +431,7 @@ def test_an_error_of_the_source_comes_out_after_the_outcomes_under_way(asynchron
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_an_error_of_the_source_comes_out_of_get_many_before_anything_is_sent(asynchronous: bool) -> None:
-    """There is no list to return it in."""
+    """`get_many` raises an error of its source before it sends any request, because it has no list to return yet."""
 
     @virtual_time
     async def play() -> None:
@@ -445,7 +448,7 @@ def test_an_error_of_the_source_comes_out_of_get_many_before_anything_is_sent(as
 
 @virtual_time
 async def test_a_stream_that_has_failed_or_ended_stays_ended() -> None:
-    """The error is raised once."""
+    """A stream raises its error once, and every further read ends the loop."""
     transport = ScriptedTransport()
     async with transport.client() as client:
         async with client.instructor_executions.stream(failing(1, OwnError("mine"))) as outcomes:
@@ -477,7 +480,7 @@ BAD_IDS: dict[str, tuple[Any, type[Exception], str]] = {
 
 @pytest.mark.parametrize(("bad", "error", "message"), BAD_IDS.values(), ids=BAD_IDS)
 def test_an_invalid_id_is_never_sent(bad: Any, error: type[Exception], message: str) -> None:
-    """`get` raises; in a call for many it gets an outcome, and all others get theirs."""
+    """`get` raises for an invalid id. The bulk methods give it an outcome with its position and look up the others."""
 
     @virtual_time
     async def play() -> None:
@@ -505,7 +508,7 @@ def test_an_invalid_id_is_never_sent(bad: Any, error: type[Exception], message: 
 
 
 class Id(str):
-    """An id type of the caller's, with ideas of its own."""
+    """A str subclass of the caller that overrides `__str__` and `__eq__`."""
 
     __slots__ = ()
 
@@ -519,14 +522,14 @@ class Id(str):
 
 
 class Named(enum.StrEnum):
-    """Ids with names."""
+    """Ids as the members of an enumeration."""
 
     FIRST = "e1"
 
 
 @pytest.mark.parametrize("subclass", [Id("e1"), Named.FIRST], ids=["str", "StrEnum"])
 def test_a_subclass_of_str_is_a_string(subclass: str) -> None:
-    """Whatever it makes of being one."""
+    """The client uses the text of a str subclass as the id, regardless of its overridden methods."""
 
     @virtual_time
     async def play() -> None:
@@ -543,14 +546,14 @@ def test_a_subclass_of_str_is_a_string(subclass: str) -> None:
 
 
 @pytest.mark.parametrize("good", ["a", "a b", "\u57f7\u884c", "\U0001f600", "a\u200bb", "x" * 100_000])
-def test_any_other_text_is_an_id(good: str) -> None:
-    """The server knows which of them exist."""
+def test_any_other_text_is_accepted_as_an_id(good: str) -> None:
+    """The client accepts any other text, because only the server knows which ids exist."""
     assert require_id(good) is good
 
 
 @pytest.mark.parametrize("ids", ["exec_1", b"bytes", 5, None, object()])
-def test_what_is_no_source_of_ids_is_refused(ids: Any) -> None:
-    """Above all a single string, whose characters would be taken for ids."""
+def test_an_invalid_source_of_ids_is_refused(ids: Any) -> None:
+    """The bulk methods refuse a value that is not an iterable of ids, and also a single string."""
 
     @virtual_time
     async def play() -> None:
@@ -568,8 +571,8 @@ def test_what_is_no_source_of_ids_is_refused(ids: Any) -> None:
 @pytest.mark.parametrize(
     ("deadline", "error"), [(0, ValueError), (-1, ValueError), (math.inf, ValueError), ("5", TypeError)]
 )
-def test_a_deadline_that_cannot_be_is_refused(deadline: Any, error: type[Exception]) -> None:
-    """In every verb, before anything is sent."""
+def test_an_invalid_deadline_is_refused(deadline: Any, error: type[Exception]) -> None:
+    """Every method refuses an invalid deadline before it sends a request."""
 
     @virtual_time
     async def play() -> None:
@@ -588,7 +591,7 @@ def test_a_deadline_that_cannot_be_is_refused(deadline: Any, error: type[Excepti
 
 @virtual_time
 async def test_a_stream_is_entered_first_and_once() -> None:
-    """Each slip says what to do."""
+    """A stream raises an error that says what to do if it is read before it is entered, or entered twice."""
     transport = ScriptedTransport()
     async with transport.client() as client:
         stream = client.instructor_executions.stream(["a"])
@@ -603,7 +606,7 @@ async def test_a_stream_is_entered_first_and_once() -> None:
 
 @virtual_time
 async def test_a_stream_that_was_never_entered_has_taken_nothing() -> None:
-    """The source is still the caller's."""
+    """A stream that was never entered takes no ids from its source."""
     ids = iter(["a"])
     transport = ScriptedTransport()
     async with transport.client() as client:
@@ -614,7 +617,7 @@ async def test_a_stream_that_was_never_entered_has_taken_nothing() -> None:
 
 @virtual_time
 async def test_closing_the_client_gives_a_collections_ids_their_outcomes() -> None:
-    """Each says that the client was closed, in flight or not."""
+    """Closing the client gives each unfinished id of a list a ClientClosedError, whether it is in flight or not."""
     transport = ScriptedTransport(latency=10)
     client = transport.client(concurrency=2)
     ids = [f"e{n}" for n in range(5)]
@@ -629,7 +632,7 @@ async def test_closing_the_client_gives_a_collections_ids_their_outcomes() -> No
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_closing_the_client_under_a_generator_is_an_error(asynchronous: bool) -> None:
-    """Ids may be left in it, and the loop must not look as if all were done."""
+    """After a close, a stream of a generator raises a ClientClosedError, because the generator may hold more ids."""
 
     @virtual_time
     async def play() -> None:
@@ -659,7 +662,7 @@ def test_closing_the_client_under_a_generator_is_an_error(asynchronous: bool) ->
 
 @virtual_time
 async def test_closing_ends_the_wait_for_an_asynchronous_source() -> None:
-    """A queue that hands nothing out holds nobody in a closed client."""
+    """Closing the client ends a stream whose asynchronous source yields nothing."""
 
     async def stuck() -> AsyncIterator[str]:
         await asyncio.Event().wait()
@@ -675,16 +678,16 @@ async def test_closing_ends_the_wait_for_an_asynchronous_source() -> None:
 
 
 class Buggy(ScriptedTransport):
-    """Raises what no transport should."""
+    """A transport that raises an error that no transport should raise."""
 
     async def send(self, *_: Any) -> Answer:
-        """Raise it."""
+        """Raise the error."""
         raise ZeroDivisionError
 
 
 @virtual_time
-async def test_a_fault_below_ends_a_stream_instead_of_hanging_it() -> None:
-    """A bug, here in a transport, comes out of the loop when the workers have ended."""
+async def test_a_bug_in_the_transport_ends_a_stream() -> None:
+    """A stream raises an unexpected error of the transport instead of hanging."""
     transport = Buggy()
     async with transport.client(concurrency=2) as client:
         with pytest.raises(ZeroDivisionError):
@@ -693,8 +696,8 @@ async def test_a_fault_below_ends_a_stream_instead_of_hanging_it() -> None:
 
 
 @virtual_time
-async def test_a_fault_below_comes_out_of_a_list_as_it_is() -> None:
-    """Not in a group, whose members `except` does not catch."""
+async def test_a_bug_in_the_transport_comes_out_of_get_many() -> None:
+    """`get_many` raises an unexpected error of the transport itself, not in an exception group."""
     transport = Buggy()
     async with transport.client(concurrency=2) as client:
         with pytest.raises(ZeroDivisionError):
@@ -703,7 +706,7 @@ async def test_a_fault_below_comes_out_of_a_list_as_it_is() -> None:
 
 
 async def three_times(client: KaizenClient, execution_id: str) -> None:
-    """Look an id up three times at once."""
+    """Look an id up three times at the same time."""
     async with asyncio.TaskGroup() as group:
         for _ in range(3):
             group.create_task(client.instructor_executions.get(execution_id))
@@ -722,7 +725,7 @@ CANCELLED: dict[str, Callable[[KaizenClient], Any]] = {
 
 
 def troubled(execution_id: str, number: int) -> Reply:
-    """Answer with every way to wait: a plain retry, a throttled one, success."""
+    """Respond to the first request for two ids with a 500 and a throttling 429, and to all others with a record."""
     if execution_id == "e0" and number == 1:
         return status(500)
     if execution_id == "e1" and number == 1:
@@ -735,10 +738,10 @@ def troubled(execution_id: str, number: int) -> Reply:
 def test_cancelling_the_caller_at_any_step_leaves_nothing_behind(
     verb: Callable[[KaizenClient], Any], twice: bool
 ) -> None:
-    """At the n-th step of the loop, for every n until the call is through: no task, no request, no slot."""
+    """Cancelling a call after any number of loop steps leaves no task, no request and no occupied slot."""
 
     async def cancelled_at(step: int) -> bool:
-        """Cancel at a step; return whether the call was through by then."""
+        """Cancel at a step, and return whether the call had finished by then."""
         transport = ScriptedTransport(troubled)
         client = transport.client(concurrency=2)
         task = asyncio.create_task(verb(client))
@@ -768,7 +771,7 @@ def test_cancelling_the_caller_at_any_step_leaves_nothing_behind(
 
 @virtual_time
 async def test_a_caller_cancelled_again_still_leaves_nothing_behind() -> None:
-    """A source that takes its time to clean up is waited for, and the cancellation comes out afterwards."""
+    """A cancelled stream waits for the cleanup of its source, even if it is cancelled again."""
     cleaned_up = []
 
     async def slow_to_leave() -> AsyncIterator[str]:
@@ -794,7 +797,7 @@ async def test_a_caller_cancelled_again_still_leaves_nothing_behind() -> None:
 
 @virtual_time
 async def test_a_deadline_around_a_stream_is_a_timeout_and_no_cancellation() -> None:
-    """`asyncio.timeout` works around it as around anything else."""
+    """`asyncio.timeout` around a stream raises a TimeoutError and does not leave the task cancelled."""
     transport = ScriptedTransport(latency=NEVER)
     async with transport.client() as client:
         with pytest.raises(TimeoutError):
@@ -808,7 +811,7 @@ async def test_a_deadline_around_a_stream_is_a_timeout_and_no_cancellation() -> 
 
 @virtual_time
 async def test_memory_does_not_grow_with_the_number_of_ids() -> None:
-    """Of two thousand ids streamed, nothing is kept."""
+    """A stream of two thousand ids keeps no memory for the outcomes that it has yielded."""
 
     class Forgetful(ScriptedTransport):
         async def send(self, url: URL, body: bytes, is_held: Callable[[], bool]) -> Answer:

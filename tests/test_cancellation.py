@@ -1,4 +1,4 @@
-"""Cancelling a call at any step cancels it, and only it: nothing is swallowed, nothing leaks, nobody else notices."""
+"""Cancelling a call at any step cancels only that call. It leaks nothing and does not affect other calls."""
 
 import asyncio
 from typing import Any
@@ -26,33 +26,33 @@ from kaizen_async.testing import VirtualClock
 from kaizen_async.testing import clock as virtual
 
 pytestmark = pytest.mark.no_cover
-"""What it runs is covered elsewhere, and measuring that would take most of its time."""
+"""Other tests cover the same code, and measuring coverage would take most of the time of this one."""
 
 IDS = ["a", "b"]
 
 MOST_STEPS = 300
-"""More than any path takes."""
+"""More loop steps than any path takes."""
 
 
 def answer(request: Request) -> Script:
-    """Answer with an execution that has ended."""
+    """Respond with a finished execution."""
     return [response(record(request.id, endTime="2026-11-07T05:31:57Z", durationMs=1000))]
 
 
 def in_pieces(request: Request) -> Script:
-    """Answer in three segments."""
+    """Respond in three segments."""
     (whole,) = answer(request)
     return [whole[:20], 0.0, whole[20:150], 0.0, whole[150:]]
 
 
 def retried(request: Request) -> Script:
-    """Drop the first request for each id of the call, refuse the second, and respond to the third."""
+    """For ids of the call, drop the first request, respond to the second with a 503, and to the third with a record."""
     faults: dict[int, Script] = {1: [CLOSE], 2: [response(b"", 503)]} if request.id in IDS else {}
     return faults.get(request.number_for_id) or answer(request)
 
 
 def throttled(request: Request) -> Script:
-    """Throttle the second request, so that some are in flight and some have not begun."""
+    """Respond to the second request with a 429, so that some requests are in flight and some have not started."""
     return [response(b"", 429, {"Retry-After": "2"})] if request.number == 2 else answer(request)
 
 
@@ -61,7 +61,7 @@ PATHS: dict[str, Play] = {"success": in_pieces, "retry": retried, "gate": thrott
 
 @pytest.fixture(autouse=True)
 def _quick_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let virtual time pass after few idle steps, so that the steps worth cancelling at are many of all."""
+    """Let virtual time pass after few idle steps, so that most steps are worth cancelling at."""
     monkeypatch.setattr(virtual, "IDLE_STEPS", 4)
 
 
@@ -71,7 +71,7 @@ def new_client(server: ScriptedServer) -> KaizenClient:
 
 
 async def cancel_after(steps: int, play: Play, caller: Caller, *, leading: bool) -> bool:
-    """Cancel a call that leads or follows others; return whether it was over by then."""
+    """Cancel a call that leads or follows others, and return whether it had finished by then."""
     async with ScriptedServer(play) as server, closing(new_client(server), server) as client:
         others: list[asyncio.Task[Any]] = []
 
@@ -104,7 +104,7 @@ async def cancel_after(steps: int, play: Play, caller: Caller, *, leading: bool)
 @pytest.mark.parametrize("leading", [True, False], ids=["leading", "following"])
 @pytest.mark.parametrize("play", PATHS.values(), ids=PATHS)
 def test_cancelling_at_any_step_cancels_that_call_only(play: Play, leading: bool, caller: Caller, loop: str) -> None:
-    """Cancelled before whichever step, a call ends as cancelled, frees what it held, and others get their records."""
+    """A call cancelled after any number of steps frees its resources, and other calls get their records."""
 
     async def main() -> None:
         steps = 0

@@ -1,4 +1,4 @@
-"""The client: its settings reach the wire, and it lives and ends well, in one event loop or in several."""
+"""The client sends its settings over the wire, and it opens and closes cleanly in one event loop or in several."""
 
 import asyncio
 import concurrent.futures
@@ -37,7 +37,7 @@ KEY = "s3cr3t-key"
 
 
 async def test_key_and_url_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that code need not hold them."""
+    """A client without arguments takes the key and the URL from the environment."""
     async with ScriptedServer() as server:
         monkeypatch.setenv("KAIZEN_API_KEY", KEY)
         monkeypatch.setenv("KAIZEN_BASE_URL", f"{server.url}/gateway")
@@ -48,8 +48,8 @@ async def test_key_and_url_come_from_the_environment(monkeypatch: pytest.MonkeyP
         assert request.headers["authorization"] == f"Bearer {KEY}"
 
 
-async def test_what_is_passed_in_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both for the key and the URL."""
+async def test_arguments_override_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key and a URL that are passed in override the environment variables."""
     async with ScriptedServer() as server:
         monkeypatch.setenv("KAIZEN_API_KEY", "another")
         monkeypatch.setenv("KAIZEN_BASE_URL", "https://another.example")
@@ -60,15 +60,15 @@ async def test_what_is_passed_in_wins_over_the_environment(monkeypatch: pytest.M
         assert request.headers["authorization"] == f"Bearer {KEY}"
 
 
-async def test_without_a_key_none_is_sent() -> None:
-    """A proxy may add it."""
+async def test_no_key_sends_no_authorization() -> None:
+    """A client without a key sends no Authorization header, because a proxy may add it."""
     async with ScriptedServer() as server, KaizenClient(base_url=server.url) as client:
         await client.instructor_executions.get("a")
         assert "authorization" not in server.requests[0].headers
 
 
-async def test_a_wrong_key_is_an_authentication_error_that_does_not_show_it(emulator: KaizenEmulator) -> None:
-    """And tells where to look."""
+async def test_wrong_key_raises_authentication_error(emulator: KaizenEmulator) -> None:
+    """A wrong key raises an AuthenticationError that names the setting to check and does not show the key."""
     with KaizenEmulator(api_key="right") as guarded:
         async with KaizenClient(KEY, base_url=guarded.base_url) as client:
             with pytest.raises(AuthenticationError, match="check api_key or KAIZEN_API_KEY") as caught:
@@ -78,16 +78,16 @@ async def test_a_wrong_key_is_an_authentication_error_that_does_not_show_it(emul
     assert KEY not in repr(vars(client))
 
 
-def test_its_repr_says_where_it_leads_and_hides_the_key() -> None:
-    """For logs and debuggers."""
+def test_repr_shows_the_url_and_hides_the_key() -> None:
+    """The repr of a client shows its URL and state, and it hides the key."""
     client = KaizenClient(KEY, base_url="https://gateway.example/kaizen")
     assert repr(client) == "<KaizenClient https://gateway.example/kaizen/ open>"
     asyncio.run(client.aclose())
     assert repr(client) == "<KaizenClient https://gateway.example/kaizen/ closed>"
 
 
-async def test_concurrency_bounds_the_requests_under_way(emulator: KaizenEmulator) -> None:
-    """As the server sees it."""
+async def test_concurrency_bounds_the_requests_in_flight(emulator: KaizenEmulator) -> None:
+    """The server never sees more requests in flight than the client's concurrency."""
     ids = [f"e{n}" for n in range(60)]
     emulator.add_many(ids)
     emulator.faults.always(Fault.latency(0.01))
@@ -97,22 +97,22 @@ async def test_concurrency_bounds_the_requests_under_way(emulator: KaizenEmulato
     assert emulator.max_in_flight == 7
 
 
-async def test_the_largest_answer_is_a_setting() -> None:
-    """What is larger is refused."""
+async def test_max_response_bytes_is_a_setting() -> None:
+    """The client refuses a response that is larger than max_response_bytes."""
     async with ScriptedServer() as server, KaizenClient(base_url=server.url, max_response_bytes=100) as client:
         with pytest.raises(KaizenError, match=r"larger than max_response_bytes \(100\)"):
             await client.instructor_executions.get("a")
 
 
 class Slim(msgspec.Struct):
-    """The least of a record."""
+    """A record with only two fields."""
 
     id: str
     status: str
 
 
-async def test_another_kind_of_look_up_is_a_declaration() -> None:
-    """Its path, its record, how the answer holds it: all verbs are there."""
+async def test_lookups_declares_another_kind_of_record() -> None:
+    """A path, a record type and an unwrap key are enough to look up another kind of record."""
 
     def play(request: Request) -> Script:
         return [response({"execution": {"id": request.id, "status": "Paused", "more": 1}})]
@@ -125,20 +125,20 @@ async def test_another_kind_of_look_up_is_a_declaration() -> None:
         assert {request.target for request in server.requests} == {"/x/executions/get"}
 
 
-def test_the_verbs_of_a_client_are_made_once() -> None:
-    """Callers who look an id up at the same time share a request, so they must share the state behind it."""
+def test_instructor_executions_is_made_once() -> None:
+    """A client returns the same object each time, because concurrent lookups share the requests that it holds."""
     client = KaizenClient()
     assert client.instructor_executions is client.instructor_executions
 
 
 def client_connections(emulator: KaizenEmulator) -> int:
-    """Return how many connections to an emulator are open once it is quiet."""
+    """Return how many connections to an emulator are open after it has become quiet."""
     asyncio.run(emulator.until_quiet())
     return emulator.open_connections
 
 
 def test_one_client_serves_one_event_loop_after_another(emulator: KaizenEmulator) -> None:
-    """Made before any loop runs; nothing is left open by the loops that ended, and no warning is given."""
+    """A client created outside any loop works in several loops in turn, and leaves no connection or warning behind."""
     emulator.add("a")
     client = KaizenClient(base_url=emulator.base_url)
 
@@ -156,8 +156,8 @@ def test_one_client_serves_one_event_loop_after_another(emulator: KaizenEmulator
     assert client_connections(emulator) == 0
 
 
-def test_it_goes_from_one_kind_of_loop_to_another(emulator: KaizenEmulator) -> None:
-    """Uvloop is a loop like any other."""
+def test_client_moves_between_asyncio_and_uvloop(emulator: KaizenEmulator) -> None:
+    """A client moves from an asyncio loop to a uvloop loop and back."""
     emulator.add("a")
     client = KaizenClient(base_url=emulator.base_url)
 
@@ -169,8 +169,8 @@ def test_it_goes_from_one_kind_of_loop_to_another(emulator: KaizenEmulator) -> N
             assert runner.run(main()) == "a"
 
 
-def test_what_it_learned_outlives_a_loop(emulator: KaizenEmulator) -> None:
-    """Totals and budget belong to the client."""
+def test_stats_survive_the_end_of_a_loop(emulator: KaizenEmulator) -> None:
+    """The totals of a client include the lookups of earlier event loops."""
     emulator.add("a")
     client = KaizenClient(base_url=emulator.base_url)
 
@@ -182,8 +182,8 @@ def test_what_it_learned_outlives_a_loop(emulator: KaizenEmulator) -> None:
     assert client.stats().succeeded == 3
 
 
-def test_it_refuses_to_serve_two_loops_at_once(emulator: KaizenEmulator) -> None:
-    """And says what to do; the first loop is not disturbed."""
+def test_two_loops_at_once_are_refused(emulator: KaizenEmulator) -> None:
+    """A client in use by one loop raises a RuntimeError in a second loop, and continues to work in the first."""
     emulator.add("a")
     client = KaizenClient(base_url=emulator.base_url)
 
@@ -201,8 +201,8 @@ def test_it_refuses_to_serve_two_loops_at_once(emulator: KaizenEmulator) -> None
     assert client_connections(emulator) == 0
 
 
-async def test_verbs_need_a_running_loop() -> None:
-    """A stream is made where it is used."""
+async def test_stream_needs_a_running_loop() -> None:
+    """Creating a stream outside a running event loop raises a RuntimeError."""
     client = KaizenClient()
     with concurrent.futures.ThreadPoolExecutor() as pool:
         made = pool.submit(client.instructor_executions.stream, ["a"])
@@ -211,7 +211,7 @@ async def test_verbs_need_a_running_loop() -> None:
 
 
 async def test_leaving_the_block_closes_it(emulator: KaizenEmulator) -> None:
-    """Connections included, also after an error."""
+    """Leaving the `async with` block closes the client and its connections, also after an error."""
     emulator.add("a")
     with pytest.raises(ZeroDivisionError):
         async with KaizenClient(base_url=emulator.base_url) as client:
@@ -224,7 +224,7 @@ async def test_leaving_the_block_closes_it(emulator: KaizenEmulator) -> None:
 
 
 async def test_closing_twice_or_unused_is_fine(emulator: KaizenEmulator) -> None:
-    """In any order, also both at once."""
+    """A client can be closed unused, twice in a row, and twice at the same time."""
     unused = KaizenClient()
     await unused.aclose()
     await unused.aclose()
@@ -236,14 +236,14 @@ async def test_closing_twice_or_unused_is_fine(emulator: KaizenEmulator) -> None
     await emulator.until_quiet()
 
 
-async def test_closing_ends_what_is_on_the_wire(emulator: KaizenEmulator) -> None:
-    """Requests hanging before their headers and in the midst of their body alike."""
+async def test_closing_ends_requests_in_flight(emulator: KaizenEmulator) -> None:
+    """Closing ends requests that wait for their headers and requests that have received part of their body."""
     emulator.add_many(["a", "b"])
     emulator.faults.always(Fault.hang(), id="a")
     emulator.faults.always(Fault.stalled_body(), id="b")
     client = KaizenClient(base_url=emulator.base_url)
     tasks = [asyncio.create_task(client.instructor_executions.get(i)) for i in "ab"]
-    while emulator.request_count < 2:  # noqa: ASYNC110 - the emulator tells nobody
+    while emulator.request_count < 2:  # noqa: ASYNC110 - the emulator has no event to await
         await asyncio.sleep(0.005)
     await asyncio.sleep(0.02)
     await client.aclose()
@@ -254,7 +254,7 @@ async def test_closing_ends_what_is_on_the_wire(emulator: KaizenEmulator) -> Non
 
 
 async def test_a_session_passed_in_is_used_and_left_open(emulator: KaizenEmulator) -> None:
-    """Who opened it closes it."""
+    """A client uses a session that is passed in, and does not close it."""
     emulator.add("a")
     async with aiohttp.ClientSession(headers={"X-Team": "blue"}) as session:
         async with KaizenClient(base_url=emulator.base_url, session=session) as client:
@@ -263,7 +263,7 @@ async def test_a_session_passed_in_is_used_and_left_open(emulator: KaizenEmulato
 
 
 def test_a_session_passed_in_binds_the_client_to_its_loop(emulator: KaizenEmulator) -> None:
-    """A second loop is refused with the way out."""
+    """A client with a passed-in session refuses a second loop, and its error says what to do."""
     emulator.add("a")
 
     async def make() -> KaizenClient:
@@ -283,15 +283,15 @@ async def use(client: KaizenClient) -> str:
 
 
 async def forget(emulator: KaizenEmulator) -> None:
-    """Use a client and let go of it."""
+    """Use a client and drop it without closing it."""
     client = KaizenClient(base_url=emulator.base_url)
     await use(client)
 
 
 async def test_a_forgotten_client_warns_and_is_closed(emulator: KaizenEmulator) -> None:
-    """The warning says where it was created; aiohttp's own complaints are not needed on top."""
+    """A client that is dropped unclosed closes itself and gives one ResourceWarning that says where it was created."""
     emulator.add("a")
-    with pytest.warns(ResourceWarning) as caught:  # noqa: PT031 - the forgetting is the point
+    with pytest.warns(ResourceWarning) as caught:  # noqa: PT031 - dropping the client is what is tested
         await forget(emulator)
         gc.collect()
         await emulator.until_quiet()
@@ -304,7 +304,7 @@ async def test_a_forgotten_client_warns_and_is_closed(emulator: KaizenEmulator) 
 
 
 def test_a_client_forgotten_beyond_its_loop_needs_no_warning(emulator: KaizenEmulator) -> None:
-    """`asyncio.run` has closed its connections."""
+    """A client dropped after its loop has ended gives no warning, because `asyncio.run` has closed its connections."""
     emulator.add("a")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -316,7 +316,7 @@ def test_a_client_forgotten_beyond_its_loop_needs_no_warning(emulator: KaizenEmu
 
 
 def test_a_client_forgotten_between_two_runs_of_its_loop_warns(emulator: KaizenEmulator) -> None:
-    """Nothing can be closed at that moment; the end of the loop does it."""
+    """A client dropped between two runs of its loop warns, and the end of the loop closes its connections."""
     emulator.add("a")
     with asyncio.Runner() as runner:
         client = KaizenClient(base_url=emulator.base_url)
@@ -328,7 +328,7 @@ def test_a_client_forgotten_between_two_runs_of_its_loop_warns(emulator: KaizenE
 
 
 async def test_a_client_that_sent_nothing_may_be_forgotten() -> None:
-    """It holds nothing."""
+    """A client that sent nothing holds nothing, so dropping it gives no warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         client = KaizenClient()
@@ -338,7 +338,7 @@ async def test_a_client_that_sent_nothing_may_be_forgotten() -> None:
 
 
 def test_a_client_that_could_not_be_made_leaves_no_trace() -> None:
-    """Its finalizer does not stumble over what was never set."""
+    """The finalizer of a client whose arguments were refused raises nothing and gives no warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(ValueError, match="concurrency"):
@@ -350,7 +350,7 @@ def test_a_client_that_could_not_be_made_leaves_no_trace() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_uses_connections_of_its_own(emulator: KaizenEmulator) -> None:
-    """And leaves those of its parent alone, which goes on with them."""
+    """A forked child opens its own connections, and the parent continues with its own."""
     emulator.add("a")
     script = """
         import asyncio, os, sys
@@ -388,7 +388,7 @@ def test_a_forked_child_uses_connections_of_its_own(emulator: KaizenEmulator) ->
 
 
 def test_nothing_warns_in_a_whole_life_with_everything_switched_on(emulator: KaizenEmulator) -> None:
-    """A process under `-W error` and asyncio's debug mode says nothing but its own words."""
+    """A program under `-W error`, `-X dev` and asyncio's debug mode prints no warning."""
     emulator.add_many([f"e{n}" for n in range(30)])
     emulator.faults.chance(Fault.status(503), 0.2)
     script = """
@@ -421,7 +421,7 @@ def test_nothing_warns_in_a_whole_life_with_everything_switched_on(emulator: Kai
 
 
 async def test_a_subclass_is_still_a_client(emulator: KaizenEmulator) -> None:
-    """With its own lookups beside ours."""
+    """A subclass can set its own defaults and add its own lookups."""
 
     class Ours(KaizenClient):
         def __init__(self, **settings: Any) -> None:
@@ -434,8 +434,8 @@ async def test_a_subclass_is_still_a_client(emulator: KaizenEmulator) -> None:
 
 
 @virtual_time
-async def test_equal_policies_share_their_look_ups() -> None:
-    """Passing the client's own policy in again changes nothing."""
+async def test_equal_policies_share_requests() -> None:
+    """Two concurrent lookups of one id with equal retry policies share one request."""
     transport = ScriptedTransport()
     async with transport.client(retry=RetryPolicy(max_attempts=2)) as client:
         executions = client.instructor_executions
@@ -443,8 +443,8 @@ async def test_equal_policies_share_their_look_ups() -> None:
         assert transport.ids == ["a"]
 
 
-async def test_a_name_with_a_path_prefix_is_kept_in_front() -> None:
-    """Of every kind of lookup."""
+async def test_a_path_prefix_of_the_url_is_kept() -> None:
+    """A base URL with a path prefix keeps its prefix in front of the path of a lookup."""
     async with ScriptedServer(lambda request: [ok(request)]) as server:
         async with KaizenClient(base_url=f"{server.url}/a/b%20c/") as client:
             await client.instructor_executions.get("a")
@@ -452,7 +452,7 @@ async def test_a_name_with_a_path_prefix_is_kept_in_front() -> None:
 
 
 async def test_not_found_is_not_retried_on_the_wire(emulator: KaizenEmulator) -> None:
-    """One request, one error."""
+    """A 404 response raises a NotFoundError after one request."""
     async with KaizenClient(base_url=emulator.base_url) as client:
         with pytest.raises(NotFoundError, match=r"^missing: the server answered 404 Not Found: there is no execution"):
             await client.instructor_executions.get("missing")
@@ -460,7 +460,7 @@ async def test_not_found_is_not_retried_on_the_wire(emulator: KaizenEmulator) ->
 
 
 async def test_a_client_is_freed_when_it_is_forgotten(emulator: KaizenEmulator) -> None:
-    """At once, not by the garbage collector at some later time, when the loop is closed and nobody would be warned."""
+    """A dropped client is freed at once, without the garbage collector, so its warning comes while the loop is open."""
     emulator.add("a")
     gc.disable()
     try:
@@ -474,8 +474,8 @@ async def test_a_client_is_freed_when_it_is_forgotten(emulator: KaizenEmulator) 
 @pytest.mark.parametrize(
     ("drain", "error"), [("x", TypeError), (-1, ValueError), (math.nan, ValueError), (True, TypeError)]
 )
-async def test_a_drain_that_is_no_time_closes_nothing(emulator: KaizenEmulator, drain: Any, error: type) -> None:
-    """The client goes on as before."""
+async def test_invalid_drain_closes_nothing(emulator: KaizenEmulator, drain: Any, error: type) -> None:
+    """An invalid drain raises an error, and the client continues to work."""
     emulator.add("a")
     async with KaizenClient(base_url=emulator.base_url) as client:
         with pytest.raises(error, match="drain must be"):
@@ -485,7 +485,7 @@ async def test_a_drain_that_is_no_time_closes_nothing(emulator: KaizenEmulator, 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 async def test_a_session_that_cannot_work_is_refused() -> None:
-    """What is none, and one that would log in by itself beside the key."""
+    """The client refuses an object of another type, and a session whose own auth would conflict with the key."""
     with pytest.raises(TypeError, match=r"session must be an aiohttp\.ClientSession, not int"):
         KaizenClient(session=5)  # type: ignore[arg-type]
     async with aiohttp.ClientSession(auth=aiohttp.BasicAuth("user", "password")) as session:
@@ -495,7 +495,7 @@ async def test_a_session_that_cannot_work_is_refused() -> None:
 
 
 def test_plain_http_through_a_proxy_of_the_environment_is_refused() -> None:
-    """The proxy may be another machine, even if the server is this one."""
+    """The client refuses plain HTTP with trust_env. The proxy may be another machine, even if the server is local."""
     with pytest.raises(ValueError, match="through a proxy"):
         KaizenClient("key", base_url="http://127.0.0.1:8080", trust_env=True)
     KaizenClient("key", base_url="http://127.0.0.1:8080", trust_env=True, allow_insecure_http=True)
@@ -503,7 +503,7 @@ def test_plain_http_through_a_proxy_of_the_environment_is_refused() -> None:
 
 
 async def test_a_loop_that_was_forked_is_refused(emulator: KaizenEmulator) -> None:
-    """Child and parent would take turns on the same sockets."""
+    """A loop that continues after a fork is refused, because child and parent would use the same sockets."""
     emulator.add("a")
     async with KaizenClient(base_url=emulator.base_url) as client:
         await use(client)
@@ -515,8 +515,8 @@ async def test_a_loop_that_was_forked_is_refused(emulator: KaizenEmulator) -> No
         engine.process_id += 1
 
 
-async def test_a_session_whose_hooks_fail_costs_one_look_up(emulator: KaizenEmulator) -> None:
-    """Of many, only the one that it fails for."""
+async def test_failing_middleware_fails_one_lookup(emulator: KaizenEmulator) -> None:
+    """An error in a session's middleware fails only the lookup in which it is raised."""
     emulator.add_many(["a", "b", "c"])
 
     async def middleware(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:

@@ -1,4 +1,4 @@
-"""Closing a client ends whatever is in flight: with a result, or with a ClientClosedError, and never by cancelling."""
+"""Closing a client ends every call in flight with a result or a ClientClosedError, and never by cancelling its task."""
 
 import asyncio
 import os
@@ -55,7 +55,7 @@ every_caller = pytest.mark.parametrize("caller", CALLERS.values(), ids=CALLERS)
 
 
 class State(NamedTuple):
-    """Something a call may be waiting for, and how to see that it does."""
+    """A state in which a call may wait, and a function that says whether the call has reached it."""
 
     play: Play
     reached: Callable[[KaizenClient, ScriptedServer], bool]
@@ -64,7 +64,7 @@ class State(NamedTuple):
 
 
 def all_in_flight(client: KaizenClient, server: ScriptedServer) -> bool:
-    """Return whether all ids have a request in flight, and the server has it."""
+    """Return whether all ids have a request in flight that the server has received."""
     return client.stats().in_flight == len(server.asked) == len(IDS)
 
 
@@ -106,7 +106,7 @@ async def reach_state(state: State, caller: Caller, client: KaizenClient, server
 @every_caller
 @every_state
 def test_closing_ends_every_wait(state: State, caller: Caller, loop: str) -> None:
-    """Whatever a call is waiting for, closing ends it at once: a ClientClosedError per id, and no cancellation."""
+    """Closing ends a waiting call at once, in any state, with a ClientClosedError for each id and no cancellation."""
 
     async def main() -> None:
         async with ScriptedServer(state.play, accept=state.accept) as server:
@@ -129,7 +129,10 @@ def test_closing_ends_every_wait(state: State, caller: Caller, loop: str) -> Non
 
 @everywhere
 def test_closing_ends_the_wait_of_a_lookup_whose_refusal_is_in_doubt(loop: str) -> None:
-    """The lookup waits to see whether the key is refused for others too. It has its result, and nothing is raised."""
+    """Closing ends a lookup that waits to see whether the server refuses the key for other ids too.
+
+    The lookup raises the error of its own response.
+    """
 
     async def main() -> None:
         def play(request: Request) -> Script:
@@ -154,10 +157,10 @@ def test_closing_ends_the_wait_of_a_lookup_whose_refusal_is_in_doubt(loop: str) 
 @every_caller
 @pytest.mark.parametrize("concurrency", [1, 2])
 def test_closing_at_any_step_leaves_nothing(concurrency: int, caller: Caller, loop: str) -> None:
-    """Closed before whichever step of the event loop, each id has a record or a ClientClosedError, and all is free."""
+    """A close after any number of loop steps gives each id a record or a ClientClosedError and frees everything."""
 
     async def close_after(steps: int) -> bool:
-        """Return whether the call was over before it was closed."""
+        """Return whether the call had finished before the client was closed."""
         async with ScriptedServer(flaky) as server:
             client = client_for(server, concurrency=concurrency, retry=RetryPolicy(initial_backoff=0))
             task = asyncio.create_task(caller(client, IDS))
@@ -184,21 +187,21 @@ def test_closing_at_any_step_leaves_nothing(concurrency: int, caller: Caller, lo
 
 
 def flaky(request: Request) -> Script:
-    """Drop the first request, refuse the third, and answer the others with an ended execution."""
+    """Drop the first request, refuse the third, and respond to the others with a finished execution."""
     if request.number == 1:
         return [CLOSE]
     return [response(b"", 503)] if request.number == 3 else finished(request)
 
 
 def finished(request: Request) -> Script:
-    """Answer with an execution that has ended."""
+    """Respond with a finished execution."""
     return [response(record(request.id, endTime="2026-11-07T05:31:57Z", durationMs=1000))]
 
 
 @everywhere
 @every_caller
-def test_a_drain_lets_requests_under_way_finish(caller: Caller, loop: str) -> None:
-    """Requests in flight when the drain begins end with their records; what was not sent ends with the client."""
+def test_a_drain_lets_requests_in_flight_finish(caller: Caller, loop: str) -> None:
+    """Requests in flight at the start of a drain return their records. Unsent ids end with a ClientClosedError."""
 
     async def main() -> None:
         async with ScriptedServer(lambda request: [0.1, *finished(request)]) as server:
@@ -222,7 +225,7 @@ def test_a_drain_lets_requests_under_way_finish(caller: Caller, loop: str) -> No
 @everywhere
 @every_caller
 def test_a_drain_that_is_over_cuts_off_what_is_left(caller: Caller, loop: str) -> None:
-    """Requests that do not finish within the drain end with the client."""
+    """Requests that do not finish within the drain end with a ClientClosedError."""
 
     async def main() -> None:
         async with ScriptedServer(lambda _: [SILENCE]) as server:
@@ -239,7 +242,7 @@ def test_a_drain_that_is_over_cuts_off_what_is_left(caller: Caller, loop: str) -
 
 @everywhere
 def test_a_failure_during_the_drain_is_not_retried(loop: str) -> None:
-    """A request that fails in the drain is the last of its lookup."""
+    """The client does not retry a request that fails during the drain."""
 
     async def main() -> None:
         async with ScriptedServer(lambda _: [0.05, response(b"", 503)]) as server:
@@ -258,7 +261,7 @@ def test_a_failure_during_the_drain_is_not_retried(loop: str) -> None:
 
 @everywhere
 def test_an_attempt_may_time_out_during_the_drain(loop: str) -> None:
-    """The attempt's own timeout still holds in the drain."""
+    """The attempt timeout also applies during the drain."""
 
     async def main() -> None:
         async with ScriptedServer(lambda _: [SILENCE]) as server:
@@ -275,7 +278,7 @@ def test_an_attempt_may_time_out_during_the_drain(loop: str) -> None:
 @everywhere
 @every_caller
 def test_a_closed_client_refuses_and_sends_nothing(caller: Caller, loop: str) -> None:
-    """Every call on a closed client is a ClientClosedError for every id."""
+    """Every call on a closed client gives a ClientClosedError for each id and opens no connection."""
 
     async def main() -> None:
         async with ScriptedServer() as server:
@@ -290,7 +293,7 @@ def test_a_closed_client_refuses_and_sends_nothing(caller: Caller, loop: str) ->
 
 @everywhere
 def test_closing_twice_is_closing_once(loop: str) -> None:
-    """Closing again returns when all is closed, whether the first has ended or is draining. It can shorten that."""
+    """A second close returns once the client is closed, and it can shorten a drain of the first close."""
 
     async def main() -> None:
         async with ScriptedServer(lambda _: [SILENCE]) as server:
@@ -314,7 +317,7 @@ def test_closing_twice_is_closing_once(loop: str) -> None:
 
 @everywhere
 def test_a_cancelled_close_can_be_done_again(loop: str) -> None:
-    """Who is cancelled while draining is cancelled, no request is, and the next close closes."""
+    """Cancelling a draining close cancels no request, and the next close closes the client."""
 
     async def main() -> None:
         async with ScriptedServer(lambda _: [SILENCE]) as server:
@@ -335,7 +338,7 @@ def test_a_cancelled_close_can_be_done_again(loop: str) -> None:
 
 @everywhere
 def test_the_task_of_a_signal_handler_can_close(loop: str) -> None:
-    """On SIGTERM a task that nobody waits for closes the client, and the program runs to its end."""
+    """A task created by a SIGTERM handler closes the client, and the program runs to its end."""
 
     async def main() -> None:
         async with ScriptedServer(lambda _: [SILENCE]) as server:
@@ -358,8 +361,8 @@ def test_the_task_of_a_signal_handler_can_close(loop: str) -> None:
 
 @everywhere
 @pytest.mark.parametrize("ahead", [0.002, -0.002], ids=["before", "after"])
-def test_a_deadline_and_a_close_in_the_same_step_get_along(ahead: float, loop: str) -> None:
-    """Closing just as deadlines pass, before the calls have noticed, raises nothing foreign."""
+def test_a_deadline_and_a_close_in_the_same_step(ahead: float, loop: str) -> None:
+    """A close in the loop step in which deadlines pass raises only errors of the library."""
 
     async def main() -> None:
         async with ScriptedServer(lambda _: [SILENCE]) as server:
@@ -378,13 +381,13 @@ def test_a_deadline_and_a_close_in_the_same_step_get_along(ahead: float, loop: s
 
 
 async def silent_ids() -> AsyncIterator[str]:
-    """Yield one id, and never another."""
+    """Yield one id, then wait forever."""
     yield "a"
     await asyncio.Event().wait()
 
 
 async def drain_stream(client: KaizenClient, ids: Any, **settings: Any) -> Results:
-    """Return the outcomes of a stream, and the error that ended it."""
+    """Return the outcomes of a stream and the error that ended it."""
     results: Results = []
     try:
         async with client.instructor_executions.stream(ids, **settings) as outcomes:
@@ -397,7 +400,7 @@ async def drain_stream(client: KaizenClient, ids: Any, **settings: Any) -> Resul
 
 @everywhere
 def test_a_source_of_ids_that_never_yields_does_not_hold_a_close_up(loop: str) -> None:
-    """A call that waits for its caller's next id ends with the client, and says so."""
+    """A call that waits for the next id of its source raises a ClientClosedError when the client is closed."""
 
     async def main() -> None:
         async with ScriptedServer() as server:
@@ -421,7 +424,7 @@ def test_a_source_of_ids_that_never_yields_does_not_hold_a_close_up(loop: str) -
 
 @everywhere
 def test_a_source_of_ids_that_never_yields_ends_with_the_deadline(loop: str) -> None:
-    """A call that waits for its caller's next id ends with its deadline; the ids taken have their outcomes."""
+    """A call that waits for the next id of its source ends at its deadline. The ids taken get their outcomes."""
 
     async def main() -> None:
         async with ScriptedServer() as server, client_for(server) as client:
@@ -439,7 +442,7 @@ def test_a_source_of_ids_that_never_yields_ends_with_the_deadline(loop: str) -> 
 
 @everywhere
 def test_a_stream_of_an_endless_source_ends_with_the_client(loop: str) -> None:
-    """Every id that was taken from an endless source has an outcome; then the stream says that it was cut off."""
+    """A close gives each id taken from an endless source an outcome. Then the stream raises a ClientClosedError."""
     taken: list[str] = []
 
     def endless() -> Any:
@@ -463,7 +466,7 @@ def test_a_stream_of_an_endless_source_ends_with_the_client(loop: str) -> None:
 
 @everywhere
 def test_a_callers_own_session_stays_open(loop: str) -> None:
-    """Closing the client does not close a session that was passed in, nor its connections."""
+    """Closing the client leaves a passed-in session and its connections open."""
 
     async def main() -> None:
         async with ScriptedServer() as server, aiohttp.ClientSession() as session:
@@ -480,7 +483,7 @@ def test_a_callers_own_session_stays_open(loop: str) -> None:
 
 @everywhere
 def test_a_client_can_be_used_from_one_loop_after_another(loop: str) -> None:
-    """A client that was not closed works again in the next event loop, and leaves no connection to the last."""
+    """An unclosed client works again in the next event loop, and leaves no connection open in the previous loop."""
     with KaizenEmulator(default_life=Life.lasting(60)) as emulator:
         client = client_for(emulator.base_url)
 
@@ -497,7 +500,7 @@ def test_a_client_can_be_used_from_one_loop_after_another(loop: str) -> None:
 
 @everywhere
 def test_a_second_loop_at_the_same_time_is_refused(loop: str) -> None:
-    """A client in use by a running loop says so to another thread's loop, for lookups and for closing."""
+    """A client in use by one loop refuses lookups and closing in the loop of another thread."""
 
     async def main() -> None:
         async with ScriptedServer(lambda request: [0.2, ok(request)]) as server, client_for(server) as client:
@@ -515,7 +518,7 @@ def test_a_second_loop_at_the_same_time_is_refused(loop: str) -> None:
 
 
 def use_elsewhere(client: KaizenClient, raised: list[str], new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
-    """Note what using and closing a client raises in a loop of its own."""
+    """Record the errors that using and closing a client raise in another loop."""
     with asyncio.Runner(loop_factory=new_loop) as runner:
         for call in (client.instructor_executions.get("b"), client.aclose()):
             try:
@@ -566,7 +569,7 @@ FORK = """
 
 @everywhere
 def test_a_fork_leaves_the_parents_connections_alone(loop: str) -> None:
-    """A forked child uses the client in a loop of its own; the parent goes on with its own connection."""
+    """A forked child uses the client in its own loop, and the parent continues with its own connection."""
     script = textwrap.dedent(FORK)
 
     async def main() -> None:
@@ -586,8 +589,8 @@ def test_a_fork_leaves_the_parents_connections_alone(loop: str) -> None:
     run_on(loop, main())
 
 
-def test_forked_workers_do_not_come_back_together() -> None:
-    """Children forked from one process draw different waits, although they inherit the client."""
+def test_forked_workers_draw_different_backoffs() -> None:
+    """Children forked from one process draw different random numbers, although they inherit the client."""
     client = client_for("http://127.0.0.1:9")
     draws = set()
     for _ in range(3):
@@ -604,7 +607,7 @@ def test_forked_workers_do_not_come_back_together() -> None:
 
 @everywhere
 def test_a_server_that_goes_away_does_not_hold_a_close_up(loop: str) -> None:
-    """Closing after the server has closed all connections itself returns."""
+    """A close returns even if the server has already closed all connections."""
 
     async def main() -> None:
         async with ScriptedServer(lambda request: [ok(request), CLOSE]) as server:

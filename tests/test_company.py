@@ -1,4 +1,4 @@
-"""What companies need: headers of their own, keys that change, request ids for the support, records of a moment ago."""
+"""Companies add headers, rotate keys, read request ids for support, and reuse recent records."""
 
 import asyncio
 import copy
@@ -43,7 +43,7 @@ SECRET = "cf-secret-0123456789"
 
 
 def say(status: int = 200, **headers: str) -> Callable[[Request], Script]:
-    """Return a play that always answers alike."""
+    """Return a play that always sends the same response."""
 
     def play(request: Request) -> Script:
         fields = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -56,7 +56,7 @@ def say(status: int = 200, **headers: str) -> Callable[[Request], Script]:
 
 
 async def test_headers_go_with_every_request() -> None:
-    """They stand beside the client's own, replace what may be replaced, and show their values nowhere."""
+    """Every request carries the configured headers. They can replace the user agent, and no repr shows their values."""
     own = {"CF-Access-Client-Secret": SECRET, "X-Tenant": "t1", "user-agent": "mine/1"}
     async with ScriptedServer(lambda request: [ok(request)]) as server, client_for(server, headers=own) as client:
         await client.instructor_executions.get_many(["a", "b"])
@@ -69,7 +69,7 @@ async def test_headers_go_with_every_request() -> None:
 
 
 async def test_the_value_of_a_header_is_not_shown_in_an_error() -> None:
-    """A gateway may say back what it was sent."""
+    """An error hides the value of a configured header that a gateway repeats."""
 
     def play(request: Request) -> Script:
         return [response({"message": f"bad {request.headers['x-token']} of {request.headers['x-tenant']}"}, 403)]
@@ -83,8 +83,8 @@ async def test_the_value_of_a_header_is_not_shown_in_an_error() -> None:
 
 
 @pytest.mark.parametrize("key", ["s", "server", "executions/get"])
-async def test_only_foreign_words_are_withheld(key: str) -> None:
-    """A short key may be a part of our own words. They stay readable, and tell nothing."""
+async def test_only_the_servers_text_is_redacted(key: str) -> None:
+    """The client removes a short key from the server's text, but not from the library's own text."""
 
     def play(request: Request) -> Script:
         if request.id == "refused":
@@ -120,14 +120,14 @@ async def test_only_foreign_words_are_withheld(key: str) -> None:
     ],
 )
 def test_headers_that_cannot_travel_are_refused(headers: Any, error: type[Exception]) -> None:
-    """Where they are passed in, and without a value in the text."""
+    """The client refuses invalid headers when it is created, and the error does not show their values."""
     with pytest.raises(error, match="headers") as refused:
         KaizenClient("sk-test", headers=headers)
     assert SECRET not in str(refused.value)
 
 
 async def test_authorization_may_be_ones_own_without_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some gateways take other schemes than Bearer."""
+    """A client without a key may set its own Authorization header, because some gateways need another scheme."""
     monkeypatch.delenv("KAIZEN_API_KEY", raising=False)
     own = {"Authorization": "Basic dTpw"}
     async with ScriptedServer(lambda request: [ok(request)]) as server:
@@ -140,20 +140,20 @@ async def test_authorization_may_be_ones_own_without_a_key(monkeypatch: pytest.M
 
 
 class Keys:
-    """A function for `api_key`, which counts how often it is asked."""
+    """A function for `api_key` that counts its calls."""
 
     def __init__(self) -> None:
         self.asked = 0
 
     async def __call__(self) -> str:
-        """Return another key each time."""
+        """Return a new key at each call."""
         self.asked += 1
         await asyncio.sleep(0)
         return f"sk-key-{self.asked}"
 
 
-async def test_a_key_is_asked_for_once_and_again_when_it_is_refused() -> None:
-    """All lookups share what the function returns, and each repeats its refused request once."""
+async def test_a_refused_key_is_requested_again() -> None:
+    """All lookups share the key that the function returns. After a 401 each repeats its request once with a new key."""
     valid = "sk-key-1"
 
     def play(request: Request) -> Script:
@@ -179,7 +179,7 @@ async def test_a_key_is_asked_for_once_and_again_when_it_is_refused() -> None:
 
 
 async def test_a_key_may_come_from_a_plain_function() -> None:
-    """Each event loop calls it again. Creating the client does not call it."""
+    """`api_key` may be a plain function. Creating the client does not call it."""
     ask = mock.Mock(return_value="sk-plain")
     async with ScriptedServer(lambda request: [ok(request)]) as server, client_for(server, api_key=ask) as client:
         assert not ask.called
@@ -191,8 +191,11 @@ async def test_a_key_may_come_from_a_plain_function() -> None:
     ("returned", "said", "retryable"),
     [(5, "must be a str", False), ("sk secret", "whitespace", False), (OSError("sk-x"), "raised OSError", True)],
 )
-async def test_a_function_without_a_key_costs_the_attempt(returned: Any, said: str, *, retryable: bool) -> None:
-    """Nothing is sent; what it raises is retried, what it returned in place of a key is not, nor shown."""
+async def test_a_key_function_that_fails_fails_the_attempt(returned: Any, said: str, *, retryable: bool) -> None:
+    """If the key function raises or returns an invalid key, the client sends nothing.
+
+    Only an error that it raises is retryable.
+    """
     ask = mock.Mock(side_effect=[returned])
     async with ScriptedServer(lambda request: [ok(request)]) as server:
         async with client_for(server, api_key=ask, retry=ONCE) as client:
@@ -207,7 +210,7 @@ async def test_a_function_without_a_key_costs_the_attempt(returned: Any, said: s
 
 @virtual_time
 async def test_a_function_that_hangs_is_bounded() -> None:
-    """By the time that an attempt may take, or by the deadline."""
+    """The attempt timeout and the deadline bound a key function that hangs."""
 
     async def hang() -> str:
         await asyncio.sleep(1e6)
@@ -223,7 +226,7 @@ async def test_a_function_that_hangs_is_bounded() -> None:
 
 
 async def test_a_refresh_that_fails_fails_the_attempt() -> None:
-    """The next attempt asks again."""
+    """If refreshing the key fails, the next attempt calls the key function again."""
     ask = mock.Mock(side_effect=["sk-old-key", OSError(), "sk-new-key"])
 
     def play(request: Request) -> Script:
@@ -240,7 +243,7 @@ async def test_a_refresh_that_fails_fails_the_attempt() -> None:
 
 @pytest.mark.parametrize("name", ["X-Request-Id", "cf-ray", "x-amzn-requestid", "X-Correlation-ID"])
 async def test_outcomes_and_errors_carry_the_request_id(name: str) -> None:
-    """Whatever the server calls the header."""
+    """Outcomes and errors carry the request id from any of the known headers."""
 
     def play(request: Request) -> Script:
         fields = {name: f"req-{request.id}"}
@@ -257,8 +260,8 @@ async def test_outcomes_and_errors_carry_the_request_id(name: str) -> None:
             assert f"request id req-{failed.id}" in str(failed.error)
 
 
-async def test_waits_carry_it_too() -> None:
-    """The one of the poll that saw the end."""
+async def test_waits_carry_the_request_id() -> None:
+    """The outcome of a wait carries the request id of its last poll."""
     end = {"endTime": "2026-11-07T05:31:56Z", "status": "Completed"}
 
     def play(request: Request) -> Script:
@@ -271,7 +274,7 @@ async def test_waits_carry_it_too() -> None:
 
 
 async def test_the_headers_of_request_ids_are_a_setting() -> None:
-    """Then those count and no others. A name that shows the key is not taken over."""
+    """Only the configured headers give a request id. The client drops a value that contains the key."""
     async with ScriptedServer(say(X_Mine="m-1", X_Request_Id="r-1", X_Key="sk-test-0123456789")) as server:
         for names, expected in ((["X-Mine"], "m-1"), ([], None), (["X-Key"], None), (["X-None"], None)):
             key = "sk-test-0123456789"
@@ -281,7 +284,7 @@ async def test_the_headers_of_request_ids_are_a_setting() -> None:
 
 
 def test_names_of_headers_are_checked() -> None:
-    """One name alone would be taken apart into letters."""
+    """The client refuses a single string and invalid names as request_id_headers."""
     with pytest.raises(TypeError, match="several names"):
         RequestIds("x-request-id")
     for names in (["x y"], [5]):
@@ -290,7 +293,7 @@ def test_names_of_headers_are_checked() -> None:
 
 
 def test_a_request_id_is_safe_to_print() -> None:
-    """It is foreign text. Of several, the first of the names counts; an empty one says nothing."""
+    """A request id is printable and of limited length. The first header with a value counts."""
     ids = RequestIds()
     assert ids.of({"x-request-id": " a\x1b[2J ", "cf-ray": "b"}) == "a�[2J"
     assert ids.of({"x-request-id": " ", "cf-ray": "b"}) == "b"
@@ -302,8 +305,11 @@ def test_a_request_id_is_safe_to_print() -> None:
 
 
 @virtual_time
-async def test_a_recent_record_may_answer() -> None:
-    """One of this client that is not too old; of an ended execution at any age; without max_age never."""
+async def test_max_age_reuses_a_recent_record() -> None:
+    """With max_age, `get` returns a record that is recent enough, or that has ended.
+
+    Without max_age it always sends a request.
+    """
     end = {"endTime": "2026-11-07T05:31:56Z", "status": "Completed"}
     transport = ScriptedTransport(
         lambda execution_id, _: answer_with(execution_id, **(end if execution_id == "e" else {}))
@@ -325,8 +331,8 @@ async def test_a_recent_record_may_answer() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 2])
-async def test_how_many_are_remembered_is_a_setting(size: int) -> None:
-    """The latest ones, up to a number."""
+async def test_the_number_of_kept_records_is_a_setting(size: int) -> None:
+    """The client keeps the latest finished records, up to the configured number."""
     async with KaizenEmulator(default_life=Life.ended(duration=5)) as emulator:
         async with KaizenClient(base_url=emulator.base_url, ended_records=size) as client:
             for execution_id in ("a", "b", "c", "c", "b", "a"):
@@ -335,7 +341,7 @@ async def test_how_many_are_remembered_is_a_setting(size: int) -> None:
 
 
 async def test_a_record_that_cannot_end_only_grows_old() -> None:
-    """A type of the user's own need not tell whether the execution has ended."""
+    """For a record type that does not report an end, only the age of the record counts."""
 
     class Slim(msgspec.Struct):
         id: str
@@ -360,15 +366,15 @@ async def test_a_record_that_cannot_end_only_grows_old() -> None:
     ids=["one rare character", "wide characters", "empty objects", "small objects", "unknown objects"],
 )
 def test_a_record_weighs_no_more_than_is_estimated(field: dict[str, Any]) -> None:
-    """Its parts are not visited for that, so whatever a server sends, the estimate is the upper end."""
+    """The estimated size of a record is an upper bound, although the estimate does not visit its parts."""
     fields = {**json.loads((Path(__file__).parent / "samples" / "documented.json").read_bytes()), **field}
     body = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
     record = Endpoint("get", InstructorExecution).decode(body, fields["id"])
     assert remembering._estimated_weight(body) >= bytes_held(record)
 
 
-def test_what_is_remembered_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hostile server may send records that are much larger than others."""
+def test_kept_records_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory for kept records is bounded in bytes, because a hostile server may send very large records."""
     monkeypatch.setattr(remembering, "MOST_BYTES", 100_000)
     monkeypatch.setattr(memory, "MOST_ENDED", 100_000)
     received, ended = Received(1000), EndedRecords(1000)
@@ -396,8 +402,8 @@ def test_a_client_is_not_copied(make: Callable[[Any], Any]) -> None:
         make(KaizenClient("sk-test"))
 
 
-async def test_what_is_set_on_executions_lasts() -> None:
-    """Mocks are set there, and nobody else keeps the object."""
+async def test_a_mock_set_on_executions_stays() -> None:
+    """A mock that is set on the executions of a client stays in effect until it is removed."""
     client = KaizenClient("sk-test")
     client.instructor_executions.get = mock.AsyncMock(return_value=5)  # type: ignore[method-assign]
     assert await client.instructor_executions.get("a") == 5
@@ -410,7 +416,7 @@ async def test_what_is_set_on_executions_lasts() -> None:
 
 
 def test_errors_are_kaizen_errors_through_json() -> None:
-    """The request id travels with an error."""
+    """An error that travels as JSON keeps its text and its request id."""
     error = NotFoundError("gone", status=404)
     error.request_id = "r-1"
     again: KaizenError = NotFoundError(*json.loads(json.dumps(error.args)))

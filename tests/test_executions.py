@@ -1,4 +1,4 @@
-"""The verbs as their users meet them: plain questions, plain answers, no socket."""
+"""The methods of `Executions` as their users call them, without a socket."""
 
 import inspect
 import json
@@ -30,7 +30,7 @@ DOCUMENTED = (Path(__file__).parent / "samples" / "documented.json").read_bytes(
 
 @pytest.fixture
 async def executions() -> AsyncIterator[Executions[InstructorExecution]]:
-    """Return the verbs of a client whose session is given, so that aioresponses can answer for it."""
+    """Return the methods of a client whose session is passed in, so that aioresponses can respond."""
     async with aiohttp.ClientSession() as session:
         retry = RetryPolicy(max_attempts=3, initial_backoff=0)
         async with KaizenClient("key", session=session, retry=retry) as client:
@@ -38,15 +38,15 @@ async def executions() -> AsyncIterator[Executions[InstructorExecution]]:
 
 
 def answer(url: URL, **request: Any) -> CallbackResult:
-    """Answer with the record that was asked for."""
+    """Respond with the requested record."""
     body = json.loads(request["data"])
     return CallbackResult(body=DOCUMENTED.replace(b"exec_9f2c1", body["id"].encode()))
 
 
-async def test_get_asks_as_the_reference_says(
+async def test_get_sends_the_documented_request(
     executions: Executions[InstructorExecution], mocked: aioresponses
 ) -> None:
-    """A POST of the id as JSON, with the key as a bearer token."""
+    """`get` sends a POST with the id as JSON and the key as a bearer token."""
     mocked.post(URL_OF_GET, callback=answer)
     execution = await executions.get("exec_1")
     assert execution.id == "exec_1"
@@ -69,14 +69,14 @@ async def test_get_asks_as_the_reference_says(
         (500, StatusError, 3),
     ],
 )
-async def test_get_raises_what_the_status_means(
+async def test_get_raises_the_error_of_the_status(
     executions: Executions[InstructorExecution],
     mocked: aioresponses,
     status: int,
     error: type[StatusError],
     requests: int,
 ) -> None:
-    """With the server's own words in it."""
+    """`get` raises the error class of the status, with the server's message in its text."""
     mocked.post(URL_OF_GET, status=status, body=b'{"message":"the reason"}', repeat=True)
     with pytest.raises(error, match=r"exec_1: the server answered .*: the reason") as caught:
         await executions.get("exec_1")
@@ -86,8 +86,8 @@ async def test_get_raises_what_the_status_means(
     assert sum(len(calls) for calls in mocked.requests.values()) == requests
 
 
-async def test_get_tries_again_after_a_fault(executions: Executions[InstructorExecution], mocked: aioresponses) -> None:
-    """A refused connection, a gateway's page, then the record."""
+async def test_get_retries_after_a_fault(executions: Executions[InstructorExecution], mocked: aioresponses) -> None:
+    """`get` retries after a broken connection and after a gateway's error page, and returns the record."""
     mocked.post(URL_OF_GET, exception=aiohttp.ServerDisconnectedError())
     mocked.post(URL_OF_GET, status=502, body=b"<html></html>", content_type="text/html")
     mocked.post(URL_OF_GET, callback=answer)
@@ -97,7 +97,7 @@ async def test_get_tries_again_after_a_fault(executions: Executions[InstructorEx
 async def test_get_raises_the_fault_that_lasts(
     executions: Executions[InstructorExecution], mocked: aioresponses
 ) -> None:
-    """From aiohttp's, which is its cause."""
+    """After its last attempt, `get` raises a TransportError whose cause is aiohttp's error."""
     fault = aiohttp.ClientConnectionError("no route")
     mocked.post(URL_OF_GET, exception=fault, repeat=True)
     with pytest.raises(TransportError, match=r"the connection failed: no route \(after 3 attempts\)") as caught:
@@ -105,8 +105,8 @@ async def test_get_raises_the_fault_that_lasts(
     assert caught.value.__cause__ is fault
 
 
-async def test_get_raises_what_does_not_fit(executions: Executions[InstructorExecution], mocked: aioresponses) -> None:
-    """It names the place, the id and the bytes."""
+async def test_get_raises_a_decode_error(executions: Executions[InstructorExecution], mocked: aioresponses) -> None:
+    """A response that does not fit the record raises a DecodeError with the path, the id and the body."""
     body = DOCUMENTED.replace(b"exec_9f2c1", b"exec_1").replace(b'"isRecording": true', b'"isRecording": 1')
     mocked.post(URL_OF_GET, body=body)
     with pytest.raises(DecodeError) as caught:
@@ -120,7 +120,7 @@ async def test_get_raises_what_does_not_fit(executions: Executions[InstructorExe
 async def test_get_many_returns_outcomes_in_order(
     executions: Executions[InstructorExecution], mocked: aioresponses
 ) -> None:
-    """One for each id, ok or not."""
+    """`get_many` returns one outcome for each id, in order, whether the lookup succeeded or failed."""
 
     def answer_or_miss(url: URL, **request: Any) -> CallbackResult:
         return CallbackResult(status=404) if b"exec_2" in request["data"] else answer(url, **request)
@@ -137,15 +137,15 @@ async def test_get_many_returns_outcomes_in_order(
 
 
 async def test_stream_yields_outcomes(executions: Executions[InstructorExecution], mocked: aioresponses) -> None:
-    """One for each id."""
+    """A stream yields one outcome for each id."""
     mocked.post(URL_OF_GET, callback=answer, repeat=True)
     async with executions.stream(f"exec_{n}" for n in range(20)) as outcomes:
         assert sorted([outcome.unwrap().id async for outcome in outcomes]) == sorted(f"exec_{n}" for n in range(20))
 
 
 @pytest.mark.parametrize("verb", ["get", "get_many", "stream", "wait", "wait_many", "watch"])
-def test_every_verb_tells_what_it_takes_returns_and_raises(verb: str) -> None:
-    """The docstring names each parameter; what bounds it stands in there, defaults only in the signature."""
+def test_every_method_has_a_complete_docstring(verb: str) -> None:
+    """The docstring of each method documents every parameter, the result and the errors, and repeats no default."""
     method = getattr(Executions, verb)
     text = inspect.getdoc(method) or ""
     for name in list(inspect.signature(method).parameters)[1:]:

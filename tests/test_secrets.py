@@ -1,4 +1,4 @@
-"""The API key goes to its server, in one header, and nowhere else: no log, error, repr, event or warning holds it."""
+"""The client sends the API key to its server in one header. No log, error, repr, event or warning shows the key."""
 
 import asyncio
 import base64
@@ -67,7 +67,7 @@ every_verb = pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
 
 
 class Emitted(logging.Handler):
-    """Keeps the text of all that is logged, by any logger, with tracebacks."""
+    """A handler that keeps the text of all log records of all loggers, with tracebacks."""
 
     def __init__(self) -> None:
         super().__init__(logging.NOTSET)
@@ -75,13 +75,13 @@ class Emitted(logging.Handler):
         self.texts: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep one."""
+        """Keep the text of a log record."""
         self.texts.append(self.format(record))
 
 
 @pytest.fixture(autouse=True)
 def emitted() -> Iterator[list[str]]:
-    """Collect logs of every level and all warnings, and fail a test in whose the key shows."""
+    """Collect all log records and warnings, and fail the test if one of them contains the key."""
     handler = Emitted()
     root = logging.getLogger()
     level = root.level
@@ -99,12 +99,12 @@ def emitted() -> Iterator[list[str]]:
 
 
 def escaped(text: str) -> bytes:
-    """Return a text as a wordy JSON encoder would write it."""
+    """Return a text with JSON escapes, as some JSON encoders write it."""
     return "".join(f"\\u{ord(char):04X}" if index % 2 else char for index, char in enumerate(text)).encode()
 
 
 def said_back(text: bytes) -> dict[str, Play]:
-    """Return answers in which a server says a text back to whoever sent it."""
+    """Return responses in which a server repeats a text that it received."""
     spelled = text.decode()
     return {
         "401": lambda _: [response({"message": f"invalid key {spelled}"}, 401)],
@@ -139,8 +139,8 @@ def said_back(text: bytes) -> dict[str, Play]:
 @everywhere
 @every_verb
 @pytest.mark.parametrize("case", said_back(b""))
-def test_a_key_that_a_server_says_back_is_withheld(case: str, verb: Verb, loop: str) -> None:
-    """Whatever part of an answer holds the key, no error shows it, in no form; nor do events, stats and reprs."""
+def test_a_key_that_a_server_repeats_is_withheld(case: str, verb: Verb, loop: str) -> None:
+    """No error, event, repr or stats shows a key that the server repeats, in any place and any encoding."""
     events: list[Any] = []
 
     async def main() -> KaizenError:
@@ -177,7 +177,7 @@ NAMED = {
 @everywhere
 @pytest.mark.parametrize("spelled", NAMED.values(), ids=NAMED)
 def test_a_key_in_place_of_a_request_id_is_withheld(spelled: str, loop: str) -> None:
-    """It would stand in outcomes and events, and from there in logs. The id of a real request stays."""
+    """The client drops a request id that contains the key, and keeps the id of any other request."""
     events: list[Any] = []
 
     def play(request: Request) -> Script:
@@ -194,8 +194,8 @@ def test_a_key_in_place_of_a_request_id_is_withheld(spelled: str, loop: str) -> 
 
 @everywhere
 def test_a_key_in_place_of_a_status_is_not_logged(loop: str, emitted: list[str]) -> None:
-    """New statuses are, and a key of letters looks like one."""
-    letters, status = f"sk-live-abcdefgh-{loop}", f"Zorping {loop}"  # each is logged once in a process
+    """The client logs an unknown status, but not one that contains the key."""
+    letters, status = f"sk-live-abcdefgh-{loop}", f"Zorping {loop}"  # the library logs each status once in a process
 
     def play(request: Request) -> Script:
         return [response(record(request.id, status=letters if request.id == "bad" else status))]
@@ -210,8 +210,8 @@ def test_a_key_in_place_of_a_status_is_not_logged(loop: str, emitted: list[str])
 
 
 @everywhere
-def test_what_a_server_says_else_is_kept(loop: str) -> None:
-    """Only the key is taken out of a message and a body."""
+def test_the_rest_of_a_message_is_kept(loop: str) -> None:
+    """The client removes only the key from an error message and its body, and keeps the rest."""
 
     async def main() -> None:
         answer = response({"message": f"key {KEY} has expired"}, 401)
@@ -225,10 +225,10 @@ def test_what_a_server_says_else_is_kept(loop: str) -> None:
 
 @everywhere
 def test_a_record_that_holds_the_key_is_not_changed(loop: str) -> None:
-    """A record is the server's word, and the caller's to keep; the log of an unknown status does not repeat it."""
+    """A record keeps all values that the server sent, even the key. The log of an unknown status omits the key."""
 
     async def main() -> None:
-        play = lambda request: [response(record(request.id, browserSessionId=KEY, status=KEY))]  # noqa: E731 - an answer
+        play = lambda request: [response(record(request.id, browserSessionId=KEY, status=KEY))]  # noqa: E731 - short
         async with ScriptedServer(play) as server, client_for(server, api_key=KEY) as client:
             execution = await client.instructor_executions.get("a")
             assert (execution.browser_session_id, execution.status) == (KEY, KEY)
@@ -239,7 +239,7 @@ def test_a_record_that_holds_the_key_is_not_changed(loop: str) -> None:
 @everywhere
 @pytest.mark.parametrize("caller", CALLERS.values(), ids=CALLERS)
 def test_the_key_travels_in_one_header_only(caller: Caller, loop: str) -> None:
-    """Every request carries the key as a bearer token, and nowhere else."""
+    """Every request carries the key as a bearer token in one header and nowhere else."""
 
     def play(request: Request) -> Script:
         ended = record(request.id, endTime="2026-11-07T05:31:57Z", durationMs=1)
@@ -259,7 +259,7 @@ def test_the_key_travels_in_one_header_only(caller: Caller, loop: str) -> None:
 
 @everywhere
 def test_a_failing_client_keeps_its_key_when_it_is_abandoned(loop: str) -> None:
-    """The complaint about a client that was never closed names where it was made, and not with what."""
+    """The warning about an unclosed client says where it was created and does not show the key."""
 
     async def main() -> None:
         async with ScriptedServer(lambda _: [SILENCE]) as server:
@@ -283,7 +283,7 @@ def test_a_failing_client_keeps_its_key_when_it_is_abandoned(loop: str) -> None:
 
 @pytest.mark.parametrize("url", ["http://api.example.com", "http://10.0.0.1:8080", "http://localhost.example.com"])
 def test_plain_http_to_another_machine_is_refused(url: str) -> None:
-    """The key does not go over a network in the open, unless the caller says so by name."""
+    """The client refuses plain HTTP to another machine unless allow_insecure_http is set."""
     with pytest.raises(ValueError, match="allow_insecure_http") as caught:
         KaizenClient(KEY, base_url=url)
     assert KEY not in traces_of(caught.value)
@@ -293,7 +293,7 @@ def test_plain_http_to_another_machine_is_refused(url: str) -> None:
 
 @pytest.mark.parametrize("key", [f"{KEY}\n", f" {KEY}", f"{KEY}\x00", f"{KEY}é", f"Bearer {KEY}"])
 def test_a_key_that_cannot_travel_is_not_shown(key: str) -> None:
-    """What is wrong with a key is said without it."""
+    """The error for an invalid key describes the problem without showing the key."""
     with pytest.raises(ValueError, match="api_key") as caught:
         KaizenClient(key)
     assert KEY not in traces_of(caught.value)
@@ -301,8 +301,8 @@ def test_a_key_that_cannot_travel_is_not_shown(key: str) -> None:
 
 
 @everywhere
-def test_what_a_proxy_says_back_is_withheld(loop: str) -> None:
-    """The refusal of a proxy may quote the request, before and after a colon."""
+def test_a_key_in_a_proxys_response_is_withheld(loop: str) -> None:
+    """The error for a proxy's refusal does not show a key that the proxy repeats."""
 
     async def main() -> None:
         answer = f"HTTP/1.1 407 {KEY} is not allowed: {KEY}\r\nContent-Length: 0\r\n\r\n".encode()
@@ -328,8 +328,8 @@ def test_what_a_proxy_says_back_is_withheld(loop: str) -> None:
 
 
 @everywhere
-def test_what_a_middleware_of_a_session_quotes_is_withheld(loop: str) -> None:
-    """It sees the headers of each request, and may put them into what it raises."""
+def test_a_key_in_a_middlewares_error_is_withheld(loop: str) -> None:
+    """A session's middleware sees the headers, and an error that it raises with the key is shown without the key."""
 
     async def refuse(request: aiohttp.ClientRequest, _: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
         raise RuntimeError(f"bad header: {request.headers['Authorization']}")
@@ -362,14 +362,14 @@ def with_a_group(key: str) -> Exception:
 
 
 def with_a_circle(key: str) -> Exception:
-    """Return an error whose chain has no end."""
+    """Return an error whose chain of contexts is a circle."""
     error, other = RuntimeError("no"), ValueError(key)
     error.__context__, other.__context__ = other, error
     return error
 
 
 def without_a_text(key: str) -> Exception:
-    """Return an error that cannot be written."""
+    """Return an error whose `__str__` raises."""
 
     class WordlessError(Exception):
         def __str__(self) -> str:
@@ -381,7 +381,7 @@ def without_a_text(key: str) -> Exception:
 @everywhere
 @pytest.mark.parametrize("make", [with_a_note, with_a_group, with_a_circle, without_a_text])
 def test_an_error_of_any_shape_that_quotes_the_key_is_withheld(make: Callable[[str], Exception], loop: str) -> None:
-    """A traceback shows notes, groups and chains too."""
+    """A traceback hides the key in notes, exception groups and chained errors too."""
 
     async def refuse(request: aiohttp.ClientRequest, _: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
         raise make(str.__str__(request.headers["Authorization"]))
@@ -400,8 +400,8 @@ def test_an_error_of_any_shape_that_quotes_the_key_is_withheld(make: Callable[[s
 
 
 @everywhere
-def test_what_a_limiter_quotes_is_withheld(loop: str) -> None:
-    """What it raises is a foreign text too."""
+def test_a_key_in_a_limiters_error_is_withheld(loop: str) -> None:
+    """The error text of a limiter that fails is shown without the key."""
 
     async def limiter() -> None:
         raise OSError(f"no connection for {KEY}")
@@ -446,7 +446,7 @@ ESCAPES = [
 
 @pytest.mark.parametrize("path", ESCAPES)
 def test_a_path_stays_below_the_base_url(path: str) -> None:
-    """A path that leads to another host, or out of the prefix, is refused where it is given."""
+    """`lookups` refuses a path that leads to another host or out of the prefix."""
     with pytest.raises(ValueError, match="path must"):
         KaizenClient(KEY, base_url="https://api.example/v1/").lookups(path, InstructorExecution)
     logging.getLogger(__name__).debug("refused")
@@ -457,7 +457,7 @@ PIECES = ["\t", "\x00", " ", "/", "\\", "..", ".", "\uff0e", "%2e", "%2F", "@", 
 
 @given(st.lists(st.sampled_from(PIECES)))
 def test_any_path_stays_below_the_base_url_or_is_refused(parts: list[str]) -> None:
-    """Whatever yarl makes of it, the request goes to the base URL's origin and prefix."""
+    """For any accepted path, the request goes to the origin and the prefix of the base URL."""
     client = KaizenClient(KEY, base_url="https://api.example/v1/")
     try:
         client.lookups("".join(parts), InstructorExecution)
@@ -475,18 +475,18 @@ def test_any_path_stays_below_the_base_url_or_is_refused(parts: list[str]) -> No
 
 @pytest.mark.parametrize("context", [False, True, 0, 1, "x", ssl, ssl.CERT_NONE], ids=repr)
 def test_verification_cannot_be_switched_off(context: Any) -> None:
-    """What is no SSL context is refused: aiohttp takes False for no verification."""
+    """The client refuses an ssl_context of another type, because aiohttp reads False as "do not verify"."""
     with pytest.raises(TypeError, match=r"ssl_context must be None or an ssl\.SSLContext"):
         KaizenClient(KEY, ssl_context=context)
     logging.getLogger(__name__).debug("refused")
 
 
 class Resolver(ThreadedResolver):
-    """A resolver of the caller's own, which may name any address."""
+    """A resolver of the caller, which may return any address."""
 
 
 class Connector(aiohttp.TCPConnector):
-    """A connector of the caller's own, as that of a SOCKS proxy is."""
+    """A connector of the caller, for example that of a SOCKS proxy."""
 
 
 ROUTES: dict[str, Callable[[], aiohttp.ClientSession]] = {
@@ -502,7 +502,7 @@ ROUTES: dict[str, Callable[[], aiohttp.ClientSession]] = {
 def test_plain_http_through_a_session_that_leaves_the_machine_is_refused(
     make_session: Callable[[], aiohttp.ClientSession], loop: str
 ) -> None:
-    """The key does not go over a network in the open by any route, even if the base URL names this machine."""
+    """The client refuses plain HTTP through a session that may leave the machine, even if the base URL is local."""
 
     async def main() -> None:
         async with make_session() as session:
@@ -517,8 +517,8 @@ def test_plain_http_through_a_session_that_leaves_the_machine_is_refused(
 
 @everywhere
 @pytest.mark.parametrize("setting", [{"ssl_context": ssl.create_default_context()}, {"trust_env": True}])
-def test_a_session_and_what_it_overrides_exclude_each_other(setting: dict[str, Any], loop: str) -> None:
-    """A setting that a session would make void is refused."""
+def test_a_session_excludes_the_settings_it_overrides(setting: dict[str, Any], loop: str) -> None:
+    """The client refuses a setting that a passed-in session would override."""
 
     async def main() -> None:
         async with aiohttp.ClientSession() as session:
@@ -547,7 +547,10 @@ REFUSED: dict[str, dict[str, Any]] = {
 def test_a_refused_argument_leaves_no_secret_in_a_traceback(
     refused: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sentry and rich print the local variables of every frame: ours hold neither the key nor the environment."""
+    """Sentry and rich print the local variables of every frame.
+
+    The library's frames hold neither the key nor the environment.
+    """
     monkeypatch.setenv("ANOTHER_SECRET", ENVIRONMENT)
     half_constructed = KaizenClient.__new__(KaizenClient)
     try:
@@ -562,7 +565,7 @@ def test_a_refused_argument_leaves_no_secret_in_a_traceback(
 
 
 def shown_by_tools(error: BaseException) -> str:
-    """Return what Sentry sends and rich prints of our frames, with their local variables."""
+    """Return the library's frames with their local variables, as Sentry sends and rich prints them."""
     package = str(Path(sys.modules["kaizen_async"].__file__ or "").parent)
     options = {"include_local_variables": True, "include_source_context": False, "max_value_length": 10**6}
     event, _ = event_from_exception(error, client_options=options)
@@ -590,7 +593,7 @@ def shown_by_tools(error: BaseException) -> str:
 
 @asynccontextmanager
 async def failing(loop_session: bool) -> AsyncIterator[KaizenClient]:
-    """Return a client whose server always fails, with a session of its own or one passed in."""
+    """Yield a client whose server always fails. The client has its own session or one that is passed in."""
     async with ScriptedServer(lambda _: [response({"message": "no"}, 500)]) as server:
         session = aiohttp.ClientSession() if loop_session else None
         async with client_for(server, api_key=KEY, session=session) as client:
@@ -602,7 +605,7 @@ async def failing(loop_session: bool) -> AsyncIterator[KaizenClient]:
 @everywhere
 @pytest.mark.parametrize("passed_in", [False, True], ids=["own session", "session passed in"])
 def test_no_frame_of_a_lookup_holds_the_key(passed_in: bool, loop: str) -> None:
-    """Neither the local variables of a failed call nor the attributes of any object behind a client show the key."""
+    """Neither the frames of a failed call nor the attributes of the objects behind a client show the key."""
 
     async def main() -> None:
         async with failing(passed_in) as client:
@@ -620,7 +623,10 @@ def test_no_frame_of_a_lookup_holds_the_key(passed_in: bool, loop: str) -> None:
 def test_no_frame_of_a_request_in_flight_holds_the_key(
     is_patched: bool, loop: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A cancellation leaves from the deepest frame. Telemetry adds headers, and a tracer makes `session.post` send."""
+    """A cancelled request leaves no key in any frame.
+
+    The deepest frames differ with telemetry and with a patched `session.post`.
+    """
     send = aiohttp.ClientSession._request
 
     def traced(*args: Any, **kwargs: Any) -> Any:
@@ -648,7 +654,7 @@ def test_no_frame_of_a_request_in_flight_holds_the_key(
 
 @everywhere
 def test_no_frame_of_a_request_that_cannot_be_written_holds_the_key(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole request passes through the frame that writes it."""
+    """A failed write leaves no key in the frames that handle the whole request."""
 
     async def main() -> None:
         async with ScriptedServer() as server, client_for(server, api_key=KEY) as client:
@@ -665,7 +671,7 @@ def test_no_frame_of_a_request_that_cannot_be_written_holds_the_key(loop: str, m
 
 
 def variables_of(error: BaseException) -> str:
-    """Return the local variables of our frames in a traceback; frames of others may lie deeper."""
+    """Return the local variables of the library's frames in a traceback, whether or not they are the deepest."""
     package = str(Path(sys.modules["kaizen_async"].__file__ or "").parent)
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     ours = [frame.f_locals for frame in frames if frame.f_code.co_filename.startswith(package)]

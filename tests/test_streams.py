@@ -1,4 +1,4 @@
-"""What everything that yields results as they come has in common; in virtual time."""
+"""The behaviour that all result streams share, in virtual time."""
 
 import asyncio
 import gc
@@ -13,7 +13,7 @@ from kaizen_async._streams import PAUSE_EVERY, ResultStream, all_done
 
 
 class Numbers(ResultStream[int]):
-    """Yields numbers, a second apart, and may fail in the end."""
+    """A stream that yields numbers, one second apart, and may fail at the end."""
 
     def __init__(self, count: int, *, pause: float = 1.0, error: BaseException | None = None) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Numbers(ResultStream[int]):
 
 @virtual_time
 async def test_results_come_as_they_are_put_in() -> None:
-    """And the loop ends when the tasks have."""
+    """A stream yields each result when it arrives, and ends when its tasks have ended."""
     loop = asyncio.get_running_loop()
     async with Numbers(3) as numbers:
         assert [(number, loop.time()) async for number in numbers] == [(0, 0), (1, 1), (2, 2)]
@@ -49,7 +49,7 @@ async def test_results_come_as_they_are_put_in() -> None:
 
 @virtual_time
 async def test_a_stream_is_entered_once_and_before_it_is_read() -> None:
-    """Both slips are told."""
+    """A stream raises an error if it is read before it is entered, or entered twice."""
     stream = Numbers(1)
     with pytest.raises(RuntimeError, match="enter the stream first"):
         await anext(stream)
@@ -62,7 +62,7 @@ async def test_a_stream_is_entered_once_and_before_it_is_read() -> None:
 
 @virtual_time
 async def test_a_failure_comes_after_the_results_and_once() -> None:
-    """The first of several counts."""
+    """A stream yields its results, then raises the first failure, once."""
     async with Numbers(2, error=ZeroDivisionError("first")) as numbers:
         assert await anext(numbers) == 0
         assert await anext(numbers) == 1
@@ -77,7 +77,7 @@ async def test_a_failure_comes_after_the_results_and_once() -> None:
 
 @virtual_time
 async def test_a_failure_that_was_raised_goes_when_its_last_reference_goes() -> None:
-    """The stream keeps none, nor do the frames in its traceback."""
+    """A stream keeps no reference to an error that it has raised, and neither do the frames in its traceback."""
     gc.disable()
     try:
         async with Numbers(0) as numbers:
@@ -95,7 +95,7 @@ async def test_a_failure_that_was_raised_goes_when_its_last_reference_goes() -> 
 
 @virtual_time
 async def test_leaving_ends_the_tasks() -> None:
-    """By then they have cleaned up; no failure of theirs is raised."""
+    """Leaving a stream cancels its tasks and waits for their cleanup."""
     async with Numbers(100) as numbers:
         async for number in numbers:
             if number == 2:
@@ -105,8 +105,8 @@ async def test_leaving_ends_the_tasks() -> None:
 
 
 @virtual_time
-async def test_a_consumer_who_never_waits_lets_the_loop_go_on() -> None:
-    """Once in so many results."""
+async def test_a_fast_consumer_does_not_block_the_loop() -> None:
+    """A stream with many ready results lets the event loop run after every PAUSE_EVERY results."""
     turns = 0
 
     def turn() -> None:
@@ -124,7 +124,7 @@ async def test_a_consumer_who_never_waits_lets_the_loop_go_on() -> None:
 
 @virtual_time
 async def test_a_cancelled_consumer_loses_no_result() -> None:
-    """Neither while it waits nor in the pause between results."""
+    """A consumer that is cancelled while it waits, or in the pause between results, loses no result."""
     async with Numbers(3 * PAUSE_EVERY, pause=0) as numbers:
         seen: list[int] = []
 
@@ -144,7 +144,7 @@ async def test_a_cancelled_consumer_loses_no_result() -> None:
 
 @virtual_time
 async def test_waiting_for_tasks_outlasts_cancellation() -> None:
-    """And passes it on when all have ended."""
+    """A cancelled `all_done` waits until all tasks have ended, and then raises the cancellation."""
 
     async def reluctant() -> None:
         try:
