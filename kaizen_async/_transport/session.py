@@ -31,6 +31,8 @@ TESTED_VERSIONS: Final = frozenset({"3.14"})
 _NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=None)
 _READ_SIZE: Final = 1024
 """Bytes read at once. aiohttp unpacks all of them in one go, and a kilobyte may be a hundred streams of nothing."""
+_MOST_PER_PIECE: Final = 0.005
+"""Seconds of processor time that one piece counts at most: it may be Python's garbage collector that took more."""
 _ZSTD_FRAMES: Final = (b"\x28\xb5\x2f\xfd", b"\x2a\x4d\x18")
 """How frames of zstd begin, and those that are skipped. aiohttp makes a new decoder for each, which is expensive."""
 _HUNGRY: Final = re.compile(rb"\ncontent-encoding\s*:\s*br\b", re.IGNORECASE)
@@ -203,7 +205,7 @@ class Guard(asyncio.BufferedProtocol):
         handler = self._handler
         began = thread_time()
         handler.data_received(data)
-        self._parser_seconds += thread_time() - began
+        self._parser_seconds += min(thread_time() - began, _MOST_PER_PIECE)
         if (error := handler.exception()) is not None:
             self._end(error)
         elif self._parser_seconds > self._limits.parser_seconds:
