@@ -53,6 +53,7 @@ from contextvars import Context
 from typing import Any, Final, Literal, Protocol, cast, get_args
 from weakref import WeakSet
 
+from aiohttp import ClientOSError
 from opentelemetry import context, propagate
 from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation, get_meter
 from opentelemetry.trace import (
@@ -728,7 +729,10 @@ def _cause_of(event: AttemptEnded | HedgeEnded) -> str | None:
     if isinstance(error, StatusError) or error.__cause__ is None:
         return _type_of(error)
     cause: BaseException = error.__cause__
-    return type(getattr(cause, "os_error", cause)).__name__
+    cause = getattr(cause, "os_error", cause)
+    if isinstance(cause, ClientOSError) and cause.errno is not None:
+        cause = OSError(cause.errno, "")  # Python makes it a ConnectionResetError, or whatever the number stands for
+    return type(cause).__name__
 
 
 def _description_of(error: KaizenError | None) -> str | None:

@@ -40,7 +40,8 @@ from kaizen_async import (
 from kaizen_async._transport.transport import Answer
 from kaizen_async.events import AttemptStarted
 from kaizen_async.otel import REQUEST_SECONDS, Telemetry, _link
-from kaizen_async.testing import Fault, KaizenEmulator, Life
+from kaizen_async.testing import Exchange, Fault, KaizenEmulator, Life
+from kaizen_async.testing.faults import Reply as Played
 
 PATH = "/instructor/executions/get"
 SERVER = {"server.address": "api.kaizenautomation.com", "server.port": 443}
@@ -456,6 +457,30 @@ async def test_the_type_of_an_error_is_what_really_happened(backend: Backend) ->
         await failing(client, retry=RetryPolicy(max_attempts=1))
     (attempt,) = attempts_of(backend)
     assert dict(attempt.attributes or {})["error.type"] == "ConnectionRefusedError"
+
+
+async def test_a_request_that_is_sent_again_on_another_connection_is_a_retry(
+    backend: Backend, emulator: KaizenEmulator
+) -> None:
+    """The time of the first request is not time in the queue of the second."""
+    emulator.add_many(["exec_1", "exec_2"])
+
+    async def late_reset(exchange: Exchange) -> Played:
+        await asyncio.sleep(0.05)
+        return await Fault.reset().play(exchange)
+
+    emulator.faults.next(Fault("a late reset", late_reset), id="exec_2")
+    async with KaizenClient(base_url=emulator.base_url, on_event=backend.telemetry()) as kaizen:
+        await kaizen.instructor_executions.get_many(["exec_1", "exec_2"])
+    look_up = backend.spans(f"look_up {PATH}")[1]
+    first, second = [span for span in attempts_of(backend) if parent_of(span) == id_of(look_up)]
+    assert events_of(look_up) == ["kaizen.retry"]
+    assert dict(first.attributes or {})["error.type"] == "ConnectionResetError"
+    assert dict(second.attributes or {})["http.request.resend_count"] == 1
+    assert first.end_time is not None
+    assert second.start_time is not None
+    gap = (second.start_time - first.end_time) / 1e9
+    assert dict(second.attributes or {})["kaizen.attempt.queued"] == pytest.approx(gap, abs=0.03)
 
 
 @virtual_time

@@ -627,12 +627,15 @@ class Lookups(Generic[T]):
         If the request was sent on a connection too many, it is sent again. That is counted as a request, but does not
         count against the retry policy and the retry budget.
         """
+        error = self.engine.transport.no_connection(shortage)
         if shortage.was_sent:
-            error = self.engine.transport.no_connection(shortage)
             self._note_end(call, error, error)
             call.sent_at = None
+            queued_at = self._now()
         failure = await self.engine.await_connection(self._url, call.deadline_at, shortage)
         if failure is None and shortage.was_sent:
+            if self._on_event is not None:
+                self._on_event(RetryScheduled(call.execution_id, self.url, call.attempts, 0.0, error))
             call.attempts += 1
             self._counters.attempts += 1
             self._counters.retries += 1
