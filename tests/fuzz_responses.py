@@ -53,6 +53,10 @@ SAMPLES: dict[str, bytes] = {
     "gzip in chunks": _response(_CHUNKED, b"Content-Encoding: gzip", body=_chunked(_PACKED[:9], _PACKED[9:])),
     "damaged gzip": _sized(_PACKED[:30] + b"!" + _PACKED[31:], b"Content-Encoding: gzip"),
     "half gzip": _sized(_PACKED[:30], b"Content-Encoding: gzip"),
+    "brotli, then gzip": _sized(brotli.compress(BODY), b"Content-Encoding: br", b"Content-Encoding: gzip"),
+    "brotli, then gzip, and a bare LF": _sized(
+        brotli.compress(BODY), b"Content-Encoding: br", b"Content-Encoding: gzip"
+    ).replace(b"\r\n\r\n", b"\r\n\n"),
     "brotli": _sized(brotli.compress(BODY), b"Content-Encoding: br"),
     "gzip bomb": _sized(gzip.compress(b" " * 100_000, mtime=0), b"Content-Encoding: gzip"),
     "interim": b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + _sized(BODY),

@@ -340,6 +340,18 @@ async def test_the_number_of_kept_records_is_a_setting(size: int) -> None:
         assert emulator.request_count == {0: 6, 2: 4}[size]
 
 
+@pytest.mark.parametrize("filler", [10, 20_000])
+def test_a_remembered_record_is_the_one_that_was_received(filler: int) -> None:
+    """Of a large one only the body is remembered, because nobody knows how much memory the record takes."""
+    endpoint = Endpoint("get", InstructorExecution)
+    fields = json.loads((Path(__file__).parent / "samples" / "documented.json").read_bytes())
+    body = json.dumps({**fields, "status": "x" * filler}).encode()
+    record = endpoint.decode(body, fields["id"])
+    received = Received(5)
+    received.put(endpoint, fields["id"], record, 7.0, body)
+    assert received.get(endpoint, fields["id"]) == (record, 7.0)
+
+
 async def test_a_record_that_cannot_end_only_grows_old() -> None:
     """For a record type that does not report an end, only the age of the record counts."""
 

@@ -297,6 +297,8 @@ class Lookups(Generic[T]):
                 if observed is not None:
                     observed.sent()
                 if (answer := await first.response) is not None:
+                    if len(answer.body) > LARGE_RESPONSE:
+                        await self.engine.transport.take_turn()
                     outcome = self._found(execution_id, first, answer)
             if outcome is not None:
                 if observed is not None:
@@ -332,7 +334,7 @@ class Lookups(Generic[T]):
     def _found(self, execution_id: str, first: FirstRequest, answer: Answer) -> Outcome[T] | None:
         """Return the outcome if the response to the first request is the record, and all is done; otherwise None."""
         body = answer.body
-        if answer.status != _OK or len(body) > LARGE_RESPONSE:  # large ones take turns in `receive`
+        if answer.status != _OK:
             return None
         try:
             record = self.endpoint.decode(body, execution_id)

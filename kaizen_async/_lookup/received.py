@@ -2,6 +2,8 @@
 
 from typing import Any, Final
 
+import msgspec
+
 MOST_BYTES: Final = 12 * 1024 * 1024
 """Memory that the records of one generation may take, about."""
 
@@ -9,6 +11,14 @@ _MOST_PER_BYTE: Final = 24
 """The most memory in bytes that a record takes for each byte of its body."""
 _SMALL_BODY: Final = 2048
 """Bytes of a body up to which no better estimate is made."""
+_LARGE_BODY: Final = 8192
+"""Bytes of a body from which on the body itself is remembered. To estimate its record would cost more than a lookup."""
+
+
+class _Undecoded(msgspec.Struct, gc=False):
+    """The body that a record was decoded from, in place of the record."""
+
+    body: bytes
 
 
 def _estimated_weight(body: bytes) -> int:
@@ -53,13 +63,17 @@ class Received:
         if not self._size:
             return
         newer = self._newer
-        newer[endpoint, execution_id] = record, now, len(newer)
         size = len(body)
-        self._bytes += size * _MOST_PER_BYTE if size <= _SMALL_BODY else _estimated_weight(body)
+        if size > _LARGE_BODY:
+            record, weight = _Undecoded(body), size
+        else:
+            weight = size * _MOST_PER_BYTE if size <= _SMALL_BODY else _estimated_weight(body)
+        newer[endpoint, execution_id] = record, now, len(newer)
+        self._bytes += weight
         if len(newer) >= self._size or self._bytes > MOST_BYTES:
             self._older, self._newer, self._bytes = newer, {}, 0
 
-    def get(self, endpoint: object, execution_id: str) -> tuple[Any, float] | None:
+    def get(self, endpoint: Any, execution_id: str) -> tuple[Any, float] | None:
         """Return the last record of an id, and the clock's time at which it was received; None if it is not known."""
         key = endpoint, execution_id
         found = self._newer.get(key)
@@ -67,4 +81,7 @@ class Received:
             found = self._older.get(key)
             if found is None or len(self._older) - found[2] + len(self._newer) > self._size:
                 return None
-        return found[:2]
+        record, received_at, _ = found
+        if isinstance(record, _Undecoded):
+            record = endpoint.decode(record.body, execution_id)
+        return record, received_at

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 import aiohttp
 from aiohttp.base_protocol import BaseProtocol
 
-from kaizen_async._transport.encodings import can_unpack, unpack
+from kaizen_async._transport.encodings import UnpackError, can_unpack, unpack
 from kaizen_async._transport.response import Answer
 
 ERROR_BODY_LIMIT: Final = 65_536
@@ -98,6 +98,8 @@ async def read_body(
         UnpackError: The body is damaged.
     """
     coding = headers.get("Content-Encoding", "").strip().lower()
+    if is_packed and sum(name.lower() == "content-encoding" for name, _ in headers.items()) > 1:
+        raise UnpackError("it has more than one Content-Encoding")
     if coding == "x-gzip":
         coding, is_packed = "gzip", True  # aiohttp does not know this old name, and leaves the body packed
     must_unpack = is_packed and can_unpack(coding)

@@ -383,7 +383,8 @@ class Transport:
             answer = await response
             if answer is None:
                 answer, is_complete = await connection.finish()
-            await self._take_turn(answer)
+            if len(answer.body) > LARGE_RESPONSE:
+                await self.take_turn()
         except BaseException as error:
             pool.fail(connection, error)
             raise
@@ -402,7 +403,8 @@ class Transport:
         is_expected = capacity.add()
         try:
             response, guard = await post(session, url, body, self._headers, self._limits, self._proxy, self._large)
-            await self._take_turn(response)
+            if len(response.body) > LARGE_RESPONSE:
+                await self.take_turn()
         except BaseException as error:
             capacity.remove()
             if isinstance(error, aiohttp.ClientConnectorError) and shortage(error) is not None:
@@ -413,15 +415,14 @@ class Transport:
         self._last = guard
         return response
 
-    async def _take_turn(self, response: Answer) -> None:
+    async def take_turn(self) -> None:
         """Wait until the event loop has done something else since the last large response was decoded.
 
-        The caller decodes a response before it awaits anything. So many large ones that arrive together do not stop
-        the loop for the sum of their times.
+        The caller decodes a large response right after that. So many of them that arrive together do not stop the loop
+        for the sum of their times.
         """
-        if len(response.body) > LARGE_RESPONSE:
-            async with self._large:
-                await asyncio.sleep(0)
+        async with self._large:
+            await asyncio.sleep(0)
 
     async def room(self, url: URL) -> bool:
         """Wait, after a NoConnectionError, until trying again may succeed; return False if nothing works any more."""
