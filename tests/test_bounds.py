@@ -1,4 +1,4 @@
-"""However much a server sends, a lookup keeps little of it, says so in few printable words, and continues."""
+"""A lookup keeps little of a large response, reports it in a short printable message, and the client continues."""
 
 import asyncio
 import gzip
@@ -38,10 +38,10 @@ every_verb = pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
 MEBIBYTE = 1 << 20
 BOMB_SIZE = 64 * MEBIBYTE
 MEMORY_LIMIT = 16 * MEBIBYTE
-"""Bytes that a lookup may take at its peak, with an answer of at most 2 MiB: a quarter of what a bomb unpacks to."""
+"""Peak memory of a lookup in bytes, with a response of at most 2 MiB: a quarter of the unpacked size of a bomb."""
 
 MESSAGE_BOUND = 3 * MESSAGE_LIMIT
-"""Characters of a whole message: its own words, and no more than two pieces of foreign text."""
+"""Characters of a whole message: the library's own words, and at most two pieces of foreign text."""
 
 
 def _zstd(data: bytes) -> bytes:
@@ -62,7 +62,7 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
 
 @cache
 def bomb(encoding: str) -> bytes:
-    """Return few bytes that unpack to many."""
+    """Return a few bytes that unpack to many."""
     return PACKERS[encoding](b" " * BOMB_SIZE)
 
 
@@ -79,7 +79,7 @@ every_encoding = pytest.mark.parametrize(
 
 @pytest.fixture
 def little_memory() -> Iterator[None]:
-    """Fail a test at whose peak too much memory was in use."""
+    """Fail the test if its peak memory is too high."""
     tracemalloc.start()
     try:
         yield
@@ -90,7 +90,7 @@ def little_memory() -> Iterator[None]:
 
 
 async def look_up(play: Play, verb: Verb = outcome_of_get, **settings: Any) -> tuple[Outcome[Any], ScriptedServer]:
-    """Return the outcome of a lookup that meets a play, and the server, after one more that must succeed."""
+    """Return the outcome of a scripted lookup and the server, after a second lookup that must succeed."""
     async with (
         ScriptedServer(lambda request: play(request) if request.id == "bad" else [ok(request)]) as server,
         closing(client_for(server, **settings), server) as client,
@@ -102,7 +102,7 @@ async def look_up(play: Play, verb: Verb = outcome_of_get, **settings: Any) -> t
 
 
 def assert_too_large(outcome: Outcome[Any], server: ScriptedServer) -> None:
-    """Fail unless an outcome says that the answer was too large, after one request."""
+    """Fail unless the outcome says that the response was too large, after one request."""
     assert type(outcome.error) is DecodeError
     assert "larger than max_response_bytes" in outcome.error.reason
     assert not outcome.error.retryable
@@ -114,7 +114,7 @@ def assert_too_large(outcome: Outcome[Any], server: ScriptedServer) -> None:
 @every_encoding
 @pytest.mark.usefixtures("little_memory")
 def test_a_bomb_is_defused(encoding: str, loop: str) -> None:
-    """An answer that unpacks to 64 MiB is given up at the limit, in whatever way it is packed."""
+    """The client stops unpacking a response of 64 MiB at the limit, in every encoding."""
     packed = bomb(encoding)
     assert len(packed) < BOMB_SIZE / 500
     tracemalloc.reset_peak()
@@ -128,7 +128,7 @@ def test_a_bomb_is_defused(encoding: str, loop: str) -> None:
 @every_encoding
 @pytest.mark.usefixtures("little_memory")
 def test_a_bomb_in_an_error_is_defused(encoding: str, loop: str) -> None:
-    """An error whose body unpacks to 64 MiB keeps its status, and the beginning of the body."""
+    """An error whose body unpacks to 64 MiB keeps its status and the beginning of the body."""
     packed = bomb(encoding)
     tracemalloc.reset_peak()
     outcome, _ = run_on(loop, look_up(lambda _: [response(packed, 400, {"Content-Encoding": encoding})]), debug=False)
@@ -146,7 +146,7 @@ HEADS = {
 
 
 def flood(status: int, head: bytes, sent: list[int]) -> Play:
-    """Return a play that sends 64 MiB, and notes how much of it has left."""
+    """Return a play that sends 64 MiB and counts the bytes sent."""
     piece = b" " * 65_536
     framed = b"10000\r\n" + piece + b"\r\n" if b"chunked" in head else piece
 
@@ -165,7 +165,7 @@ def flood(status: int, head: bytes, sent: list[int]) -> Play:
 @pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
 @pytest.mark.usefixtures("little_memory")
 def test_a_flood_is_cut_off(head: bytes, verb: Verb, loop: str) -> None:
-    """A body above the limit is not read to its end, whether its length is announced or not."""
+    """The client stops reading a body above the limit, whether or not its length is announced."""
     sent = [0]
     outcome, server = run_on(loop, look_up(flood(200, head, sent), verb), debug=False)
     assert_too_large(outcome, server)
@@ -176,7 +176,7 @@ def test_a_flood_is_cut_off(head: bytes, verb: Verb, loop: str) -> None:
 @pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
 @pytest.mark.usefixtures("little_memory")
 def test_a_flood_in_an_error_is_cut_off(head: bytes, loop: str) -> None:
-    """The body of an error is read so far that a connection can be used again, and no further."""
+    """The client reads a large body of an error only as far as is useful to keep the connection."""
     sent = [0]
     outcome, _ = run_on(loop, look_up(flood(404, head, sent)), debug=False)
     assert isinstance(outcome.error, StatusError)
@@ -186,8 +186,8 @@ def test_a_flood_in_an_error_is_cut_off(head: bytes, loop: str) -> None:
 
 @everywhere
 @pytest.mark.usefixtures("little_memory")
-def test_headers_without_end_are_cut_off(loop: str) -> None:
-    """Headers above the parser's limits are no HTTP."""
+def test_endless_headers_are_cut_off(loop: str) -> None:
+    """Headers above the limits of the parser raise a TransportError."""
     line = b"X-Filler: " + b"x" * 4000 + b"\r\n"
     outcome, server = run_on(loop, look_up(lambda _: [b"HTTP/1.1 200 OK\r\n", *[line] * 10_000, SILENCE]), debug=False)
     assert isinstance(outcome.error, TransportError)
@@ -198,7 +198,7 @@ def test_headers_without_end_are_cut_off(loop: str) -> None:
 @pytest.mark.parametrize("encoding", ["identity", "gzip", "br"])
 @pytest.mark.parametrize(("excess", "is_read"), [(0, True), (1, False)])
 def test_the_limit_is_exact(excess: int, is_read: bool, encoding: str, loop: str) -> None:
-    """An answer of as many unpacked bytes as allowed is read; one byte more is too large."""
+    """The client accepts a response of exactly the allowed unpacked size and refuses one more byte."""
     body = dump(record("bad")) + b" " * 1000
     packed = PACKERS.get(encoding, bytes)(body)
     outcome, server = run_on(
@@ -224,7 +224,7 @@ UNICODE_BOMBS = {
 @everywhere
 @pytest.mark.parametrize("body", UNICODE_BOMBS.values(), ids=UNICODE_BOMBS)
 def test_invalid_utf_8_is_a_misfit(body: bytes, loop: str) -> None:
-    """Text that is no UTF-8 is a DecodeError, not retried."""
+    """Invalid UTF-8 raises a DecodeError that is not retried."""
     outcome, server = run_on(loop, look_up(lambda _: [response(body)]))
     assert type(outcome.error) is DecodeError
     assert not outcome.error.retryable
@@ -244,7 +244,7 @@ NESTED = {
 @pytest.mark.parametrize("status", [200, 400])
 @pytest.mark.parametrize("body", NESTED.values(), ids=NESTED)
 def test_deep_nesting_is_refused(body: bytes, status: int, loop: str) -> None:
-    """Nesting that would overflow a stack is a DecodeError in an answer, and no explanation in an error."""
+    """Deep nesting raises a DecodeError. In an error response it leaves the status error without a message."""
     outcome, server = run_on(loop, look_up(lambda _: [response(body, status)]))
     assert type(outcome.error) is (DecodeError if status == 200 else StatusError)
     assert outcome.error.retryable is False
@@ -252,7 +252,7 @@ def test_deep_nesting_is_refused(body: bytes, status: int, loop: str) -> None:
 
 
 HOSTILE = "\x1b[31mfatal\x1b[0m\r\nINFO all is well \x00\u202e\ud800" + "x" * 100_000
-"""Colours, a forged line of log, a NUL, a change of direction, half a character, and much of it."""
+"""Terminal colours, a forged log line, a NUL, a bidirectional mark, a lone surrogate, and a great length."""
 
 
 EVIL = HOSTILE.replace("\ud800", "")
@@ -277,10 +277,10 @@ HOSTILE_ANSWERS: dict[str, list[bytes]] = {
 
 @everywhere
 @pytest.mark.parametrize("answer", HOSTILE_ANSWERS.values(), ids=HOSTILE_ANSWERS)
-def test_what_a_server_says_is_cut_and_printable(
+def test_server_text_is_shortened_and_printable(
     answer: list[bytes], loop: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """No text of a server gets into a message, a repr or a log record whole, or with what a terminal would obey."""
+    """Messages, reprs and log records contain the server's text only shortened and without control characters."""
     caplog.set_level("DEBUG", logger="kaizen_async")
     outcome, _ = run_on(loop, look_up(lambda _: answer))
     error = outcome.error
@@ -299,7 +299,7 @@ def test_what_a_server_says_is_cut_and_printable(
 
 @everywhere
 def test_an_unknown_status_may_be_long(loop: str) -> None:
-    """A status that is not known is kept as it is, however long, and told apart from the known ones."""
+    """A record keeps an unknown status of any length and marks it as unknown."""
     outcome, _ = run_on(loop, look_up(lambda _: [response(record("bad", status=EVIL))]))
     assert outcome.execution.status == EVIL
     assert not outcome.execution.status.is_known
@@ -307,7 +307,7 @@ def test_an_unknown_status_may_be_long(loop: str) -> None:
 
 @everywhere
 def test_an_id_cannot_forge_a_line_of_log(loop: str, caplog: pytest.LogCaptureFixture) -> None:
-    """An id with bidirectional marks, as one from a URL may be, is sent as it is and shown made safe."""
+    """The client sends an id with bidirectional marks unchanged and logs it without them."""
     caplog.set_level("DEBUG", logger="kaizen_async")
     evil = "exec_1\u202eINFO all is well\u2066 \U000e0001x"
 

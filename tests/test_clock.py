@@ -1,4 +1,4 @@
-"""The time that waits live in: the real one, and the one that a test can make pass."""
+"""Waits run on the real clock or on a virtual clock that a test advances."""
 
 import asyncio
 import contextlib
@@ -20,8 +20,8 @@ HOURS = 3600.0
 NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-async def test_the_system_clock_is_the_systems() -> None:
-    """Monotonic for intervals, and the date for what records say."""
+async def test_the_system_clock_follows_the_system() -> None:
+    """The system clock uses the monotonic time for intervals and the wall time for dates."""
     clock = SystemClock()
     before = time.monotonic(), time.time()
     assert before[0] <= clock.time() <= time.monotonic()
@@ -37,8 +37,8 @@ async def test_the_system_clock_is_the_systems() -> None:
     assert clock.random.random() != SystemClock().random.random()
 
 
-async def test_sleeping_ends_with_its_time_or_with_the_sleeper() -> None:
-    """A timer that is not needed any more is cancelled."""
+async def test_sleep_ends_at_its_time_or_when_cancelled() -> None:
+    """A sleep ends at its time. A cancelled sleep cancels its timer."""
     clock = VirtualClock()
     await sleep(clock, 5)
     assert clock.time() == 5
@@ -50,8 +50,8 @@ async def test_sleeping_ends_with_its_time_or_with_the_sleeper() -> None:
     assert clock.time() == 205
 
 
-async def test_virtual_time_jumps_to_what_is_due_next() -> None:
-    """In order, by time and then by who came first; what is cancelled is passed over."""
+async def test_virtual_time_jumps_to_the_next_timer() -> None:
+    """Virtual time jumps from timer to timer, in order of time and then of registration, and skips cancelled timers."""
     clock = VirtualClock(epoch=NEW_YEAR)
     seen: list[tuple[str, float]] = []
     over = asyncio.Event()
@@ -73,8 +73,8 @@ async def test_virtual_time_jumps_to_what_is_due_next() -> None:
     assert time.monotonic() - real < 10
 
 
-async def test_what_is_due_now_comes_at_once() -> None:
-    """Even while a request holds the clock: time need not pass for it."""
+async def test_a_timer_that_is_due_runs_at_once() -> None:
+    """A timer that is already due runs at once, even while a request holds the clock."""
     clock = VirtualClock()
     called = asyncio.Event()
     clock.hold()
@@ -86,7 +86,7 @@ async def test_what_is_due_now_comes_at_once() -> None:
 
 
 async def test_virtual_time_stands_still_while_it_is_held() -> None:
-    """However long that takes, and until the last who holds it lets go."""
+    """Virtual time does not advance until every hold has been released."""
     clock = VirtualClock()
     over = asyncio.Event()
     clock.hold()
@@ -102,7 +102,7 @@ async def test_virtual_time_stands_still_while_it_is_held() -> None:
 
 
 async def test_virtual_time_waits_for_results_to_travel() -> None:
-    """A chain of tasks that each lead to the next costs no virtual time."""
+    """A chain of tasks, each of which starts the next, takes no virtual time."""
     clock = VirtualClock()
     clock.call_at(100, lambda: None)
     for _ in range(5 * IDLE_STEPS):
@@ -112,7 +112,7 @@ async def test_virtual_time_waits_for_results_to_travel() -> None:
 
 
 async def test_a_callback_that_raises_does_not_stop_the_clock() -> None:
-    """The loop is told, and time goes on."""
+    """The loop's exception handler gets an error of a callback, and the clock continues."""
     clock = VirtualClock()
     complaints: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
@@ -124,7 +124,7 @@ async def test_a_callback_that_raises_does_not_stop_the_clock() -> None:
 
 
 def test_a_virtual_clock_serves_one_loop_after_another() -> None:
-    """Time goes on where it was; what was to come in the loop before is forgotten, held or not."""
+    """In the next event loop, a virtual clock keeps its time and drops the timers and holds of the last loop."""
     clock = VirtualClock()
 
     async def first() -> None:
@@ -143,7 +143,7 @@ def test_a_virtual_clock_serves_one_loop_after_another() -> None:
 
 
 def test_the_epoch_is_a_moment() -> None:
-    """By default the present; without a time zone it would be none."""
+    """The epoch defaults to the present, and an epoch without a time zone is refused."""
     before = time.time()
     assert before <= VirtualClock().wall() <= time.time()
     with pytest.raises(ValueError, match="time zone"):
@@ -151,21 +151,21 @@ def test_the_epoch_is_a_moment() -> None:
 
 
 def test_equal_seeds_give_equal_numbers() -> None:
-    """And others others."""
+    """Equal seeds give equal random numbers, and different seeds give different ones."""
     assert VirtualClock(seed=1).random.random() == VirtualClock(seed=1).random.random()
     assert VirtualClock(seed=1).random.random() != VirtualClock(seed=2).random.random()
 
 
 @contextlib.asynccontextmanager
 async def world(clock: VirtualClock, **settings: Any) -> AsyncIterator[tuple[KaizenEmulator, KaizenClient]]:
-    """Run an emulator and a client that live in virtual time."""
+    """Run an emulator and a client in virtual time."""
     async with KaizenEmulator(clock=clock) as emulator:
         async with KaizenClient(base_url=emulator.base_url, clock=clock, **settings) as client:
             yield emulator, client
 
 
 async def test_three_hours_pass_on_real_sockets_in_a_moment() -> None:
-    """Through every status of a scripted life, an unknown one among them, the same scheduler polling as ever."""
+    """`watch` follows a scripted life of three virtual hours over real sockets, including an unknown status."""
     life = Life.of(("Enqueued", 0), ("InProgress", 600), ("Zorp", 2 * HOURS), ("Completed", 3 * HOURS))
     clock = VirtualClock()
     real = time.monotonic()
@@ -182,7 +182,7 @@ async def test_three_hours_pass_on_real_sockets_in_a_moment() -> None:
 
 
 async def polled_at(seed: int) -> list[float]:
-    """Return when an execution is polled, in a life with troubles."""
+    """Return the times at which an execution with faults is polled."""
     clock = VirtualClock(seed=seed, epoch=NEW_YEAR)
     async with KaizenEmulator(clock=clock.time, epoch=clock.epoch) as emulator:
         emulator.add("exec_1", Life.lasting(300))
@@ -193,7 +193,7 @@ async def polled_at(seed: int) -> list[float]:
 
 
 async def test_virtual_time_is_deterministic() -> None:
-    """The same seed, the same polls at exactly the same times, although back-off and intervals are random."""
+    """The same seed gives polls at exactly the same times, although back-off and intervals are random."""
     times = await polled_at(1)
     assert len(times) > 20
     assert await polled_at(1) == times
@@ -201,7 +201,7 @@ async def test_virtual_time_is_deterministic() -> None:
 
 
 async def test_back_off_pauses_and_deadlines_pass_in_virtual_time() -> None:
-    """Requests take real time, everything between them does not."""
+    """Only requests take real time. Back-off, pauses and deadlines pass in virtual time."""
     clock = VirtualClock()
     real = time.monotonic()
     retry = RetryPolicy(max_attempts=3, initial_backoff=3600, max_backoff=3600)
@@ -220,7 +220,7 @@ async def test_back_off_pauses_and_deadlines_pass_in_virtual_time() -> None:
 
 
 async def test_many_waits_share_virtual_time() -> None:
-    """Each ends at its own virtual time, in order."""
+    """Waits for many executions end in order, each at its own virtual time."""
     clock = VirtualClock()
     async with world(clock) as (emulator, client):
         for number in range(10):
@@ -238,7 +238,7 @@ async def test_many_waits_share_virtual_time() -> None:
 )
 @virtual_time
 async def test_a_request_is_ended_when_its_time_is_over(seconds: float, deadline: float) -> None:
-    """By a timer of its own, which it gets when the shared one finds it, or at once if that would come too late."""
+    """The shared sweep ends a request at its timeout. An earlier deadline gets its own timer."""
     now = asyncio.get_running_loop().time
     in_flight: list[RunningTimeout] = []
 
@@ -261,7 +261,7 @@ async def test_a_request_is_ended_when_its_time_is_over(seconds: float, deadline
 
 @virtual_time
 async def test_a_wait_that_is_ended_twice_ends_once() -> None:
-    """By closing, and by its deadline in the same step."""
+    """A timeout that expires twice raises one TimeoutError."""
     timeout = Timeout(LoopClock(), math.inf)
     with pytest.raises(TimeoutError):
         async with timeout:
@@ -271,7 +271,7 @@ async def test_a_wait_that_is_ended_twice_ends_once() -> None:
 
 
 async def test_a_cancellation_counts_more_than_a_timeout_at_the_same_time() -> None:
-    """The caller wants the task to end, whatever became of the request."""
+    """A task that is cancelled while its request times out ends as cancelled."""
     clock = SystemClock()
     timeout = RunningTimeout(clock, 1000.0, math.inf)
 
@@ -292,7 +292,7 @@ async def test_a_cancellation_counts_more_than_a_timeout_at_the_same_time() -> N
 
 @virtual_time
 async def test_a_late_sweep_gives_a_request_no_more_than_its_time() -> None:
-    """The sweep is late by what was before the request began, too."""
+    """A late sweep does not add to the time of a request that started after the sweep was due."""
     now = asyncio.get_running_loop().time
     timeout = RunningTimeout(LoopClock(), 20.0, math.inf, Sweep(LoopClock(), now, 1000.0, lambda _: None))
     with pytest.raises(TimeoutError), timeout:
@@ -302,8 +302,8 @@ async def test_a_late_sweep_gives_a_request_no_more_than_its_time() -> None:
 
 
 @virtual_time
-async def test_a_sweep_leaves_a_timer_that_is_set_alone() -> None:
-    """And what ended before it comes needs none."""
+async def test_a_sweep_keeps_a_timer_that_is_set() -> None:
+    """A sweep keeps an existing timer, and sets none for a request that has ended."""
     now = asyncio.get_running_loop().time
     sweep = Sweep(LoopClock(), now, 40.0, lambda _: None)
     early, late = (RunningTimeout(LoopClock(), 40.0, now() + when, sweep) for when in (5.0, 1000.0))

@@ -1,4 +1,4 @@
-"""What a client tells its hook, in which order and with which figures; in virtual time."""
+"""The client reports events to its hook, in a fixed order and with exact figures. The tests run in virtual time."""
 
 import asyncio
 import functools
@@ -57,11 +57,11 @@ from kaizen_async.testing import Fault, KaizenEmulator
 URL = "https://api.kaizenautomation.com/instructor/executions/get"
 EVENTS = [name for name in kaizen_async.events.__all__ if name != "Event"]
 request = pytest.approx(0.1)
-"""Seconds that a scripted request takes."""
+"""Duration of a scripted request in seconds."""
 
 
 def names(events: list[Event]) -> list[str]:
-    """Return what kinds of events they are."""
+    """Return the class names of events."""
     return [type(event).__name__ for event in events]
 
 
@@ -71,14 +71,14 @@ def of(kind: type, events: list[Event]) -> list[Any]:
 
 
 def test_every_event_is_public_and_in_the_union() -> None:
-    """So a `match` can be checked for what it leaves out."""
+    """The union `Event` has every public event, so that a type checker can find an incomplete `match`."""
     members = {kind.__name__ for kind in get_args(Event)}
     assert members == set(EVENTS)
 
 
 @virtual_time
-async def test_a_look_up_that_goes_well_tells_four_times() -> None:
-    """The start and the end of itself, and of its request."""
+async def test_a_successful_lookup_reports_four_events() -> None:
+    """A successful lookup reports the start and the end of the lookup and of its request."""
     events: list[Event] = []
     async with ScriptedTransport().client(on_event=events.append) as client:
         execution = await client.instructor_executions.get("a")
@@ -100,8 +100,8 @@ async def test_a_look_up_that_goes_well_tells_four_times() -> None:
 
 
 @virtual_time
-async def test_a_retry_is_told_with_its_reason_and_delay() -> None:
-    """Between the two requests, and before the delay."""
+async def test_a_retry_is_reported_with_its_error_and_delay() -> None:
+    """The client reports a retry between two requests, with the error and the delay."""
     events: list[Event] = []
     transport = ScriptedTransport(lambda i, number: status(503) if number == 1 else record(i))
     async with transport.client(on_event=events.append) as client:
@@ -132,8 +132,8 @@ async def test_a_retry_is_told_with_its_reason_and_delay() -> None:
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
-def test_an_attempt_that_fails_tells_how(reply: Reply, code: int | None, error: type[KaizenError]) -> None:
-    """With the status if an answer came, and the error that the caller would get."""
+def test_a_failed_attempt_reports_status_and_error(reply: Reply, code: int | None, error: type[KaizenError]) -> None:
+    """A failed attempt reports the error that the caller gets, and the status if there was a response."""
 
     @virtual_time
     async def play() -> None:
@@ -151,8 +151,8 @@ def test_an_attempt_that_fails_tells_how(reply: Reply, code: int | None, error: 
 
 
 @virtual_time
-async def test_the_wait_for_a_slot_is_told_with_the_attempt() -> None:
-    """The third of three lookups over one slot has waited for two requests."""
+async def test_an_attempt_reports_its_wait_for_a_slot() -> None:
+    """The third of three lookups over one slot reports that it waited for two requests."""
     events: list[Event] = []
     async with ScriptedTransport().client(concurrency=1, on_event=events.append) as client:
         await asyncio.gather(*(client.instructor_executions.get(i) for i in "abc"))
@@ -160,8 +160,8 @@ async def test_the_wait_for_a_slot_is_told_with_the_attempt() -> None:
 
 
 @virtual_time
-async def test_a_cancelled_look_up_still_tells_both_ends() -> None:
-    """Without a status, an error or an outcome: there is none."""
+async def test_a_cancelled_lookup_reports_both_ends() -> None:
+    """A cancelled lookup reports the end of its attempt and of itself, without a status, an error or an outcome."""
     events: list[Event] = []
     async with ScriptedTransport(lambda *_: (NEVER, status(500))).client(on_event=events.append) as client:
         with pytest.raises(TimeoutError):
@@ -170,8 +170,8 @@ async def test_a_cancelled_look_up_still_tells_both_ends() -> None:
 
 
 @virtual_time
-async def test_a_look_up_that_shares_a_request_tells_no_attempt() -> None:
-    """Each of the two tells its own start and end."""
+async def test_a_shared_request_is_reported_once() -> None:
+    """Two lookups that share a request report one attempt, and each reports its own start and end."""
     events: list[Event] = []
     async with ScriptedTransport().client(on_event=events.append) as client:
         await asyncio.gather(client.instructor_executions.get("a"), client.instructor_executions.get("a"))
@@ -182,8 +182,8 @@ async def test_a_look_up_that_shares_a_request_tells_no_attempt() -> None:
 
 
 @virtual_time
-async def test_a_look_up_that_sends_nothing_tells_no_attempt() -> None:
-    """Here the client was closed before."""
+async def test_a_lookup_on_a_closed_client_reports_no_attempt() -> None:
+    """A lookup on a closed client reports its start and its end, and no attempt."""
     events: list[Event] = []
     client = ScriptedTransport().client(on_event=events.append)
     await client.aclose()
@@ -192,8 +192,8 @@ async def test_a_look_up_that_sends_nothing_tells_no_attempt() -> None:
 
 
 @virtual_time
-async def test_a_pause_is_told_when_it_begins_and_when_it_is_over() -> None:
-    """Once each, whatever number of lookups it holds; what held them shows in `queued`."""
+async def test_a_pause_is_reported_once_at_both_ends() -> None:
+    """The client reports the start and the end of a pause once for all lookups. Their wait appears in `queued`."""
     events: list[Event] = []
     transport = ScriptedTransport(
         lambda i, _: status(429, retry_after="20") if now() < 20 else record(i),
@@ -215,8 +215,8 @@ async def test_a_pause_is_told_when_it_begins_and_when_it_is_over() -> None:
 
 
 @virtual_time
-async def test_a_pause_is_told_anew_when_its_cause_changes() -> None:
-    """A server that throttled fails, and a probe that succeeds ends both."""
+async def test_an_outage_replaces_a_pause() -> None:
+    """If a throttling server starts to fail, the client reports an outage. A successful probe ends both."""
     events: list[Event] = []
     replies = iter([status(429, retry_after="1"), status(502)])
     transport = ScriptedTransport(lambda i, _: next(replies, record(i)))
@@ -230,8 +230,8 @@ async def test_a_pause_is_told_anew_when_its_cause_changes() -> None:
 
 
 @virtual_time
-async def test_a_refusal_of_the_retry_budget_is_told() -> None:
-    """Instead of a retry."""
+async def test_a_refusal_of_the_retry_budget_is_reported() -> None:
+    """If the retry budget refuses a retry, the client reports BudgetRefused in place of RetryScheduled."""
     events: list[Event] = []
     async with ScriptedTransport(lambda *_: status(500)).client(on_event=events.append) as client:
         health_of(client)._budget = 0.05
@@ -242,8 +242,8 @@ async def test_a_refusal_of_the_retry_budget_is_told() -> None:
 
 
 @virtual_time
-async def test_a_look_up_out_of_attempts_is_no_matter_of_the_budget() -> None:
-    """Nobody refused anything."""
+async def test_a_lookup_out_of_attempts_reports_no_budget() -> None:
+    """A lookup that has used all its attempts does not report BudgetRefused."""
     events: list[Event] = []
     async with ScriptedTransport(lambda *_: status(500)).client(on_event=events.append) as client:
         await failing(client, retry=RetryPolicy(max_attempts=2, max_backoff=0))
@@ -251,8 +251,8 @@ async def test_a_look_up_out_of_attempts_is_no_matter_of_the_budget() -> None:
 
 
 @virtual_time
-async def test_a_wait_tells_its_polls_and_the_end_it_has_seen() -> None:
-    """From its start to its end, with the record that it returns."""
+async def test_a_wait_reports_its_polls_and_the_record() -> None:
+    """A wait reports its start, its polls, the finished record and its end."""
     events: list[Event] = []
     transport = ScriptedTransport(ending(2.0), latency=0)
     async with transport.client(on_event=events.append) as client:
@@ -266,8 +266,8 @@ async def test_a_wait_tells_its_polls_and_the_end_it_has_seen() -> None:
 
 
 @virtual_time
-async def test_a_wait_that_fails_tells_its_error() -> None:
-    """No execution ended, so nothing is told of an end."""
+async def test_a_failed_wait_reports_its_error() -> None:
+    """A wait that fails reports its error and no finished record."""
     events: list[Event] = []
     async with ScriptedTransport(never_ending).client(on_event=events.append) as client:
         with pytest.raises(DeadlineExceededError) as caught:
@@ -279,8 +279,8 @@ async def test_a_wait_that_fails_tells_its_error() -> None:
 
 
 @pytest.mark.parametrize("method", ["wait_many", "watch"])
-def test_an_id_that_fails_is_told_in_its_call(method: str) -> None:
-    """With its error; the call itself goes on."""
+def test_a_failed_id_is_reported_in_its_call(method: str) -> None:
+    """`wait_many` and `watch` report the error of a failed id, and the call continues."""
 
     @virtual_time
     async def play() -> None:
@@ -299,8 +299,8 @@ def test_an_id_that_fails_is_told_in_its_call(method: str) -> None:
 
 
 @virtual_time
-async def test_leaving_a_wait_for_many_early_is_told() -> None:
-    """It is no success."""
+async def test_leaving_wait_many_early_is_reported() -> None:
+    """A `wait_many` that is left early is reported as cancelled."""
     events: list[Event] = []
     async with ScriptedTransport(never_ending).client(on_event=events.append) as client:
         async with client.instructor_executions.wait_many(["a"], poll=EVERY_TEN):
@@ -309,8 +309,8 @@ async def test_leaving_a_wait_for_many_early_is_told() -> None:
 
 
 @virtual_time
-async def test_a_batch_tells_its_start_and_its_end() -> None:
-    """With what became of its lookups; and whether it was left early."""
+async def test_a_batch_reports_its_start_and_its_end() -> None:
+    """A batch reports its start and its end, the number of successes and failures, and whether it was left early."""
     events: list[Event] = []
     transport = ScriptedTransport(lambda i, _: status(404) if i == "gone" else record(i))
     async with transport.client(on_event=events.append) as client:
@@ -329,8 +329,8 @@ async def test_a_batch_tells_its_start_and_its_end() -> None:
 
 
 @virtual_time
-async def test_a_request_that_a_pause_holds_is_in_the_queue() -> None:
-    """What began to connect before the pause is not in flight during it, and its wait is not the network's."""
+async def test_a_request_held_by_a_pause_counts_as_queued() -> None:
+    """A pause holds a request that is still connecting. The pause counts as `queued`, not as time of the attempt."""
     events: list[Event] = []
 
     transport = SlowToConnect(lambda i, n: status(429, retry_after="20") if (i, n) == ("a", 1) else record(i))
@@ -353,7 +353,7 @@ async def test_a_request_that_a_pause_holds_is_in_the_queue() -> None:
 
 @virtual_time
 async def test_every_call_ends_in_exactly_one_counter() -> None:
-    """Those that share, run out of time while they do, or are cancelled, as well."""
+    """Each call counts once in the stats, also if it shares a request, runs out of time or is cancelled."""
     transport = ScriptedTransport(
         lambda i, _: {"gone": status(404), "moved": status(302)}.get(i, record(i)), latency=10
     )
@@ -371,8 +371,8 @@ async def test_every_call_ends_in_exactly_one_counter() -> None:
 
 
 @virtual_time
-async def test_several_functions_are_told() -> None:
-    """Each of them, and one that raises does not keep events from the others."""
+async def test_several_hooks_get_every_event() -> None:
+    """Every hook gets all events, even if another hook raises."""
     first: list[Event] = []
     second: list[Event] = []
 
@@ -385,8 +385,8 @@ async def test_several_functions_are_told() -> None:
 
 
 @virtual_time
-async def test_a_cancelled_wait_tells_its_end() -> None:
-    """As cancelled, and without an error: the caller gets none from here."""
+async def test_a_cancelled_wait_reports_its_end() -> None:
+    """A cancelled wait reports its end as cancelled and without an error."""
     events: list[Event] = []
     async with ScriptedTransport(never_ending).client(on_event=events.append) as client:
         with pytest.raises(TimeoutError):
@@ -395,8 +395,8 @@ async def test_a_cancelled_wait_tells_its_end() -> None:
 
 
 @pytest.mark.parametrize("verb", ["wait_many", "watch"])
-def test_a_wait_for_many_tells_one_start_and_one_end(verb: str) -> None:
-    """And the end of each execution."""
+def test_wait_many_reports_one_start_and_one_end(verb: str) -> None:
+    """`wait_many` and `watch` report one start and one end, and the end of each execution."""
 
     @virtual_time
     async def play() -> None:
@@ -414,8 +414,8 @@ def test_a_wait_for_many_tells_one_start_and_one_end(verb: str) -> None:
 
 
 @virtual_time
-async def test_an_end_that_several_wait_for_is_told_once() -> None:
-    """Whether their polls are the same, or follow policies of their own; nor is it told again to who comes later."""
+async def test_the_end_of_an_execution_is_reported_once() -> None:
+    """Several waits for one execution report its end once, also with different poll policies and after it has ended."""
     events: list[Event] = []
     async with ScriptedTransport(ending(2.0)).client(on_event=events.append) as client:
         wait = client.instructor_executions.wait
@@ -430,7 +430,7 @@ request_id: ContextVar[str] = ContextVar("request_id")
 
 @virtual_time
 async def test_polls_inherit_the_context_of_the_call_that_waits() -> None:
-    """Not that of another call, with which they share a timer: its trace and its log lines are its own."""
+    """A poll runs in the context of the call that waits for it, even if another call shares its timer."""
     seen: dict[str, set[str | None]] = {"a": set(), "b": set()}
 
     def note(event: Event) -> None:
@@ -447,8 +447,8 @@ async def test_polls_inherit_the_context_of_the_call_that_waits() -> None:
 
 
 @virtual_time
-async def test_polls_go_on_in_the_context_of_who_still_waits() -> None:
-    """The call that asked first has left."""
+async def test_polls_move_to_the_context_of_a_remaining_call() -> None:
+    """If the first of two waiting calls ends, the polls run in the context of the other."""
     seen: list[str] = []
 
     def note(event: Event) -> None:
@@ -468,7 +468,7 @@ async def test_polls_go_on_in_the_context_of_who_still_waits() -> None:
 
 @virtual_time
 async def test_a_hook_that_raises_is_logged_once_and_disturbs_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    """Neither the lookups nor the events after it."""
+    """The client logs an error of a hook once. Lookups and later events continue."""
     calls = 0
 
     def break_down(event: Event) -> None:
@@ -487,14 +487,14 @@ async def test_a_hook_that_raises_is_logged_once_and_disturbs_nothing(caplog: py
 
 
 class Awaited:
-    """Something that would have to be awaited, though it is no coroutine function."""
+    """A callable object whose `__call__` is a coroutine function."""
 
     async def __call__(self, event: Event) -> None:
         """Do nothing."""
 
 
 async def awaited(event: Event) -> None:
-    """Do nothing, later."""
+    """Do nothing, as a coroutine."""
 
 
 def annotated(event: Event) -> Coroutine[Any, Any, None]:
@@ -513,15 +513,15 @@ def decorated(*arguments: Any) -> object:
     [awaited, Awaited(), partial(awaited), [print, awaited], annotated, decorated, "print", 5],
     ids=["function", "object", "partial", "list", "annotated", "decorated", "text", "number"],
 )
-def test_what_cannot_be_called_is_refused_at_once(hook: Any) -> None:
-    """A coroutine function would be called and never run."""
+def test_an_invalid_hook_is_refused(hook: Any) -> None:
+    """The client refuses a hook that is not callable, and a coroutine function, which would never run."""
     with pytest.raises(TypeError, match="on_event must be a plain function"):
         KaizenClient(on_event=hook)
 
 
 @virtual_time
-async def test_a_coroutine_that_only_shows_when_it_is_made_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    """And closed, so that Python does not complain about it for every event."""
+async def test_a_hook_that_returns_a_coroutine_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """The client logs once that a hook returns coroutines, and closes them, so that Python gives no warnings."""
     async with ScriptedTransport().client(on_event=lambda event: awaited(event)) as client:  # type: ignore[arg-type, return-value]  # noqa: PLW0108
         await client.instructor_executions.get("a")
     (complaint,) = [line for line in caplog.records if line.levelno >= logging.ERROR]
@@ -529,7 +529,7 @@ async def test_a_coroutine_that_only_shows_when_it_is_made_is_logged_once(caplog
 
 
 def test_without_a_hook_no_event_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not for a lookup, a retry, a pause or a wait."""
+    """Without a hook, the client creates no event for a lookup, a retry, a pause or a wait."""
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("an event was made")
@@ -558,8 +558,8 @@ def test_without_a_hook_no_event_is_made(monkeypatch: pytest.MonkeyPatch) -> Non
     play()
 
 
-async def test_a_hook_may_do_without_the_events_of_lookups_that_go_well(emulator: KaizenEmulator) -> None:
-    """It gets those of the others, and the client takes its short way to a record."""
+async def test_a_hook_can_skip_successful_lookups(emulator: KaizenEmulator) -> None:
+    """A hook with `every_lookup = False` gets events only of lookups that do not succeed at the first attempt."""
 
     class Hook:
         every_lookup = False
@@ -584,7 +584,7 @@ async def test_a_hook_may_do_without_the_events_of_lookups_that_go_well(emulator
 
 
 async def test_no_event_shows_the_key(emulator: KaizenEmulator) -> None:
-    """In none of its fields, nor in those of the errors in them."""
+    """No field of an event, and no error in an event, contains the key."""
     events: list[Event] = []
     emulator.faults.next(Fault.status(401, body=b"who are you?"))
     async with KaizenClient("very-secret", base_url=emulator.base_url, on_event=events.append) as client:

@@ -1,4 +1,4 @@
-"""What callers pass in as ids, and what they do with it meanwhile; in virtual time."""
+"""Callers pass ids in any collection or source, and may change it during the call. The tests run in virtual time."""
 
 import array
 import asyncio
@@ -23,7 +23,7 @@ NAMES = [f"e{number}" for number in range(300)]
 
 
 class Shelf:
-    """A collection of a caller's own, with a length and nothing else."""
+    """A collection of the caller, with only a length and an iterator."""
 
     def __init__(self, ids: Iterable[str]) -> None:
         self.ids = dict.fromkeys(ids)
@@ -40,7 +40,10 @@ class Shelf:
 
 
 class Bar:
-    """A progress bar: it has a length, and reads its source as it is read. Each `iter` goes on where the last was."""
+    """A progress bar with a length, which reads its source only once.
+
+    Each `iter` continues where the last one stopped.
+    """
 
     def __init__(self, ids: Iterable[str], total: int | None) -> None:
         self.source = iter(ids)
@@ -79,7 +82,7 @@ VIEWS: dict[str, Callable[[dict[str, str]], Any]] = {"keys": dict.keys, "values"
 async def results_of(
     client: KaizenClient, verb: str, ids: Any, each: Callable[[], object], **options: Any
 ) -> Counter[Any]:
-    """Return how many results of a streaming method each id got; do something between them."""
+    """Count the results of a streaming method for each id, and call a function between them."""
     seen: Counter[Any] = Counter()
     async with getattr(client.instructor_executions, verb)(ids, **options) as results:
         each()
@@ -91,8 +94,8 @@ async def results_of(
 
 @any_verb
 @pytest.mark.parametrize("collection", COLLECTIONS.values(), ids=COLLECTIONS)
-def test_a_collection_is_what_it_was_at_the_time_of_the_call(verb: str, collection: Callable[[list[str]], Any]) -> None:
-    """Whatever the caller removes or adds meanwhile."""
+def test_a_collection_is_copied_at_the_call(verb: str, collection: Callable[[list[str]], Any]) -> None:
+    """A method uses the ids that a collection holds at the call, regardless of later changes."""
 
     @virtual_time
     async def play() -> None:
@@ -106,8 +109,8 @@ def test_a_collection_is_what_it_was_at_the_time_of_the_call(verb: str, collecti
 
 @any_verb
 @pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
-def test_a_view_is_what_it_was_at_the_time_of_the_call(verb: str, view: Callable[[dict[str, str]], Any]) -> None:
-    """Although it follows its dict."""
+def test_a_dict_view_is_copied_at_the_call(verb: str, view: Callable[[dict[str, str]], Any]) -> None:
+    """A method uses the ids that a dict view holds at the call, although the view follows its dict."""
 
     @virtual_time
     async def play() -> None:
@@ -126,7 +129,7 @@ def test_a_view_is_what_it_was_at_the_time_of_the_call(verb: str, view: Callable
 
 @virtual_time
 async def test_an_array_is_a_collection() -> None:
-    """Numbers are not ids, so each gets its outcome and nothing is sent."""
+    """An array of numbers gives an outcome for each number, and the client sends nothing."""
     transport = ScriptedTransport()
     async with transport.client() as client:
         outcomes = await client.instructor_executions.get_many(array.array("i", [1, 2]))  # type: ignore[arg-type]
@@ -135,7 +138,7 @@ async def test_an_array_is_a_collection() -> None:
 
 @virtual_time
 async def test_a_source_with_a_length_is_never_read_twice() -> None:
-    """Neither by a checkpoint, nor by the deadline; and it is not read ahead of what is consumed."""
+    """Checkpoints and deadlines do not read a source with a length again, and a stream does not read it far ahead."""
     transport = ScriptedTransport(lambda i, _: ended(i), latency=1)
     async with transport.client(concurrency=2) as client:
         for verb in ("stream", "wait_many"):
@@ -155,8 +158,8 @@ async def test_a_source_with_a_length_is_never_read_twice() -> None:
 
 
 @any_verb
-def test_a_source_that_only_says_that_it_has_a_length_may_be_endless(verb: str) -> None:
-    """It is not read ahead, and not at all after the deadline."""
+def test_a_source_with_a_false_length_may_be_endless(verb: str) -> None:
+    """A stream does not read far ahead in a source whose length is unknown, and reads nothing after its deadline."""
 
     @virtual_time
     async def play() -> None:
@@ -170,8 +173,8 @@ def test_a_source_that_only_says_that_it_has_a_length_may_be_endless(verb: str) 
 
 
 @virtual_time
-async def test_a_length_that_is_too_small_is_an_end_after_the_deadline() -> None:
-    """As of a bar with an estimated total over an endless source."""
+async def test_a_deadline_ends_a_source_at_its_length() -> None:
+    """After its deadline, a stream takes ids of an endless source only up to the length that it reports."""
     for total in (30, 3):
         transport = ScriptedTransport(lambda i, _: ended(i), latency=1)
         async with transport.client(concurrency=2) as client:
@@ -182,14 +185,14 @@ async def test_a_length_that_is_too_small_is_an_end_after_the_deadline() -> None
 
 
 def raising(error: BaseException) -> Iterator[str]:
-    """Yield two ids, then raise."""
+    """Yield two ids, then raise an error."""
     yield "a"
     yield "b"
     raise error
 
 
 class Raising:
-    """The same without a generator, which would replace some errors."""
+    """An iterator that yields two ids and then raises. A generator would replace some errors."""
 
     def __init__(self, error: BaseException) -> None:
         self.ids = ["b", "a"]
@@ -211,13 +214,13 @@ class Raising:
 
 
 class AsyncRaising(Raising):
-    """Only asynchronous."""
+    """The asynchronous iterator alone."""
 
     __iter__ = None  # type: ignore[assignment]
 
 
 class SyncRaising(Raising):
-    """Only synchronous."""
+    """The synchronous iterator alone."""
 
     __aiter__ = None  # type: ignore[assignment]
 
@@ -235,10 +238,10 @@ ERRORS: dict[str, tuple[BaseException, type[BaseException]]] = {
 @any_verb
 @pytest.mark.parametrize("source", [SyncRaising, AsyncRaising])
 @pytest.mark.parametrize(("error", "raised"), ERRORS.values(), ids=ERRORS)
-def test_whatever_a_source_raises_reaches_the_consumer(
+def test_an_error_of_the_source_reaches_the_consumer(
     verb: str, source: type[Raising], error: BaseException, raised: type[BaseException]
 ) -> None:
-    """After the results of the ids before it; a source that raises never looks like one that ended."""
+    """The consumer gets the results of earlier ids, then the source's error. The source never looks finished."""
 
     @virtual_time
     async def play() -> None:
@@ -258,8 +261,8 @@ def test_whatever_a_source_raises_reaches_the_consumer(
 
 
 @any_verb
-def test_the_end_of_something_else_is_not_the_end_of_the_ids(verb: str) -> None:
-    """An iterator may raise what ends an asynchronous one."""
+def test_a_stop_of_the_other_kind_is_an_error(verb: str) -> None:
+    """A synchronous source that raises StopAsyncIteration causes a RuntimeError, not the end of the stream."""
 
     @virtual_time
     async def play() -> None:
@@ -273,7 +276,7 @@ def test_the_end_of_something_else_is_not_the_end_of_the_ids(verb: str) -> None:
 
 @any_verb
 def test_a_reader_that_is_cancelled_is_an_error(verb: str) -> None:
-    """As of a queue that is fed by a task of the caller's."""
+    """A source that awaits a cancelled task of the caller causes a RuntimeError, not the end of the stream."""
 
     async def fed() -> AsyncIterator[str]:
         reader = asyncio.create_task(asyncio.sleep(100))
@@ -293,7 +296,7 @@ def test_a_reader_that_is_cancelled_is_an_error(verb: str) -> None:
 
 @any_verb
 def test_a_source_that_will_not_be_cancelled_does_not_hold_the_caller(verb: str) -> None:
-    """Leaving the block ends it."""
+    """Leaving the block ends the stream, even if its source ignores cancellations."""
 
     async def stubborn() -> AsyncIterator[str]:
         yield "a"
@@ -316,7 +319,7 @@ def test_a_source_that_will_not_be_cancelled_does_not_hold_the_caller(verb: str)
 
 @any_verb
 def test_every_consumer_ends_when_the_block_is_left(verb: str) -> None:
-    """However many tasks iterate over one stream, and whatever is still to come."""
+    """Leaving the block ends all tasks that iterate over the stream, even with results outstanding."""
 
     @virtual_time
     async def play() -> None:
@@ -337,10 +340,10 @@ def test_every_consumer_ends_when_the_block_is_left(verb: str) -> None:
 
 
 class Crashing(ScriptedTransport):
-    """Raises what no transport should, for one id."""
+    """A transport that raises an unexpected error for one id."""
 
     async def send(self, url: Any, body: bytes, *args: Any) -> Any:
-        """Raise it."""
+        """Raise the error for that id."""
         if b"crash" in body:
             raise ZeroDivisionError
         return await super().send(url, body, *args)
@@ -348,7 +351,7 @@ class Crashing(ScriptedTransport):
 
 @pytest.mark.parametrize("steps", range(30))
 def test_a_crash_is_always_raised(steps: int) -> None:
-    """At whichever step of the loop the consumer looks; and an endless source does not hide it."""
+    """A stream raises an unexpected error at any step at which it is read, even with an endless source."""
 
     async def play() -> None:
         transport = Crashing()
@@ -369,8 +372,8 @@ def test_a_crash_is_always_raised(steps: int) -> None:
 
 
 @virtual_time
-async def test_a_task_that_somebody_else_cancels_is_not_an_end() -> None:
-    """Whoever cancels all tasks of the loop does not make the outcomes look complete."""
+async def test_a_task_cancelled_from_outside_is_an_error() -> None:
+    """If other code cancels the tasks of a stream, the stream raises a RuntimeError instead of ending early."""
     transport = ScriptedTransport(latency=5)
     async with transport.client(concurrency=2) as client:
         async with client.instructor_executions.stream(["a", "b"]) as outcomes:
@@ -382,7 +385,7 @@ async def test_a_task_that_somebody_else_cancels_is_not_an_end() -> None:
 
 
 def blocking(loop: asyncio.AbstractEventLoop, seconds: float, count: int) -> Iterator[str]:
-    """Yield ids, each after blocking the event loop."""
+    """Yield ids, and block the event loop before each of them."""
     import time
 
     for number in range(count):
@@ -392,7 +395,7 @@ def blocking(loop: asyncio.AbstractEventLoop, seconds: float, count: int) -> Ite
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_source_that_blocks_costs_only_its_time(loop: Any) -> None:
-    """The first outcome does not wait for the last id, and no attempt is charged with the time."""
+    """A source that blocks the loop delays neither the first outcome to the last id nor any attempt to its timeout."""
 
     async def play() -> None:
         async with ScriptedServer(lambda request: [ok(request)]) as server:
@@ -416,7 +419,7 @@ def test_a_source_that_blocks_costs_only_its_time(loop: Any) -> None:
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_loop_that_is_blocked_does_not_time_an_attempt_out(loop: Any) -> None:
-    """Whoever blocks it: the response is read first."""
+    """After a blocked loop, the client reads the response before it checks the attempt timeout."""
 
     async def play() -> None:
         import time
@@ -425,7 +428,7 @@ def test_a_loop_that_is_blocked_does_not_time_an_attempt_out(loop: Any) -> None:
             async with client_for(server, attempt_timeout=0.1, retry=RetryPolicy(max_attempts=1)) as client:
                 get = asyncio.create_task(client.instructor_executions.get("a"))
                 await reach(lambda: client.stats().in_flight == 1)
-                time.sleep(0.3)  # noqa: ASYNC251 - blocking is what is tested
+                time.sleep(0.3)  # noqa: ASYNC251 - the test blocks the loop on purpose
                 assert (await get).id == "a"
 
     run_on(loop, play())
@@ -433,7 +436,7 @@ def test_a_loop_that_is_blocked_does_not_time_an_attempt_out(loop: Any) -> None:
 
 @virtual_time
 async def test_a_stream_resumes_from_its_checkpoint() -> None:
-    """In another process: what was not handed out is looked up, and nothing else."""
+    """A stream with a checkpoint looks up exactly the ids whose outcomes were not yielded, also in another process."""
     ids = ["a", "b", "a", "c", "", *NAMES, "z"]
     transport = ScriptedTransport(lambda i, _: (NEVER if i == "z" else 0.1, record(i)))
     seen: Counter[str] = Counter()
@@ -456,8 +459,8 @@ async def test_a_stream_resumes_from_its_checkpoint() -> None:
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_a_checkpoint_tells_how_much_of_a_generator_was_taken(asynchronous: bool) -> None:
-    """So that a later call takes the rest of the same generator."""
+def test_a_checkpoint_counts_the_ids_taken(asynchronous: bool) -> None:
+    """A checkpoint counts the ids taken from a generator, so that a later call can take the rest."""
 
     @virtual_time
     async def play() -> None:
@@ -485,8 +488,8 @@ def test_a_checkpoint_tells_how_much_of_a_generator_was_taken(asynchronous: bool
 
 
 @virtual_time
-async def test_a_checkpoint_of_one_verb_serves_the_other() -> None:
-    """Ids are ids."""
+async def test_wait_many_accepts_a_checkpoint_of_stream() -> None:
+    """`wait_many` resumes from a checkpoint of `stream`."""
     transport = at_once(ending(0))
     async with transport.client(poll=every(1)) as client:
         stream = client.instructor_executions.stream(["a", "b", "b"])
@@ -498,7 +501,7 @@ async def test_a_checkpoint_of_one_verb_serves_the_other() -> None:
 
 @virtual_time
 async def test_a_resumed_stream_accounts_for_its_ids_when_it_is_cut_off() -> None:
-    """By its deadline or by the client's closing."""
+    """A resumed stream gives each id of its checkpoint an outcome, also at its deadline or on a closed client."""
     transport = ScriptedTransport(latency=NEVER)
     state = {"version": 2, "taken": 0, "taken_at": 0, "ids": [["a", 3], ["b", 1]]}
     client = transport.client(concurrency=1)
@@ -513,7 +516,7 @@ async def test_a_resumed_stream_accounts_for_its_ids_when_it_is_cut_off() -> Non
 
 @pytest.mark.parametrize("method", ["get_many", "stream"])
 def test_a_source_that_swallows_a_cancellation_does_not_keep_the_call(method: str) -> None:
-    """It hands out another id instead of ending. The caller is cancelled all the same."""
+    """A cancelled call ends as cancelled, even if its source ignores the cancellation and yields another id."""
 
     async def stubborn() -> AsyncIterator[str]:
         try:

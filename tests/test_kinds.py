@@ -1,4 +1,4 @@
-"""Other lookups than that of instructor executions: workflow executions, and records of a caller's own."""
+"""The client looks up other kinds of records: workflow executions, and record types of the caller."""
 
 import copy
 import json
@@ -38,17 +38,17 @@ FULL = (
 
 
 def wrapped(execution_id: str = "run_1", **fields: Any) -> bytes:
-    """Return an answer with a record of a few fields."""
+    """Return the body of a response with a record of a few fields."""
     return json.dumps({"execution": {"id": execution_id, "status": "InProgress", **fields}}).encode()
 
 
 def decoded(**fields: Any) -> WorkflowExecution:
-    """Return a record of a few fields."""
+    """Return a record with a few fields."""
     return ENDPOINT.decode(wrapped(**fields), "run_1")
 
 
 def test_the_known_fields_of_a_workflow_execution_are_typed() -> None:
-    """As those of an instructor execution are."""
+    """The known fields of a workflow execution have the same types as those of an instructor execution."""
     execution = ENDPOINT.decode(FULL, "run_1")
     assert execution.status is ExecutionStatus.COMPLETED
     assert execution.workflow == Workflow("wf_1", "Renew")
@@ -56,7 +56,7 @@ def test_the_known_fields_of_a_workflow_execution_are_typed() -> None:
 
 
 def test_a_workflow_execution_loses_nothing() -> None:
-    """The JSON that came can be read byte for byte, and every field of it by its name."""
+    """A workflow execution keeps the JSON of the response byte for byte, and gives every field by name."""
     execution = ENDPOINT.decode(FULL, "run_1")
     inner = FULL.removeprefix(b'{"execution": ').removesuffix(b"}")
     assert execution.raw == inner
@@ -66,7 +66,7 @@ def test_a_workflow_execution_loses_nothing() -> None:
 
 
 def test_a_workflow_execution_survives_storage() -> None:
-    """As a pickle and as a copy, with the fields that have no attribute."""
+    """Pickles, copies and dictionaries of a workflow execution keep the fields that have no attribute."""
     execution = ENDPOINT.decode(FULL, "run_1")
     for again in (
         pickle.loads(pickle.dumps(execution)),  # noqa: S301 - our own bytes
@@ -78,13 +78,13 @@ def test_a_workflow_execution_survives_storage() -> None:
         assert again.extra["batch"] == {"id": "b", "tags": ["x", "é"]}
 
 
-def test_a_change_of_a_field_without_attribute_is_not_a_change() -> None:
-    """So a field that changes with every response does not make `watch` report one each time."""
+def test_fields_without_attribute_do_not_count_as_changes() -> None:
+    """Records that differ only in fields without an attribute are equal, so `watch` does not report them as changes."""
     assert decoded(attempts=1) == decoded(attempts=2)
 
 
 def test_a_workflow_execution_made_by_hand_has_no_other_fields() -> None:
-    """There is no JSON that they could be in."""
+    """A workflow execution that was not decoded from JSON has no extra fields."""
     assert WorkflowExecution(id="run_1", status=ExecutionStatus.PAUSED).extra == {}
 
 
@@ -104,7 +104,7 @@ def test_a_workflow_execution_made_by_hand_has_no_other_fields() -> None:
     ids=str,
 )
 def test_a_workflow_execution_has_ended_by_its_end_time_or_status(fields: dict[str, Any], is_finished: bool) -> None:
-    """A status that nobody knows is no end."""
+    """An end time or a final status marks a workflow execution as finished. An unknown status does not."""
     assert decoded(**fields).is_finished is is_finished
 
 
@@ -119,10 +119,8 @@ def test_a_workflow_execution_has_ended_by_its_end_time_or_status(fields: dict[s
     ],
     ids=str,
 )
-def test_the_duration_of_a_workflow_execution_is_told_if_it_can_be(
-    fields: dict[str, Any], duration: timedelta | None
-) -> None:
-    """By the server's figure, or else by its times."""
+def test_the_duration_of_a_workflow_execution(fields: dict[str, Any], duration: timedelta | None) -> None:
+    """The duration is the server's figure, or else the difference of the times, or None."""
     assert decoded(**fields).duration == duration
 
 
@@ -135,15 +133,15 @@ def test_the_duration_of_a_workflow_execution_is_told_if_it_can_be(
         (b'{"execution": {"id": "run_2", "status": "Completed"}}', "$.execution.id"),
     ],
 )
-def test_an_answer_that_holds_no_workflow_execution_is_refused(body: bytes, path: str) -> None:
-    """With the place of the misfit, the wrapping included."""
+def test_a_response_without_a_workflow_execution_is_refused(body: bytes, path: str) -> None:
+    """A response that does not fit raises a DecodeError with the path, which includes the wrapper."""
     with pytest.raises(DecodeError) as caught:
         ENDPOINT.decode(body, "run_1")
     assert caught.value.path == path
 
 
-async def test_every_verb_takes_workflow_executions(emulator: KaizenEmulator) -> None:
-    """Against the emulator, which serves both kinds."""
+async def test_every_method_accepts_workflow_executions(emulator: KaizenEmulator) -> None:
+    """All six methods work with workflow executions against the emulator, which serves both kinds."""
     emulator.add("run_1", Life.ended(status="Failed"))
     async with KaizenClient(base_url=emulator.base_url) as kaizen:
         executions = kaizen.executions
@@ -162,7 +160,10 @@ async def test_every_verb_takes_workflow_executions(emulator: KaizenEmulator) ->
 
 
 async def test_a_workflow_execution_is_waited_for_through_its_life() -> None:
-    """Hours of it, in virtual time; the emulator tells no end time, so it is the status that ends the wait."""
+    """`watch` follows a workflow execution for virtual hours.
+
+    Its status ends the wait, because the emulator sends no end time.
+    """
     clock = VirtualClock()
     async with KaizenEmulator(clock=clock) as emulator:
         emulator.add("run_1", Life.of(("Enqueued", 0), ("InProgress", 60), ("Paused", 600), ("Completed", 7200)))
@@ -176,7 +177,7 @@ async def test_a_workflow_execution_is_waited_for_through_its_life() -> None:
 
 @virtual_time
 async def test_a_wait_under_an_unknown_status_ends_with_its_deadline() -> None:
-    """Not in silence: the error has the record, and so the status."""
+    """A wait for an execution with an unknown status ends at its deadline, and the error has the last record."""
     transport = at_once(lambda i, _: Answer(200, {}, wrapped(i, status="Zorp")))
     async with transport.client() as kaizen:
         with pytest.raises(DeadlineExceededError) as caught:
@@ -186,7 +187,7 @@ async def test_a_wait_under_an_unknown_status_ends_with_its_deadline() -> None:
 
 
 class Brief(msgspec.Struct, frozen=True, rename="camel"):
-    """Three fields of a record, of a caller's own choice."""
+    """A record type of the caller with three fields."""
 
     id: str
     status: str
@@ -194,19 +195,19 @@ class Brief(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Finished(msgspec.Struct, frozen=True):
-    """A record that judges for itself whether it has ended."""
+    """A record type with its own `is_finished`."""
 
     id: str
     progress: float
 
     @property
     def is_finished(self) -> bool:
-        """Whether all is done."""
+        """Whether the progress is complete."""
         return self.progress >= 1
 
 
-async def test_a_record_of_three_fields_is_all_that_is_decoded(emulator: KaizenEmulator) -> None:
-    """By every verb, waiting included: its `end_time` tells when an execution has ended."""
+async def test_a_record_type_may_declare_few_fields(emulator: KaizenEmulator) -> None:
+    """A record type with three fields works, also for waiting, because its `end_time` says when the execution ended."""
     emulator.add("exec_1", Life.ended(status="Completed"))
     async with KaizenClient(base_url=emulator.base_url) as kaizen:
         briefs = kaizen.lookups("instructor/executions/get", Brief)
@@ -217,7 +218,7 @@ async def test_a_record_of_three_fields_is_all_that_is_decoded(emulator: KaizenE
 
 
 class Everything(msgspec.Struct, frozen=True):
-    """One typed field, and the JSON of all."""
+    """A record type with one typed field and the JSON of the whole record."""
 
     id: str
     raw: msgspec.Raw = msgspec.Raw()
@@ -225,15 +226,15 @@ class Everything(msgspec.Struct, frozen=True):
 
 @pytest.mark.parametrize("unwrap", [None, "execution", "not-a-python-name"])
 def test_any_record_can_keep_the_json_that_it_came_in(unwrap: str | None) -> None:
-    """In a field `raw`, whether or not the answer wraps it."""
+    """A record type with a field `raw` keeps its JSON, whether or not the response wraps it."""
     inner = b'{"id":"a",  "x": [1.0]}'
     body = inner if unwrap is None else b'{"' + unwrap.encode() + b'": ' + inner + b"}"
     record = Endpoint("path", Everything, unwrap).decode(body, "a")
     assert bytes(record.raw) == inner
 
 
-def test_a_field_called_raw_of_another_type_is_a_field_like_others() -> None:
-    """It holds what the server sent under that name."""
+def test_a_raw_field_of_another_type_is_an_ordinary_field() -> None:
+    """A field `raw` of another type holds the value that the server sent under that name."""
 
     class Coffee(msgspec.Struct):
         id: str
@@ -243,8 +244,8 @@ def test_a_field_called_raw_of_another_type_is_a_field_like_others() -> None:
 
 
 @virtual_time
-async def test_a_record_may_judge_for_itself_whether_it_has_ended() -> None:
-    """Its `is_finished` counts, and it needs no end time."""
+async def test_a_record_type_may_define_is_finished() -> None:
+    """A wait uses the `is_finished` of a record type that has no end time."""
 
     def play(execution_id: str, number: int) -> Reply:
         return Answer(200, {}, json.dumps({"id": execution_id, "progress": number / 4}).encode())
@@ -257,24 +258,24 @@ async def test_a_record_may_judge_for_itself_whether_it_has_ended() -> None:
 
 
 class Method(msgspec.Struct):
-    """A record whose `is_finished` would always be true, being a method."""
+    """A record whose `is_finished` is a method, so the attribute would always be true."""
 
     id: str
 
     def is_finished(self) -> bool:
-        """Return whether it has ended, to whoever calls."""
+        """Return whether the execution has ended."""
         return False
 
 
 class Mute(msgspec.Struct):
-    """A record that does not tell whether it has ended."""
+    """A record that does not say whether it has ended."""
 
     id: str
 
 
 @pytest.mark.parametrize("record", [Method, Mute])
-async def test_a_record_that_does_not_tell_its_end_cannot_be_waited_for(record: type[Any]) -> None:
-    """It would be a wait without end, or none; looking it up is fine."""
+async def test_a_record_without_an_end_cannot_be_waited_for(record: type[Any]) -> None:
+    """`wait` and `watch` refuse a record type that does not say when it has ended."""
     async with KaizenClient() as kaizen:
         executions = kaizen.lookups("path", record)
         with pytest.raises(TypeError, match=f"give {record.__name__} a field `end_time`"):
@@ -293,7 +294,7 @@ class Preview(Record, frozen=True, gc=False, kw_only=True, omit_defaults=True):
 
 
 async def test_a_third_kind_is_an_entry_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The emulator makes up the fields that other kinds have, and a wait knows how it ends."""
+    """One entry in the table of kinds is enough for the emulator to serve a third kind and for a wait to end."""
     kind = Kind("previews", "previews/get", Preview, unwrap="preview")
     monkeypatch.setitem(emulated.KINDS, "/previews/get", emulated.served(kind))  # type: ignore[arg-type]
     async with KaizenEmulator() as emulator, KaizenClient(base_url=emulator.base_url) as client:

@@ -1,9 +1,8 @@
-"""README and docs/ do what they say: every Python block runs, and so does every shell block marked `<!-- run -->`.
+"""Every Python block of README and docs/ runs, and so does every shell block marked `<!-- run -->`.
 
-A block of tests (with a function `test_…`) is run by a pytest within this one, any other as a script, each in an empty
-folder. All meet an emulator in which every execution exists, unless they bring their own. A block that needs what the
-test extra does not bring is marked `<!-- needs: NAME -->` in the line above it: without NAME installed it is only
-compiled.
+A block with a function `test_…` is run by a nested pytest, any other block as a script, each in an empty folder. All
+blocks use an emulator in which every execution exists, unless they start their own. A block that needs a package
+outside the test extra is marked `<!-- needs: NAME -->` in the line above it. Without that package it is only compiled.
 """
 
 import ast
@@ -38,7 +37,7 @@ DOCUMENTS = [README, *sorted((PROJECT / "docs").glob("*.md"))]
 
 
 class Block(NamedTuple):
-    """A fenced block: its language, what the comment above it says, its text, and where it begins."""
+    """A fenced block: its language, the comment above it, its text, and its place in the document."""
 
     language: str
     mark: str
@@ -66,14 +65,14 @@ def those(chosen: list[Block]) -> pytest.MarkDecorator:
 
 
 def can_run(block: Block) -> bool:
-    """Return whether what a block says that it needs is there."""
+    """Return whether the packages that a block needs are installed."""
     needed = re.findall(r"needs: ([\w.]+)", block.mark)
     return all(importlib.util.find_spec(name) is not None for name in needed)
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Return an empty folder to run in, with variables in the environment that lead to an emulator."""
+    """Return an empty folder to run in, with environment variables that point to an emulator."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KAIZEN_API_KEY", "key-of-the-readme")
     with KaizenEmulator(default_life=Life.ended()) as emulator:
@@ -92,7 +91,7 @@ def has_tests(block: Block) -> bool:
 @pytest.mark.slow
 @those([block for block in EVERYWHERE if block.language == "python"])
 def test_a_python_block_runs(block: Block, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To its end, without a warning."""
+    """A Python block runs to its end without a warning."""
     compile(block.text, block.place, "exec")
     if not can_run(block):
         pytest.skip(f"without {block.mark.removeprefix('needs: ')} it is only compiled")
@@ -110,7 +109,7 @@ def test_a_python_block_runs(block: Block, folder: Path, monkeypatch: pytest.Mon
 @pytest.mark.timeout(90)
 @those([block for block in EVERYWHERE if block.mark == "run"])
 def test_a_marked_shell_block_runs(block: Block, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of its commands ends well."""
+    """Every command of a marked shell block succeeds."""
     (folder / "ids.txt").write_text("exec_1\nexec_2\n")
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)  # the tests of the command measure it
@@ -122,7 +121,7 @@ def test_a_marked_shell_block_runs(block: Block, folder: Path, monkeypatch: pyte
 @pytest.mark.slow
 @pytest.mark.timeout(90)
 def test_the_services_of_the_compose_file_work_together(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The emulator starts by its command, becomes healthy by its check, and serves the app by its environment."""
+    """The emulator's command starts, its health check succeeds, and the app's environment leads a client to it."""
     files = {block.text.split()[1]: block.text for block in EVERYWHERE if block.text.startswith("# lives.yaml\n")}
     files |= {block.text.split()[1]: block.text for block in EVERYWHERE if block.text.startswith("# compose.yaml\n")}
     services = yaml.safe_load(files["compose.yaml"])["services"]
@@ -152,7 +151,7 @@ def test_the_services_of_the_compose_file_work_together(folder: Path, monkeypatc
 
 
 async def looked_up(*ids: str) -> dict[str, str]:
-    """Return the statuses of executions, as a client finds them by its environment."""
+    """Return the statuses of executions from a client that is configured by its environment."""
     async with KaizenClient() as kaizen:
         outcomes = await kaizen.instructor_executions.get_many(ids)
     return {outcome.id: outcome.unwrap().status.value for outcome in outcomes}
@@ -160,20 +159,20 @@ async def looked_up(*ids: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
 def test_no_block_is_overlooked(document: Path) -> None:
-    """A document whose fences are written some other way does not pass for one without errors."""
+    """The parser finds every Python block of a document."""
     assert document.read_text().count("```python") == sum(block.language == "python" for block in blocks(document))
 
 
 @pytest.mark.parametrize("mark", ["demo-command", "test-command"])
 def test_the_commands_to_try_it_are_one_line_each(mark: str) -> None:
-    """They are for copying; the gate runs them as they stand."""
+    """The README's commands to copy are one line each."""
     (block,) = (block for block in blocks() if block.mark == mark)
     assert block.language == "bash"
     assert len(block.text.splitlines()) == 1
 
 
 def test_the_tree_of_errors_is_that_of_the_code() -> None:
-    """Each class under its base, none missing."""
+    """The documented tree of errors has each class under its base class."""
     (drawn,) = (block.text for block in EVERYWHERE if block.text.startswith("KaizenError\n"))
     lines = [re.match(r"[│ ├└─]*\w+", line) for line in drawn.splitlines()]
     own = re.findall(r"^    ([│ ├└─]*\w+Error)\b", documented_tree or "", re.MULTILINE)
@@ -182,7 +181,7 @@ def test_the_tree_of_errors_is_that_of_the_code() -> None:
 
 
 def test_every_setting_is_in_the_table() -> None:
-    """With a row of its own for each argument of the client."""
+    """The table of settings has one row for each argument of the client, in order."""
     import inspect
 
     from kaizen_async import KaizenClient

@@ -1,4 +1,4 @@
-"""The dashboard of `examples/` in a real uvicorn, over real HTTP, and in a real browser."""
+"""The example dashboard works in a real uvicorn, over real HTTP, and in a real browser."""
 
 import asyncio
 import json
@@ -48,10 +48,10 @@ class Dashboard(NamedTuple):
 
 @contextmanager
 def serving(base_url: str, **settings: str) -> Iterator[Dashboard]:
-    """Serve the app in a process of its own until the end of the block."""
+    """Serve the app in its own process until the end of the block."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        # The socket is handed over, so nobody else can have taken the port meanwhile, and no request comes too early.
+        # The child inherits the listening socket, so the port cannot be taken and no request comes too early.
         command = [sys.executable, "-m", "uvicorn", "app:app", "--fd", str(listener.fileno()), "--log-level", "warning"]
         process = subprocess.Popen(  # noqa: S603 - our own
             command,
@@ -70,14 +70,14 @@ def serving(base_url: str, **settings: str) -> Iterator[Dashboard]:
 
 @pytest.fixture
 def dashboard(emulator: KaizenEmulator) -> Iterator[Dashboard]:
-    """Return the app, before the emulator of the test."""
+    """Return a running app that uses the emulator of the test."""
     with serving(emulator.base_url) as running:
         yield running
 
 
 @pytest.fixture
 async def http() -> AsyncIterator[aiohttp.ClientSession]:
-    """Return a session for any number of connections."""
+    """Return a session without a limit of connections."""
     timeout = aiohttp.ClientTimeout(total=PATIENCE)
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
         yield session
@@ -95,7 +95,7 @@ async def events_in(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[str
 
 
 async def watched(http: aiohttp.ClientSession, dashboard: Dashboard, *ids: str) -> list[tuple[str, Any]]:
-    """Return all events about some executions, once they have ended."""
+    """Return all events about some executions, after the stream has ended."""
     async with http.get(f"{dashboard.url}/changes", params=[("id", one) for one in ids]) as response:
         assert response.content_type == "text/event-stream"
         return [event async for event in events_in(response)]
@@ -109,10 +109,10 @@ async def until(holds: Callable[[], Any]) -> None:
         await asyncio.sleep(0.02)
 
 
-async def test_a_look_up_is_answered_with_the_record(
+async def test_a_lookup_returns_the_record(
     emulator: KaizenEmulator, dashboard: Dashboard, http: aiohttp.ClientSession
 ) -> None:
-    """As the API names its fields."""
+    """The app returns a record with the API's field names."""
     emulator.add("exec_1", workflow="Import invoices")
     async with http.get(f"{dashboard.url}/executions/exec_1") as response:
         assert response.status == 200
@@ -135,13 +135,13 @@ async def test_a_look_up_is_answered_with_the_record(
     ],
     ids=["unknown", "key refused", "refused", "reset", "throttled", "unavailable", "hanging"],
 )
-async def test_an_error_is_answered_with_the_right_status(
+async def test_an_error_has_the_right_status(
     emulator: KaizenEmulator, http: aiohttp.ClientSession, fault: Fault | None, status: int, retry_after: str | None
 ) -> None:
-    """With what happened as the detail, and when to come again if the server of the API named a time."""
+    """The app responds to an error with a fitting status, the reason, and the API's Retry-After if there is one."""
     if fault is not None:
         emulator.faults.always(fault)
-    # Where a server names no time, all attempts fit: one that did not would be worth a Retry-After too.
+    # Without a Retry-After, all attempts fit into the time. One that did not would give a Retry-After too.
     with serving(emulator.base_url, LOOK_UP_SECONDS="10" if status == 502 else "2") as dashboard:
         async with http.get(f"{dashboard.url}/executions/exec_1") as response:
             assert response.status == status
@@ -149,10 +149,10 @@ async def test_an_error_is_answered_with_the_right_status(
             assert (await response.json())["detail"].startswith("exec_1: ")
 
 
-async def test_a_watch_sends_states_and_changes_and_says_when_all_have_ended(
+async def test_a_watch_sends_changes_until_all_have_ended(
     emulator: KaizenEmulator, dashboard: Dashboard, http: aiohttp.ClientSession
 ) -> None:
-    """The page shows the error of an execution that cannot be looked up, and goes on watching the others."""
+    """The stream sends the error of an execution that cannot be looked up, and continues to watch the others."""
     emulator.add("exec_1", Life.of(("Enqueued", 0), ("Zorp", 1), ("Completed", 2)))
     events = await watched(http, dashboard, "exec_1", "nobody")
     rows = [data for name, data in events if name == "change"]
@@ -167,14 +167,14 @@ async def test_a_watch_sends_states_and_changes_and_says_when_all_have_ended(
 
 
 async def test_without_ids_there_is_nothing_to_watch(dashboard: Dashboard, http: aiohttp.ClientSession) -> None:
-    """The request is refused."""
+    """The app refuses a watch without ids."""
     async with http.get(f"{dashboard.url}/changes") as response:
         assert response.status == 422
 
 
 @pytest.mark.parametrize("ids", [["a b"], ["../x"], ["x" * 129], ["a"] * 5001, []])
 async def test_ids_of_strangers_are_bounded(dashboard: Dashboard, http: aiohttp.ClientSession, ids: list[str]) -> None:
-    """What cannot be an id, and too many of them, are refused before anything is asked for."""
+    """The app refuses invalid ids, too many ids and foreign hosts before it sends a request."""
     async with http.post(f"{dashboard.url}/changes", json={"ids": ids}) as response:
         assert response.status == 422
     async with http.get(f"{dashboard.url}/", headers={"Host": "evil.example"}) as response:
@@ -183,7 +183,7 @@ async def test_ids_of_strangers_are_bounded(dashboard: Dashboard, http: aiohttp.
 
 
 async def test_thousands_can_be_watched(emulator: KaizenEmulator, http: aiohttp.ClientSession) -> None:
-    """By a request with a body; a page too many is told so."""
+    """A POST watches thousands of ids, and the app refuses further pages with a 503."""
     ids = [f"exec_{number}" for number in range(5000)]
     emulator.add_many(ids, Life.ended())
     with serving(emulator.base_url, MOST_WATCHED="5000", POLLS_PER_SECOND="10000") as dashboard:
@@ -200,21 +200,21 @@ async def test_thousands_can_be_watched(emulator: KaizenEmulator, http: aiohttp.
 async def test_many_viewers_cost_the_polls_of_one(
     emulator: KaizenEmulator, dashboard: Dashboard, http: aiohttp.ClientSession
 ) -> None:
-    """All see the end, and the emulator sees each execution polled as for a single viewer."""
+    """All viewers see the end, and the emulator receives as many polls as for one viewer."""
     ids = [f"exec_{number}" for number in range(5)]
     emulator.add_many(ids, Life.lasting(5))
     everything = await asyncio.gather(*(watched(http, dashboard, *ids) for _ in range(VIEWERS)))
     for events in everything:
         ended = {data["id"] for name, data in events if name == "change" and data["execution"]["endTime"]}
         assert ended == set(ids)
-    # Polls are at least a second apart, and a machine that is slow makes them no more.
+    # Polls are at least a second apart, and a slow machine does not add any.
     assert max(emulator.requests_for(one) for one in ids) < 20 < VIEWERS
 
 
 async def test_a_viewer_who_leaves_ends_the_watch(
     emulator: KaizenEmulator, dashboard: Dashboard, http: aiohttp.ClientSession
 ) -> None:
-    """Nothing is polled for nobody."""
+    """The app stops polling when its last viewer leaves."""
     emulator.add("exec_1", Life.running())
 
     async def waiting() -> int:
@@ -232,10 +232,10 @@ async def test_a_viewer_who_leaves_ends_the_watch(
     await until(left)
 
 
-async def test_a_server_told_to_stop_does_so_with_pages_open(
+async def test_the_server_stops_with_pages_open(
     emulator: KaizenEmulator, dashboard: Dashboard, http: aiohttp.ClientSession
 ) -> None:
-    """Their streams end without `done`, so the browsers come back; nothing is complained about."""
+    """On SIGTERM the server ends open streams without `done`, so that browsers reconnect, and prints no complaint."""
     emulator.add("exec_1", Life.running())
     async with http.get(f"{dashboard.url}/changes", params={"id": "exec_1"}) as response:
         events = events_in(response)
@@ -247,8 +247,8 @@ async def test_a_server_told_to_stop_does_so_with_pages_open(
     assert dashboard.process.returncode == -signal.SIGTERM
 
 
-def test_the_page_shows_executions_living(emulator: KaizenEmulator, dashboard: Dashboard, tmp_path: Path) -> None:
-    """In a browser: rows appear, a status changes, an ended one is marked, the batch advances."""
+def test_the_page_shows_changes(emulator: KaizenEmulator, dashboard: Dashboard, tmp_path: Path) -> None:
+    """In a browser, rows appear, a status changes, a finished row is marked, and the count advances."""
     playwright = pytest.importorskip("playwright.sync_api", reason="pip install 'kaizen-async[examples]'")
     if CHROMIUM is None:
         pytest.skip("needs Chromium (Debian: apt-get install chromium)")
@@ -299,7 +299,7 @@ def test_the_page_shows_executions_living(emulator: KaizenEmulator, dashboard: D
 
 
 def other_ids_can_be_chosen(page: Any, expect: Any, url: str) -> None:
-    """Too many ids, and none, are refused; the browser's way back leads to the ids from before."""
+    """Check that the page refuses too many ids and none, and that the Back button restores the earlier ids."""
     page.locator("#change").click()
     too_many = "\n".join(f"exec_{one}" for one in range(5001))
     page.evaluate("(text) => { document.getElementById('ids').value = text }", too_many)
@@ -318,7 +318,7 @@ def other_ids_can_be_chosen(page: Any, expect: Any, url: str) -> None:
 
 
 def test_the_demo_starts_with_one_command() -> None:
-    """It says where to look, and ends at a Ctrl-C."""
+    """The demo prints its URL and ends at Ctrl-C."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     command = [sys.executable, str(FOLDER / "demo.py"), "--port", str(port), "--executions", "3"]

@@ -1,4 +1,4 @@
-"""The recipes, run as they stand: a Celery worker with its own event loop per task, Dask, Ray, and a plain script."""
+"""The recipes run unchanged: a Celery worker with one event loop per task, Dask, Ray, and a plain script."""
 
 import re
 from collections.abc import Iterator
@@ -18,13 +18,13 @@ FOLDER = EXAMPLES / "recipes"
 
 @pytest.fixture
 def emulator() -> Iterator[KaizenEmulator]:
-    """Return an emulator in which all executions have ended, but for `no_1`, which does not exist."""
+    """Return an emulator in which all executions have ended, except `no_1`, which does not exist."""
     with KaizenEmulator(default_life=lambda id: None if id == "no_1" else Life.ended()) as running:
         yield running
 
 
 def test_one_client_serves_all_tasks_of_a_celery_process(emulator: KaizenEmulator, tmp_path: Path) -> None:
-    """One event loop after another, of which none leaves a connection open or says a word about one."""
+    """One client serves the event loops of all tasks in turn, and leaves no connection open and no warning."""
     ids = [f"exec_{number}" for number in range(5)]
     with RedisServer(tmp_path) as redis:
         settings = {
@@ -59,7 +59,7 @@ def test_one_client_serves_all_tasks_of_a_celery_process(emulator: KaizenEmulato
 
 
 def test_the_plain_script_prints_a_line_for_each_id(emulator: KaizenEmulator, tmp_path: Path) -> None:
-    """The status, or why there is none."""
+    """The script prints the status or the error of each id."""
     command = python("plain_script.py", "exec_1", "no_1", "exec_2")
     settings = {"KAIZEN_BASE_URL": emulator.base_url, "PYTHONWARNINGS": "error"}
     with Running(*command, folder=FOLDER, log=tmp_path / "script.log", settings=settings) as script:
@@ -69,8 +69,8 @@ def test_the_plain_script_prints_a_line_for_each_id(emulator: KaizenEmulator, tm
 
 
 @pytest.mark.parametrize("engine", ["dask", "ray"])
-def test_engines_of_data_look_ids_up(engine: str, emulator: KaizenEmulator, tmp_path: Path) -> None:
-    """With the status of each, or why there is none, and one request for each id."""
+def test_data_engines_look_ids_up(engine: str, emulator: KaizenEmulator, tmp_path: Path) -> None:
+    """Dask and Ray return the status or the error of each id, with one request for each id."""
     pytest.importorskip(engine, reason=f"without {engine}: pip install 'dask[bag]' 'ray[data]'")
     (recipe,) = FOLDER.glob(f"{engine}_*.py")
     ids = [f"exec_{number}" for number in range(20)]

@@ -1,4 +1,4 @@
-"""The taskiq example: real worker processes, a real redis-server, and the API emulated in this process."""
+"""The taskiq example runs with real worker processes, a real redis-server and an emulated API."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -28,13 +28,16 @@ asyncio.run(main())
 
 @pytest.fixture
 def emulator() -> Iterator[KaizenEmulator]:
-    """Return an API in which all executions have ended, but for those that do not exist."""
+    """Return an emulator in which all executions have ended, except the ids that start with `no_`."""
     with KaizenEmulator(default_life=lambda id: None if id.startswith("no_") else Life.ended()) as running:
         yield running
 
 
 def test_the_example_loses_nothing_when_a_worker_is_killed(tmp_path: Path, emulator: KaizenEmulator) -> None:
-    """Another continues its part; a worker that is asked to stop ends well; a task of one's own runs beside ours."""
+    """Another worker continues the ids of a killed worker.
+
+    A stopped worker ends cleanly, and other tasks run beside.
+    """
     ids = [*(f"exec_{number}" for number in range(2500)), "no_1", "no_2", "a\tb"]
     given = tmp_path / "ids.txt"
     given.write_text("\n".join(ids))

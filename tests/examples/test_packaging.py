@@ -1,4 +1,4 @@
-"""What is published: both packages can be built, hold what they should, and work where nothing else is."""
+"""Both packages can be built, hold the right files, and work in an empty environment."""
 
 import email
 import re
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 
 def run(*command: str | Path, folder: Path) -> str:
-    """Run a command in a folder and return what it printed."""
+    """Run a command in a folder and return its output."""
     ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100, check=False)  # noqa: S603 - our own
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran.stdout
@@ -38,7 +38,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the wheel, built from the source package alone, as an installer without wheels would."""
+    """Return the wheel, built from the source package alone."""
     folder = tmp_path_factory.mktemp("wheel")
     with tarfile.open(sdist) as archive:
         archive.extractall(folder, filter="data")
@@ -49,13 +49,13 @@ def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def modules() -> set[str]:
-    """Return the paths of the package's files, as the packages should hold them."""
+    """Return the paths of the files that both packages should hold."""
     files = (path.relative_to(ROOT) for path in (ROOT / "kaizen_async").rglob("*") if path.is_file())
     return {path.as_posix() for path in files if "__pycache__" not in path.parts} | BESIDE
 
 
-def test_the_source_package_holds_what_it_takes_to_build_and_test(sdist: Path) -> None:
-    """The package, examples, tests with their samples, licence and texts; nothing of the working copy besides."""
+def test_the_source_package_is_complete(sdist: Path) -> None:
+    """The source package holds the package, examples, tests with samples, licence and texts, and nothing else."""
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert names >= modules() | {"LICENSE", "README.md", "pyproject.toml", "tests/conftest.py"}
@@ -68,7 +68,7 @@ def test_the_source_package_holds_what_it_takes_to_build_and_test(sdist: Path) -
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
-    """With the marker that makes its types count, and the licence."""
+    """The wheel holds the package with its type marker and the licence, and nothing else."""
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     info = f"kaizen_async-{kaizen_async.__version__}.dist-info"
@@ -76,8 +76,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert f"{info}/licenses/LICENSE" in names
 
 
-def test_the_wheel_says_what_the_project_says(wheel: Path) -> None:
-    """Version, Python, licence, dependencies and extras."""
+def test_the_metadata_of_the_wheel(wheel: Path) -> None:
+    """The wheel's metadata has the project's version, Python version, licence, dependencies and extras."""
     with zipfile.ZipFile(wheel) as archive:
         (path,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
         metadata = email.message_from_bytes(archive.read(path))
@@ -88,11 +88,11 @@ def test_the_wheel_says_what_the_project_says(wheel: Path) -> None:
     assert set(metadata.get_all("Provides-Extra", [])) == set(PROJECT["optional-dependencies"])
     required = {text.split(";")[0].strip() for text in metadata.get_all("Requires-Dist", []) if "extra ==" not in text}
     assert {name for text in required for name in re.findall(r"^[\w-]+", text)} == {"aiohttp", "msgspec", "tenacity"}
-    assert all(">=" in text for text in required), "a lower bound that is tested"
+    assert all(">=" in text for text in required), "every dependency has a lower bound"
 
 
 def test_the_description_on_pypi_links_only_to_what_exists_there(wheel: Path) -> None:
-    """Relative links and pictures of the README lead nowhere on PyPI, so the description has none."""
+    """The description on PyPI has only absolute links, because relative links of the README are broken there."""
     with zipfile.ZipFile(wheel) as archive:
         (path,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
         description = email.message_from_bytes(archive.read(path)).get_payload()
@@ -104,7 +104,7 @@ def test_the_description_on_pypi_links_only_to_what_exists_there(wheel: Path) ->
 
 
 def test_the_version_stands_in_one_place() -> None:
-    """All that carries it reads it from there."""
+    """The version is written in one file, and all others read it from there."""
     assert PROJECT["dynamic"] == ["version", "readme"]
     holders = [
         path.relative_to(ROOT).as_posix()
@@ -116,7 +116,7 @@ def test_the_version_stands_in_one_place() -> None:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder into which the wheel is installed, by pip."""
+    """Return a folder into which pip has installed the wheel."""
     folder = tmp_path_factory.mktemp("installed")
     pip = (sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--no-compile")
     run(*pip, "--target", folder, wheel, folder=folder)
@@ -124,7 +124,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_installed_wheel_is_imported_and_knows_its_version(installed: Path) -> None:
-    """Not the working copy."""
+    """Python imports the installed wheel, not the working copy, and it has the right version."""
     script = f"""
 import sys
 sys.path.insert(0, {str(installed)!r})
@@ -139,7 +139,7 @@ print(kaizen_async.__version__)
 
 
 def test_the_installed_wheel_brings_the_command_and_the_plugin(installed: Path) -> None:
-    """By their entry points."""
+    """The installed wheel has the entry points of the command and of the pytest plugin."""
     (entry_points,) = installed.glob("*.dist-info/entry_points.txt")
     text = entry_points.read_text()
     assert "kaizen-async = _kaizen_async_command:main" in text

@@ -1,7 +1,7 @@
-"""Records and errors in frameworks, tables and task queues, with the real packages.
+"""Records and errors work in frameworks, tables and task queues, with the real packages.
 
-What is not in the extra `test` is in the extra `frameworks`; its tests are marked as examples, which the gate runs with
-all extras. Where that cannot be installed, they skip and say so.
+Packages that are not in the extra `test` are in the extra `frameworks`. Their tests are marked as examples, which the
+gate runs with all extras. Without the extra, they are skipped with a reason.
 """
 
 import importlib
@@ -55,19 +55,19 @@ def needs(name: str) -> Any:
 
 
 def recipe(title: str) -> types.ModuleType:
-    """Run the code under a heading of docs/web-apps.md; return what it defines as a module."""
+    """Run the code under a heading of docs/web-apps.md, and return its definitions as a module."""
     document = (Path(__file__).parents[2] / "docs" / "web-apps.md").read_text()
     found = re.search(rf"^## {re.escape(title)}$.*?^```python\n(.*?)^```$", document, re.MULTILINE | re.DOTALL)
     assert found is not None
     module = types.ModuleType(f"recipe_{title.split(maxsplit=1)[0].lower().replace('.', '_')}")
-    sys.modules[module.__name__] = module  # frameworks look annotations and routes up there
+    sys.modules[module.__name__] = module  # frameworks look up annotations and routes in it
     exec(compile(found[1], title, "exec"), vars(module))  # noqa: S102 - the documentation is ours
     return module
 
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[KaizenEmulator]:
-    """Serve an emulator in which every execution exists, and name it in the environment."""
+    """Serve an emulator in which every execution exists, and put its URL into the environment."""
     with KaizenEmulator(default_life=Life.ended().with_fields({"beyond": [1]})) as emulator:
         monkeypatch.setenv("KAIZEN_BASE_URL", emulator.base_url)
         monkeypatch.setenv("KAIZEN_API_KEY", "sk-test-key")
@@ -75,7 +75,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[KaizenEmulator]:
 
 
 def assert_whole(fields: dict[str, Any]) -> None:
-    """Fail if a response lacks something."""
+    """Fail if a response lacks a field."""
     assert fields["id"] == "exec_1"
     assert fields["beyond"] == [1]
     assert fields["isRecording"] in {True, False}
@@ -85,7 +85,7 @@ def assert_whole(fields: dict[str, Any]) -> None:
 
 
 def test_fastapi_returns_records_in_every_annotation() -> None:
-    """As they were sent, unknown fields and whole numbers included."""
+    """FastAPI returns a record as the server sent it, with unknown fields and whole numbers, for every annotation."""
     app = FastAPI()
 
     @app.get("/annotated")
@@ -105,7 +105,7 @@ def test_fastapi_returns_records_in_every_annotation() -> None:
         return EXECUTION
 
     @app.get("/plain")
-    async def plain():  # type: ignore[no-untyped-def]  # noqa: ANN202 - as many write it
+    async def plain():  # type: ignore[no-untyped-def]  # noqa: ANN202 - many handlers have no annotation
         return EXECUTION
 
     @app.get("/within")
@@ -144,7 +144,7 @@ def test_fastapi_returns_records_in_every_annotation() -> None:
 
 
 def test_pydantic_reads_and_writes_records() -> None:
-    """As a field and in a TypeAdapter, from Python and from JSON."""
+    """Pydantic reads and writes records as fields and in a TypeAdapter, from Python and from JSON."""
 
     class Report(pydantic.BaseModel):
         execution: InstructorExecution
@@ -178,14 +178,14 @@ def test_pydantic_reads_and_writes_records() -> None:
 
 
 def test_fastapi_recipe(served: KaizenEmulator) -> None:
-    """The typed handler of the documentation."""
+    """The typed FastAPI handler of the documentation returns the whole record."""
     with FastAPIClient(recipe("Records as return values").app) as client:
         assert_whole(client.get("/typed/exec_1").json())
 
 
 @pytest.mark.example
 def test_litestar_recipe(served: KaizenEmulator) -> None:
-    """With its schema."""
+    """The Litestar recipe returns the whole record and describes it in its schema."""
     testing = needs("litestar.testing")
     with testing.TestClient(recipe("Litestar").app) as client:
         assert_whole(client.get("/executions/exec_1").json())
@@ -195,7 +195,7 @@ def test_litestar_recipe(served: KaizenEmulator) -> None:
 
 @pytest.mark.example
 async def test_django_recipe(served: KaizenEmulator) -> None:
-    """An async view, called as an ASGI server would."""
+    """The async Django view returns the whole record to an ASGI client."""
     django = needs("django")
     needs("django.conf").settings.configure(SECRET_KEY="x", ROOT_URLCONF="recipe_django", ALLOWED_HOSTS=["*"])
     django.setup()
@@ -207,7 +207,7 @@ async def test_django_recipe(served: KaizenEmulator) -> None:
 
 
 async def test_aiohttp_recipe(served: KaizenEmulator) -> None:
-    """The client lives in a cleanup context."""
+    """The aiohttp.web recipe opens the client in a cleanup context and returns the whole record."""
     async with TestClient(TestServer(recipe("aiohttp.web").app)) as client:
         response = await client.get("/executions/exec_1")
         assert_whole(await response.json())
@@ -215,7 +215,7 @@ async def test_aiohttp_recipe(served: KaizenEmulator) -> None:
 
 @pytest.mark.example
 def test_flask_recipe(served: KaizenEmulator) -> None:
-    """One client for each request, so no socket is left."""
+    """The Flask recipe creates one client for each request and leaves no socket open."""
     needs("flask")
     client = recipe("Flask").app.test_client()
     assert_whole(client.get("/executions/exec_1").get_json())
@@ -227,7 +227,7 @@ def test_flask_recipe(served: KaizenEmulator) -> None:
 
 @pytest.fixture
 async def outcomes() -> list[Outcome[InstructorExecution]]:
-    """Return one outcome of each kind, and no text in the first rows."""
+    """Return one outcome of each kind, with the failed one first."""
     async with KaizenEmulator(default_life=Life.ended(duration=5)) as emulator:
         emulator.add("running", Life.running())
         async with KaizenClient(base_url=emulator.base_url) as kaizen:
@@ -238,7 +238,7 @@ async def outcomes() -> list[Outcome[InstructorExecution]]:
 
 @pytest.mark.example
 def test_a_pandas_table(outcomes: list[Outcome[InstructorExecution]]) -> None:
-    """With times that are times, and errors in columns."""
+    """A pandas table of outcomes has time columns and error columns."""
     pandas = needs("pandas")
     table = pandas.DataFrame(to_columns(outcomes))
     assert list(table["id"]) == ["gone", "ended", "running"]
@@ -251,7 +251,7 @@ def test_a_pandas_table(outcomes: list[Outcome[InstructorExecution]]) -> None:
 
 @pytest.mark.example
 def test_a_polars_table(outcomes: list[Outcome[InstructorExecution]]) -> None:
-    """Also if the first hundreds of rows have no value."""
+    """A polars table has the right column types even if its first hundreds of rows have no values."""
     polars = needs("polars")
     table = polars.DataFrame(to_columns([outcomes[0]] * 500 + outcomes[1:]))
     assert table.schema["end_time"] == polars.Datetime("us", "UTC")
@@ -262,7 +262,7 @@ def test_a_polars_table(outcomes: list[Outcome[InstructorExecution]]) -> None:
 
 @pytest.mark.example
 def test_a_pyarrow_table(outcomes: list[Outcome[InstructorExecution]]) -> None:
-    """With the same columns."""
+    """A pyarrow table has the same columns."""
     pyarrow = needs("pyarrow")
     table = pyarrow.table(to_columns(outcomes))
     assert table.column_names == list(to_columns(outcomes))
@@ -271,7 +271,7 @@ def test_a_pyarrow_table(outcomes: list[Outcome[InstructorExecution]]) -> None:
 
 
 def test_columns_are_flat_and_complete(outcomes: list[Outcome[InstructorExecution]]) -> None:
-    """Every column has a value for every outcome, and what describes the lookup comes last."""
+    """Every column has a value for every outcome, and the columns about the lookup come last."""
     columns = to_columns(outcomes)
     assert {len(column) for column in columns.values()} == {3}
     assert columns["status"] == [None, "Completed", "InProgress"]
@@ -280,8 +280,8 @@ def test_columns_are_flat_and_complete(outcomes: list[Outcome[InstructorExecutio
     assert list(columns)[-2:] == ["error_type", "error"]
 
 
-def test_columns_of_ones_own_records() -> None:
-    """Whatever is in them becomes one value for each row, and no column is lost."""
+def test_columns_of_other_record_types() -> None:
+    """Every field of a record type of the caller becomes one column, with one value for each row."""
 
     class Odd(Record, frozen=True, gc=False, kw_only=True):
         id: str
@@ -292,7 +292,7 @@ def test_columns_of_ones_own_records() -> None:
         nothing: None = None
 
     minute = timedelta(minutes=1)
-    ends = [datetime(9999, 12, 31, 23, 59, 59), datetime(9999, 12, 31, 23, 59, tzinfo=timezone(-minute))]  # noqa: DTZ001 - as it may come
+    ends = [datetime(9999, 12, 31, 23, 59, 59), datetime(9999, 12, 31, 23, 59, tzinfo=timezone(-minute))]  # noqa: DTZ001 - a server may send it
     records = [
         Odd(id="a", at=ends[0], number=10**400, error="e", options={"x": 1}),
         Odd(id="b", at=ends[1], number=-(10**400), error="f", options={}),
@@ -310,7 +310,7 @@ def test_columns_of_ones_own_records() -> None:
 
 
 def error_of_a_task() -> DeadlineExceededError:
-    """Return an error with all that JSON can hold of it."""
+    """Return an error with all attributes that JSON can hold."""
     error = DeadlineExceededError("it had not ended when the deadline passed", execution_id="exec_1", attempts=3)
     error.request_id = "r-1"
     return error
@@ -318,13 +318,13 @@ def error_of_a_task() -> DeadlineExceededError:
 
 @pytest.mark.example
 @pytest.mark.parametrize("serializer", ["json", "pickle"])
-def test_celery_gives_errors_and_records_back(serializer: str) -> None:
-    """A real result backend stores them, and a real result raises what the task raised."""
+def test_celery_returns_errors_and_records(serializer: str) -> None:
+    """A Celery result backend stores errors and records, and its result raises the error of the task."""
     celery = needs("celery")
     app = celery.Celery("test", backend="cache+memory://", broker="memory://")
     app.conf.update(result_serializer=serializer, accept_content=[serializer], result_accept_content=[serializer])
     backend = app.backend
-    failed, done = f"failed-{serializer}", f"done-{serializer}"  # all caches in memory are one
+    failed, done = f"failed-{serializer}", f"done-{serializer}"  # all in-memory caches are shared
     backend.mark_as_failure(failed, error_of_a_task(), traceback="")
     raised = app.AsyncResult(failed).result
     assert type(raised) is DeadlineExceededError
@@ -338,8 +338,8 @@ def test_celery_gives_errors_and_records_back(serializer: str) -> None:
 
 
 @pytest.mark.parametrize("serializer", ["JSONSerializer", "PickleSerializer"])
-def test_taskiq_gives_errors_and_records_back(serializer: str) -> None:
-    """Through the form in which its result backends keep them."""
+def test_taskiq_returns_errors_and_records(serializer: str) -> None:
+    """Errors and records survive the serialised form of taskiq's result backends."""
     form = getattr(needs("taskiq.serializers"), serializer)()
     result_type = needs("taskiq").TaskiqResult[Any]
     sent = result_type(is_err=True, return_value=EXECUTION, execution_time=0.1, error=error_of_a_task())
@@ -349,7 +349,7 @@ def test_taskiq_gives_errors_and_records_back(serializer: str) -> None:
     assert InstructorExecution.from_dict(again.return_value) == EXECUTION
 
 
-def test_serializers_find_what_they_look_for() -> None:
-    """`dict` and the `__json__` of Celery and Pyramid give everything; msgspec encodes the typed fields."""
+def test_serializers_find_their_protocols() -> None:
+    """`dict` and the `__json__` of Celery and Pyramid return all fields. msgspec encodes the typed fields."""
     assert dict(EXECUTION) == EXECUTION.__json__() == SENT
     assert set(msgspec.json.decode(msgspec.json.encode(EXECUTION))) == set(SENT) - {"params"}

@@ -1,4 +1,4 @@
-"""Records: every recorded body decodes to what it says, and encodes back to it."""
+"""Every recorded body decodes to the expected record and encodes back to the same JSON."""
 
 import copy
 import gc
@@ -35,7 +35,7 @@ def recorded(name: str) -> InstructorExecution:
 
 
 def with_times(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a record with its times parsed, since one moment can be written in several ways."""
+    """Return a record with its times parsed, because one moment can be written in several ways."""
     times = {name: record[name] and datetime.fromisoformat(record[name]) for name in ("startTime", "endTime")}
     return record | times
 
@@ -46,7 +46,7 @@ def decode(body: bytes) -> InstructorExecution:
 
 
 def test_the_documented_example_decodes_in_full() -> None:
-    """Every field of the reference arrives under its Python name with its Python type."""
+    """Every field of the API reference arrives under its Python name with its Python type."""
     assert recorded("documented") == InstructorExecution(
         id="exec_9f2c1",
         workflow=Workflow("wf_17", "Renew the policy"),
@@ -70,13 +70,13 @@ def test_the_documented_example_decodes_in_full() -> None:
 
 @pytest.mark.parametrize("name", ["documented", "still_running", "unknown_status", "fractional_duration"])
 def test_a_record_encodes_back_to_the_json_it_came_from(name: str) -> None:
-    """API names, null ends and unknown statuses come out as they went in."""
+    """A record encodes back to the same JSON, with API names, null ends and unknown statuses."""
     sent = json.loads((SAMPLES / f"{name}.json").read_bytes())
     assert with_times(json.loads(msgspec.json.encode(recorded(name)))) == with_times(sent)
 
 
 def test_a_running_execution_has_no_end_and_no_duration() -> None:
-    """Null ends are read as "still running"."""
+    """A null end time means that the execution is still running."""
     execution = recorded("still_running")
     assert not execution.is_finished
     assert execution.end_time is None
@@ -85,8 +85,8 @@ def test_a_running_execution_has_no_end_and_no_duration() -> None:
     assert execution.start_time == datetime(2023, 11, 7, 5, 31, 56, 125_000, tzinfo=timezone(timedelta(hours=2)))
 
 
-def test_whether_it_has_ended_is_read_off_the_end_time_alone() -> None:
-    """A status that sounds like an end is none without an end time, and the other way round."""
+def test_only_the_end_time_marks_an_execution_as_finished() -> None:
+    """An execution is finished if it has an end time, whatever its status is."""
     assert not decode(changed(status="Completed", endTime=None)).is_finished
     assert decode(changed(status="InProgress", endTime="2023-11-07T05:31:56Z")).is_finished
 
@@ -96,15 +96,15 @@ def test_whether_it_has_ended_is_read_off_the_end_time_alone() -> None:
     [(12.5, 12.5, timedelta(microseconds=12_500)), (123, 123, timedelta(milliseconds=123)), (0, 0, timedelta(0))],
 )
 def test_a_duration_may_carry_a_fraction(sent: float, milliseconds: float, duration: timedelta) -> None:
-    """`durationMs` is a JSON number, whole or not."""
+    """`durationMs` may be a whole number or a fraction."""
     execution = decode(changed(durationMs=sent))
     assert execution.duration_ms == milliseconds
     assert type(execution.duration_ms) is type(milliseconds)
     assert execution.duration == duration
 
 
-def test_unknown_fields_disturb_no_known_one() -> None:
-    """The API grows; old clients keep working."""
+def test_unknown_fields_do_not_affect_known_fields() -> None:
+    """A record with unknown fields decodes, so that old clients keep working when the API grows."""
     execution = recorded("extra_fields")
     assert execution.workflow == Workflow("wf_17", "Renew the policy")
     assert execution.logins == (Login("login_3", "Insurer portal"),)
@@ -112,7 +112,7 @@ def test_unknown_fields_disturb_no_known_one() -> None:
 
 
 def test_the_session_id_is_there_where_it_is_sent() -> None:
-    """Sibling endpoints answer `sessionId`; a record without it encodes without it."""
+    """A record has a session id if the server sent one, and encodes `sessionId` only in that case."""
     assert recorded("extra_fields").session_id == "external-44"
     assert recorded("documented").session_id is None
     assert json.loads(msgspec.json.encode(recorded("extra_fields")))["sessionId"] == "external-44"
@@ -120,7 +120,7 @@ def test_the_session_id_is_there_where_it_is_sent() -> None:
 
 
 def test_all_kinds_of_authentication_decode_and_so_does_one_yet_to_come() -> None:
-    """The four of the reference, a fifth kind with fields of its own, and an empty one."""
+    """The four documented kinds of authentication decode, and so do an unknown kind and an empty one."""
     assert recorded("every_authentication").authentications == (
         Authentication(AuthenticationStatus.IN_PROGRESS, "bs_771", "https://live.example/bs_771"),
         Authentication(AuthenticationStatus.ENQUEUED),
@@ -135,8 +135,8 @@ DOCUMENTED = json.loads((SAMPLES / "documented.json").read_bytes())
 
 
 @pytest.mark.parametrize("name", ["id", "status", "endTime"])
-def test_a_missing_field_that_decides_is_an_error_that_names_it(name: str) -> None:
-    """A record without an end time, say, must not pass for one that is still running."""
+def test_a_missing_required_field_is_an_error(name: str) -> None:
+    """A record without a required field is refused with its name, so that it never looks as if it still ran."""
     with pytest.raises(msgspec.ValidationError, match=f"missing required field `{name}`"):
         decode(changed(**{name: ...}))
 
@@ -154,13 +154,13 @@ READ_IF_ABSENT = {
 
 
 def test_each_documented_field_is_decided() -> None:
-    """Every one of the reference is either required or has a reading for its absence."""
+    """Every documented field is either required or has a default for its absence."""
     assert {*READ_IF_ABSENT, "id", "status", "endTime"} == set(DOCUMENTED)
 
 
 @pytest.mark.parametrize("name", READ_IF_ABSENT)
-def test_a_missing_field_that_only_describes_is_read_as_empty(name: str) -> None:
-    """It does not make a record unreadable, and it is encoded as it was read."""
+def test_a_missing_descriptive_field_is_empty(name: str) -> None:
+    """A record without a descriptive field decodes with an empty value, and encodes that value."""
     execution = decode(changed(**{name: ...}))
     (attribute,) = (field.name for field in msgspec.structs.fields(InstructorExecution) if field.encode_name == name)
     assert getattr(execution, attribute) == READ_IF_ABSENT[name]
@@ -168,7 +168,7 @@ def test_a_missing_field_that_only_describes_is_read_as_empty(name: str) -> None
 
 
 def test_absent_texts_of_parts_are_empty() -> None:
-    """Parts describe an execution; nothing is decided by them."""
+    """Absent texts in the parts of a record are read as empty."""
     execution = decode(changed(workflow={}, logins=[{}], authentications=[{}], contextAuthentications=[{}]))
     assert execution.workflow == Workflow("", "")
     assert execution.logins == (Login("", ""),)
@@ -196,8 +196,8 @@ def test_absent_texts_of_parts_are_empty() -> None:
     ],
     ids=str,
 )
-def test_a_field_of_the_wrong_type_is_an_error_that_says_where(fields: dict[str, Any], path: str) -> None:
-    """Such a field has changed its meaning."""
+def test_a_field_of_the_wrong_type_is_an_error(fields: dict[str, Any], path: str) -> None:
+    """A field of the wrong type is refused with its path, because its meaning has changed."""
     with pytest.raises(msgspec.ValidationError, match=f"`{path}`$"):
         decode(changed(**fields))
 
@@ -213,16 +213,16 @@ def test_a_field_of_the_wrong_type_is_an_error_that_says_where(fields: dict[str,
         ("InProgress", None, None),
     ],
 )
-def test_whether_it_succeeded_is_told_once_it_has_ended(status: str, end: str | None, succeeded: bool | None) -> None:
-    """None while it runs, and if the status does not tell."""
+def test_succeeded_is_known_once_it_has_ended(status: str, end: str | None, succeeded: bool | None) -> None:
+    """`succeeded` is None while an execution runs, and if its status does not say whether it succeeded."""
     assert decode(changed(status=status, endTime=end)).succeeded is succeeded
 
 
 @pytest.mark.parametrize(
     ("status", "succeeded"), [("Completed", True), ("Failed", False), ("InProgress", None), ("Zorp", None)]
 )
-def test_a_workflow_execution_tells_by_its_status_whether_it_succeeded(status: str, succeeded: bool | None) -> None:
-    """It need not have an end time, and its duration is the time from start to end if both are known."""
+def test_a_workflow_execution_succeeds_by_its_status(status: str, succeeded: bool | None) -> None:
+    """The status alone decides `succeeded`. The duration is the time from start to end if both are known."""
     times = {"startTime": "2026-11-23T12:00:00Z", "endTime": "2026-11-23T12:01:00Z"}
     run = msgspec.convert({"id": "a", "status": status}, WorkflowExecution)
     assert (run.succeeded, run.is_finished, run.duration) == (succeeded, succeeded is not None, None)
@@ -237,7 +237,7 @@ STATUSES = pytest.mark.parametrize("enum", [ExecutionStatus, AuthenticationStatu
 @STATUSES
 @pytest.mark.parametrize("text", ["Zorp", "", "enqueued", "ENQUEUED", "UNAUTHENTICATED", "In Progress", "執行", "a\nb"])
 def test_an_unknown_status_keeps_its_exact_text(enum: type[models.StatusEnum], text: str) -> None:
-    """It compares, prints, hashes, formats, pickles and encodes as that text, and says that it is not known."""
+    """An unknown status compares, hashes, prints, pickles and encodes as its text, and is marked as unknown."""
     status = enum(text)
     assert status == text
     assert isinstance(status, enum)
@@ -253,7 +253,7 @@ def test_an_unknown_status_keeps_its_exact_text(enum: type[models.StatusEnum], t
 
 @STATUSES
 def test_a_known_status_is_the_same_object_every_time(enum: type[models.StatusEnum]) -> None:
-    """Members decode to themselves, and compare and hash as their text."""
+    """A known status decodes to its enum member, which compares and hashes as its text."""
     for member in enum:
         assert enum(member.value) is member
         assert member.is_known
@@ -263,26 +263,26 @@ def test_a_known_status_is_the_same_object_every_time(enum: type[models.StatusEn
 
 
 def test_unknown_statuses_do_not_become_members() -> None:
-    """Iterating over the enum gives the known ones, whatever was decoded before."""
+    """Iterating over the enum gives only the known statuses, whatever was decoded before."""
     ExecutionStatus("Zorp")
     assert [str(status) for status in ExecutionStatus] == ["Enqueued", "InProgress", "Paused", "Completed", "Failed"]
 
 
 def test_the_same_unknown_text_in_two_enums_is_two_values() -> None:
-    """Each enum keeps its own."""
+    """Each enum has its own value for the same unknown text."""
     assert type(ExecutionStatus("Zorp")) is ExecutionStatus
     assert type(AuthenticationStatus("Zorp")) is AuthenticationStatus
 
 
 @pytest.mark.parametrize("value", [5, None, b"Enqueued", ["Enqueued"]])
 def test_a_status_is_text(value: object) -> None:
-    """Anything else is refused."""
+    """A status that is not text is refused."""
     with pytest.raises(ValueError, match="is not a valid ExecutionStatus"):
         ExecutionStatus(value)
 
 
 def test_an_unknown_status_is_logged_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """A warning per text, however many records carry it; what looks like no status is not repeated."""
+    """The library logs each unknown status once. It does not log a text that cannot be a status."""
     monkeypatch.setattr(models, "_unknown_members", {})
     for text in ("Zorp", "Zorp", "Zo\nrp", "Zorp"):
         models.ExecutionStatus(text)
@@ -298,14 +298,14 @@ def test_an_unknown_status_is_logged_once(monkeypatch: pytest.MonkeyPatch, caplo
 
 
 def test_a_long_unknown_status_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a server sends in megabytes lives no longer than its record."""
+    """A very long unknown status is not kept after its record is gone."""
     monkeypatch.setattr(models, "_unknown_members", {})
     assert models.ExecutionStatus("x" * 10_000) == "x" * 10_000
     assert not models._unknown_members
 
 
 def test_a_flood_of_unknown_statuses_fills_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only so many texts are kept as shared members; those after them are equal, if not the same."""
+    """The library shares a limited number of unknown statuses. Further ones are equal but not identical."""
     monkeypatch.setattr(models, "_unknown_members", {})
     texts = [f"status {n}" for n in range(1000)]
     statuses = [ExecutionStatus(text) for text in texts]
@@ -317,7 +317,7 @@ def test_a_flood_of_unknown_statuses_fills_no_memory(monkeypatch: pytest.MonkeyP
 
 
 def test_a_record_cannot_be_changed_and_can_be_a_key() -> None:
-    """Records are values all the way down."""
+    """A record cannot be changed, and it can be the key of a dictionary."""
     execution = recorded("documented")
     with pytest.raises(AttributeError):
         execution.status = ExecutionStatus.FAILED  # type: ignore[misc]
@@ -326,22 +326,22 @@ def test_a_record_cannot_be_changed_and_can_be_a_key() -> None:
 
 
 def test_a_record_pickles_and_copies() -> None:
-    """It can be sent to another process."""
+    """Pickles and copies of a record are equal to it."""
     execution = recorded("every_authentication")
     assert pickle.loads(pickle.dumps(execution)) == execution  # noqa: S301 - our own bytes
     assert copy.deepcopy(execution) == execution
 
 
-def test_records_are_no_work_for_the_garbage_collector() -> None:
-    """A million of them in a list must not slow every collection down."""
+def test_records_are_not_tracked_by_the_garbage_collector() -> None:
+    """Records are not tracked, so that a million of them do not slow down garbage collection."""
     execution = recorded("documented")
     parts = [execution, execution.workflow, execution.logins[0], execution.authentications[0]]
     assert not any(gc.is_tracked(part) for part in parts)
 
 
 @pytest.mark.parametrize("milliseconds", [1e20, -1e20])
-def test_a_duration_beyond_reason_is_cut(sample_execution: InstructorExecution, milliseconds: float) -> None:
-    """What no timedelta can hold is no reason to fail."""
+def test_a_huge_duration_is_limited(sample_execution: InstructorExecution, milliseconds: float) -> None:
+    """A duration that a timedelta cannot hold is limited and does not raise."""
     strange = msgspec.structs.replace(sample_execution, duration_ms=milliseconds)
     assert strange.duration is not None
     assert abs(strange.duration).days > 900_000_000

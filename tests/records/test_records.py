@@ -1,4 +1,4 @@
-"""Records lose nothing: what the server sent can be read from each, and costs nothing until then."""
+"""Records keep everything that the server sent, at no cost until it is read."""
 
 import asyncio
 import copy
@@ -43,19 +43,19 @@ WRAPPED = b'{"a": {}, "execution":' + SENT + b', "z": 1}'
 
 @pytest.fixture(params=["plain", "wrapped"])
 def execution(request: pytest.FixtureRequest) -> InstructorExecution | WorkflowExecution:
-    """Return a record with unknown fields at every depth, of either kind."""
+    """Return a record of either kind, with unknown fields at every depth."""
     if request.param == "plain":
         return EXECUTIONS.decode(SENT, "exec_9f2c1")
     return RUNS.decode(WRAPPED, "exec_9f2c1")
 
 
 def each_way(record: Any) -> list[Any]:
-    """Return a record, and what pickling and copying make of it."""
+    """Return a record, its pickled copy, its copy and its deep copy."""
     return [record, pickle.loads(pickle.dumps(record)), copy.copy(record), copy.deepcopy(record)]  # noqa: S301 - our own
 
 
-def test_raw_is_what_was_received(execution: InstructorExecution | WorkflowExecution) -> None:
-    """Byte for byte: the whole body, or the record inside it."""
+def test_raw_holds_the_received_bytes(execution: InstructorExecution | WorkflowExecution) -> None:
+    """`raw` holds the received bytes: the whole body, or the record inside it."""
     expected = SENT if isinstance(execution, InstructorExecution) else SENT.strip()
     for record in each_way(execution):
         assert record == execution
@@ -63,14 +63,14 @@ def test_raw_is_what_was_received(execution: InstructorExecution | WorkflowExecu
 
 
 def test_to_dict_has_all_that_was_received(execution: InstructorExecution) -> None:
-    """Under the API's names, with numbers as they were sent."""
+    """`to_dict` returns all received fields under the API's names, with numbers as the server sent them."""
     for record in each_way(execution):
         assert record.to_dict() == dict(record) == json.loads(SENT)
         assert type(record.to_dict()["durationMs"]) is int
 
 
 def test_unknown_fields_can_be_read_at_every_depth(execution: InstructorExecution) -> None:
-    """Without parsing by hand, after pickling and copying too."""
+    """`extra` returns the unknown fields at every depth, also after pickling and copying."""
     for record in each_way(execution):
         assert record.extra == {"params": {"amount": 1.5}, "error": None}
         for workflow in each_way(record.workflow):
@@ -85,7 +85,7 @@ def test_unknown_fields_can_be_read_at_every_depth(execution: InstructorExecutio
 
 @pytest.mark.parametrize("absent", [{}, {"workflow": None, "contextAuthentications": [{"loginSummary": None}]}])
 def test_absent_parts_have_no_unknown_fields(absent: dict[str, Any]) -> None:
-    """An absent part is read as empty. It belongs to its own record, although all absent parts are equal."""
+    """An absent part is empty. It belongs to its own record, although all absent parts are equal."""
     fields = {"id": "exec_9f2c1", "status": "Completed", "endTime": None, "contextAuthentications": [{}], **absent}
     body = json.dumps(fields).encode()
     for endpoint in (Endpoint("path", InstructorExecution, keep_raw=False), EXECUTIONS):
@@ -100,7 +100,7 @@ def test_absent_parts_have_no_unknown_fields(absent: dict[str, Any]) -> None:
 
 
 def test_typed_fields_alone_make_records_equal() -> None:
-    """An unknown field that changes with every response is not a change."""
+    """Only typed fields count for equality, so a changing unknown field is not a change."""
     other = EXECUTIONS.decode(SENT.replace(b"1.50", b"2.50"), "exec_9f2c1")
     execution = EXECUTIONS.decode(SENT, "exec_9f2c1")
     assert other == execution
@@ -110,7 +110,7 @@ def test_typed_fields_alone_make_records_equal() -> None:
 
 
 def test_a_record_made_by_hand_has_typed_fields_alone() -> None:
-    """For tests of a user's code; it says why there is no JSON."""
+    """A record made by hand, for example in a user's test, has only typed fields, and its error says why."""
     record = WorkflowExecution(id="a", status=msgspec.convert("Failed", type=Any), workflow=Workflow("w", "n"))
     assert record.extra == {}
     assert record.workflow is not None
@@ -122,14 +122,14 @@ def test_a_record_made_by_hand_has_typed_fields_alone() -> None:
 
 
 def test_a_changed_copy_has_no_raw() -> None:
-    """The server did not send it."""
+    """A changed copy has no `raw`, because the server did not send it."""
     execution = EXECUTIONS.decode(SENT, "exec_9f2c1")
     assert not hasattr(msgspec.structs.replace(execution, is_recording=True), "raw")
 
 
 @pytest.mark.parametrize("unwrap", [None, "execution"])
 def test_keep_raw_false_says_so(unwrap: str | None) -> None:
-    """The bytes are freed, the typed fields stay, and nothing pretends that there were no other fields."""
+    """With keep_raw=False the bytes are freed, and reading `raw` or `extra` raises an error that says so."""
     endpoint = Endpoint("path", InstructorExecution, unwrap, keep_raw=False)
     record = endpoint.decode(SENT if unwrap is None else WRAPPED, "exec_9f2c1")
     for one in each_way(record):
@@ -142,8 +142,8 @@ def test_keep_raw_false_says_so(unwrap: str | None) -> None:
         assert "params" not in one.to_dict()
 
 
-def test_a_record_can_let_go_of_its_bytes() -> None:
-    """As waits do while an execution is running; the record that was handed out keeps them."""
+def test_a_record_can_drop_its_bytes() -> None:
+    """A copy without its bytes serves waits for running executions. The original record keeps its bytes."""
     execution = EXECUTIONS.decode(SENT, "exec_9f2c1")
     light = without_raw(execution)
     weight = bytes_held(light)
@@ -160,20 +160,20 @@ def test_a_record_can_let_go_of_its_bytes() -> None:
 
 
 class Brief(Record, frozen=True, gc=False):
-    """A record type of a user's own that has what the library's have."""
+    """A record type of the caller that derives from Record."""
 
     id: str
     duration_ms: int
 
 
 class Plain(msgspec.Struct):
-    """One that has not."""
+    """A record type that does not derive from Record."""
 
     id: str
 
 
-def test_a_record_type_of_ones_own_can_keep_everything_too() -> None:
-    """By deriving from Record. Others are unaffected."""
+def test_a_record_subclass_keeps_everything() -> None:
+    """A record type that derives from Record keeps its JSON. Other record types are unaffected."""
     brief = Endpoint("path", Brief).decode(SENT, "exec_9f2c1")
     assert brief.duration_ms == 123
     assert brief.raw == SENT
@@ -182,7 +182,7 @@ def test_a_record_type_of_ones_own_can_keep_everything_too() -> None:
 
 
 def test_a_body_is_kept_once() -> None:
-    """Raw refers to the bytes that were read anyway."""
+    """`raw` refers to the received bytes and does not copy them."""
     bodies = [bytes(SENT) + b" " * n for n in range(300, 400)]
     EXECUTIONS.decode(bodies[0], "exec_9f2c1")
     tracemalloc.start()
@@ -194,8 +194,8 @@ def test_a_body_is_kept_once() -> None:
     assert bytes_held(kept[0]) - bytes_held(light[0]) > len(bodies[0])
 
 
-def test_from_dict_takes_what_to_dict_gives(execution: InstructorExecution) -> None:
-    """Also with times that are Python's already; unknown fields are kept where JSON can hold them."""
+def test_from_dict_reverses_to_dict(execution: InstructorExecution) -> None:
+    """`from_dict` accepts the result of `to_dict`, and also Python times and unknown fields."""
     cls = type(execution)
     fields = execution.to_dict()
     again = cls.from_dict(fields)
@@ -219,7 +219,7 @@ NULLS = {
 
 @pytest.mark.parametrize("name", NULLS)
 def test_null_is_read_as_absent(name: str) -> None:
-    """Where a wrong guess is cheap; what was sent can still be read."""
+    """A null in a descriptive field is read as absent, and `to_dict` still returns the null."""
     record = EXECUTIONS.decode(changed(**{name: None}), "exec_9f2c1")
     (attribute,) = (field.name for field in msgspec.structs.fields(InstructorExecution) if field.encode_name == name)
     assert getattr(record, attribute) == NULLS[name]
@@ -227,7 +227,7 @@ def test_null_is_read_as_absent(name: str) -> None:
 
 
 def test_nulls_in_parts_are_read_as_absent() -> None:
-    """At every depth."""
+    """A null in a part of a record is read as absent at every depth."""
     parts = [{"contextAuthenticationId": None, "loginSummary": {"name": None, "isManual": None, "loginId": "l"}}]
     body = changed(workflow={"id": "w", "name": None}, contextAuthentications=parts, logins=[{"id": None}])
     record = EXECUTIONS.decode(body, "exec_9f2c1")
@@ -256,7 +256,7 @@ MOMENTS = {
 @pytest.mark.parametrize("text", MOMENTS)
 @pytest.mark.parametrize("field", ["startTime", "endTime"])
 def test_a_time_is_read_in_every_form_that_has_one_meaning(text: str, field: str) -> None:
-    """As .NET, Go, Python, databases and people write it."""
+    """Times are read in the forms that .NET, Go, Python, databases and people write."""
     record = EXECUTIONS.decode(changed(**{field: text}), "exec_9f2c1")
     assert (record.start_time if field == "startTime" else record.end_time) == MOMENTS[text]
     assert record.is_finished
@@ -275,7 +275,7 @@ def test_a_time_is_read_in_every_form_that_has_one_meaning(text: str, field: str
     ],
 )
 def test_a_zero_time_is_not_an_end(text: str) -> None:
-    """It says "not set" in Go, .NET and MySQL."""
+    """A zero time means "not set" in Go, .NET and MySQL, so it is not an end."""
     record = EXECUTIONS.decode(changed(startTime=text, endTime=text), "exec_9f2c1")
     assert record.start_time is None
     assert EXECUTIONS.decode(changed(startTime=text), "exec_9f2c1").start_time is None
@@ -300,8 +300,8 @@ def test_a_zero_time_is_not_an_end(text: str) -> None:
         "2023-11-07T05:31:56Z[UTC]",
     ],
 )
-def test_a_time_that_is_none_is_refused_with_the_way_out(text: str) -> None:
-    """The error names the field, what came, and what to do."""
+def test_an_invalid_time_is_refused(text: str) -> None:
+    """The error for an invalid time names the field, the value and the way to read the record."""
     with pytest.raises(DecodeError) as caught:
         EXECUTIONS.decode(changed(endTime=text), "exec_9f2c1")
     assert caught.value.path == "$.endTime"
@@ -310,8 +310,8 @@ def test_a_time_that_is_none_is_refused_with_the_way_out(text: str) -> None:
     assert parse_moment(text) == text
 
 
-def test_the_way_out_names_the_wrapping() -> None:
-    """So that it can be copied."""
+def test_the_suggested_lookup_names_the_wrapper() -> None:
+    """The lookup that an error suggests includes `unwrap`, so that it can be copied."""
     with pytest.raises(DecodeError, match=r"kaizen\.lookups\('executions/get', MyStruct, unwrap='execution'\)"):
         RUNS.decode(b'{"execution":{"id":"exec_9f2c1"}}', "exec_9f2c1")
 
@@ -330,7 +330,7 @@ def test_the_way_out_names_the_wrapping() -> None:
 )
 @pytest.mark.parametrize("place", [b"Renew the policy", b"wf_17", b"somewhere"])
 def test_half_surrogates_are_read(sent: bytes, read: str, place: bytes) -> None:
-    """As JavaScript leaves them, in known and unknown fields. What is whole, or escaped itself, is left alone."""
+    """Lone surrogates are replaced in known and unknown fields. Complete pairs and escaped text stay unchanged."""
     documented = (SAMPLES / "documented.json").read_bytes().replace(b'{\n  "id"', b'{"place": "somewhere", "id"', 1)
     body = documented.replace(place, sent)
     assert body != documented
@@ -344,7 +344,7 @@ def test_half_surrogates_are_read(sent: bytes, read: str, place: bytes) -> None:
 
 
 def test_a_byte_order_mark_is_ignored() -> None:
-    """It is part of what was received, and changes nothing."""
+    """A byte order mark is ignored when decoding and kept in `raw`."""
     body = b"\xef\xbb\xbf" + changed()
     record = EXECUTIONS.decode(body, "exec_9f2c1")
     assert record == EXECUTIONS.decode(changed(), "exec_9f2c1")
@@ -353,15 +353,15 @@ def test_a_byte_order_mark_is_ignored() -> None:
     assert RUNS.decode(b'\xef\xbb\xbf{"execution":%b}' % changed(), "exec_9f2c1").raw == changed()
 
 
-def test_cleaning_keeps_places() -> None:
-    """So a record inside a body is found where it was sent."""
+def test_cleaning_keeps_offsets() -> None:
+    """Cleaning a body keeps its length, so that the offsets of a record in it stay valid."""
     body = b'\xef\xbb\xbf{"a": "\\ud83d \xed\xa0\xbd \\\\ \\ud83d\\ude00"}'
     assert len(clean(body)) == len(body)
     assert json.loads(clean(body)) == {"a": "� � \\ 😀"}
 
 
 class Moody(msgspec.Struct):
-    """A record type of a user's own with times, nested in itself."""
+    """A nested record type of the caller with times."""
 
     id: str
     seen: list[datetime] = []
@@ -372,7 +372,7 @@ class Moody(msgspec.Struct):
 
 
 def test_records_of_a_users_own_are_read_as_tolerantly() -> None:
-    """Their types say where times are and what null may be left out."""
+    """Record types of the caller accept the same forms of times and nulls."""
     parts = b'[{"id":"b","seen":null,"endTime":"0001-01-01T00:00:00"}]'
     body = b'{"id":"a","seen":["2023-11-07"],"parts":%b,"mood":null,"tags":null}' % parts
     record = Endpoint("get", Moody).decode(body, "a")
@@ -386,14 +386,14 @@ def test_records_of_a_users_own_are_read_as_tolerantly() -> None:
 
 
 def test_a_large_body_is_not_repaired() -> None:
-    """Python code that walks through megabytes would hold up the event loop."""
+    """A large body is not repaired, because that would block the event loop."""
     body = changed(logins=None, padding="x" * 200_000)
     with pytest.raises(DecodeError, match=r"got `null` - at `\$\.logins`"):
         EXECUTIONS.decode(body, "exec_9f2c1")
 
 
 def test_a_record_of_a_hostile_server_is_small() -> None:
-    """Lists of empty objects, and texts that take four times their size, are refused above a limit."""
+    """Records with too many parts or too much text are refused, so that a record stays small."""
     with pytest.raises(DecodeError, match="length <= 256"):
         EXECUTIONS.decode(changed(authentications=[{}] * 170_000), "exec_9f2c1")
     wide = [{"id": "😀" + "x" * 400} for _ in range(200)]
@@ -407,7 +407,7 @@ def test_a_record_of_a_hostile_server_is_small() -> None:
 
 
 async def test_every_method_gives_records_with_all_that_was_sent(emulator: KaizenEmulator) -> None:
-    """Also the one that answers from memory, and a change that is watched."""
+    """Every method returns records with all received fields, also from memory and in watched changes."""
     emulator.add("exec_1", Life.ended(status="Completed"), record={"params": {"n": 1}})
     async with KaizenClient(base_url=emulator.base_url) as kaizen:
         executions = kaizen.instructor_executions
@@ -428,8 +428,8 @@ async def test_every_method_gives_records_with_all_that_was_sent(emulator: Kaize
         assert not hasattr(await kaizen.executions.get("exec_1"), "raw")
 
 
-def test_records_of_ones_own_are_weighed_with_all_that_is_in_them() -> None:
-    """Objects and JSON that was left as it came, too. Counting ends where enough is known."""
+def test_the_size_of_a_record_includes_nested_values() -> None:
+    """The measured size of a record includes nested objects and raw JSON. Measuring stops at its limit."""
 
     class Own(msgspec.Struct):
         id: str
