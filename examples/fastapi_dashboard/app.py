@@ -23,6 +23,7 @@ from typing import Annotated, Any
 import msgspec
 from fastapi import Body, Depends, FastAPI, HTTPException, Query, Request
 from fastapi import Path as UrlPath
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import StringConstraints
@@ -277,6 +278,12 @@ async def on_kaizen_error(_: Request, error: KaizenError) -> JSONResponse:
     wait = getattr(error, "retry_after", None) or error.next_attempt_in
     headers = {"Retry-After": str(math.ceil(wait))} if wait else None
     return JSONResponse({"detail": f"{error.execution_id}: {words_for(error)}"}, status_for(error), headers)
+
+
+@app.exception_handler(RequestValidationError)
+async def on_bad_request(_: Request, error: RequestValidationError) -> JSONResponse:
+    """Say what is wrong with a request, but do not repeat it: it may be a megabyte, or not even be text."""
+    return JSONResponse({"detail": [{"loc": one["loc"], "msg": one["msg"]} for one in error.errors()]}, 422)
 
 
 @app.get("/executions/{execution_id}")

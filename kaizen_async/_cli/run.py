@@ -3,6 +3,7 @@
 import asyncio
 import io
 import os
+import re
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, suppress
@@ -17,9 +18,10 @@ import msgspec
 from kaizen_async._cli import ending
 from kaizen_async._cli.ending import FAILED, MISUSE, OutputError, Stop, say
 from kaizen_async._cli.options import KINDS
-from kaizen_async._cli.output import StreamWriter
+from kaizen_async._cli.output import StreamWriter, safe
 from kaizen_async._cli.progress import Progress
 from kaizen_async._cli.table import spell
+from kaizen_async.errors import printable
 
 if TYPE_CHECKING:
     from kaizen_async.workers import Follower, Run, RunStatus
@@ -38,6 +40,10 @@ from taskiq.__main__ import main
 main()
 """
 """The command `taskiq`, but Ctrl-C ends it without a traceback also while it is imported."""
+_LONGEST: Final = 1000
+"""Characters of an error that are shown."""
+_CONTROL: Final = re.compile(rb"[\x00-\x1f]")
+"""What no line of JSON has within a text. What is in Redis may not be ours."""
 _BOM: Final = b"\xef\xbb\xbf"
 
 
@@ -204,8 +210,9 @@ def worker(place: Place, processes: int) -> None:
     asyncio.run(_require_usable(place))
     arguments = ["--workers", str(processes), "--max-async-tasks", "100"]
     arguments += ["--wait-tasks-timeout", "10", "--shutdown-timeout", "10"]
-    # In place of this process: taskiq is to get the signals.
-    os.execv(sys.executable, [sys.executable, "-c", _TASKIQ, "worker", place.broker, *arguments])  # noqa: S606
+    # In place of this process: taskiq is to get the signals. A folder in which others may write can be the present one.
+    isolation = ["-P"] if place.broker == OWN_BROKER else []
+    os.execv(sys.executable, [sys.executable, *isolation, "-c", _TASKIQ, "worker", place.broker, *arguments])  # noqa: S606
 
 
 async def _require_usable(place: Place) -> None:
@@ -219,7 +226,7 @@ async def _require_usable(place: Place) -> None:
             await store.aclose()
         _imported(place.broker)
     except (RunError, ValueError) as error:
-        raise _Refused(str(error)) from None
+        raise _Refused(printable(str(error), _LONGEST)) from None
 
 
 def _run(place: Place, name: str, work: Callable[[Stop, "Run"], Any], *, needs_broker: bool = False) -> NoReturn:
@@ -240,7 +247,7 @@ def _run(place: Place, name: str, work: Callable[[Stop, "Run"], Any], *, needs_b
                 status: int = stop.status if run is None else await work(stop, run)
                 return status
         except (RunError, ValueError) as error:
-            raise _Refused(str(error)) from None
+            raise _Refused(printable(str(error), _LONGEST)) from None
 
     ending.run(with_run)
 
@@ -265,7 +272,8 @@ def _imported(path: str) -> Any:
     from kaizen_async.workers.worker import TASK_NAME  # noqa: PLC0415 - an extra
 
     module, _, attribute = path.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
+    if path != OWN_BROKER:
+        sys.path.insert(0, str(Path.cwd()))
     try:
         broker: Any = getattr(import_module(module), attribute)
         is_known = broker.find_task(TASK_NAME) is not None
@@ -309,7 +317,7 @@ async def _print(stop: Stop, run: "Run", follower: "Follower") -> int:
     try:
         async with Progress(lambda _: report.line):
             async for line in stop.each(_lines_of(follower)):
-                await output.write(line + b"\n")
+                await output.write(safe(_CONTROL.sub(b" ", line)) + b"\n")
     except OutputError as error:
         stop.ask(str(error), FAILED)
     finally:

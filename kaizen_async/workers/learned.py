@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
+from kaizen_async._waiting.cadence import LONGEST_NAME
 from kaizen_async.events import Event, RecordEnded
 from kaizen_async.workers.errors import RunError
 from kaizen_async.workers.shards import pack, unpack
@@ -57,7 +58,7 @@ class SharedDurations:
         record: Any = event.outcome.execution if isinstance(event, RecordEnded) else None
         if isinstance(record, self._record):
             workflow, duration = getattr(record, "workflow", None), getattr(record, "duration", None)
-            if workflow is not None and duration is not None:
+            if workflow is not None and duration is not None and len(workflow.id) <= LONGEST_NAME:
                 self._seen.append((workflow.id, duration.total_seconds()))
                 del self._seen[:-MOST_SEEN]
 

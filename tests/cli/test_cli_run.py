@@ -19,7 +19,7 @@ from kaizen_async.testing import KaizenEmulator, Life
 
 require("taskiq", "taskiq_redis", "redis")
 
-from kaizen_async.workers import Run  # noqa: E402 - skipped above without Redis
+from kaizen_async.workers import Follower, Run  # noqa: E402 - skipped above without Redis
 from kaizen_async.workers.run import RunStatus  # noqa: E402 - skipped above without Redis
 
 NAMES = count()
@@ -78,6 +78,18 @@ def test_a_run_is_started_followed_and_purged(command: Command, tmp_path: Path) 
     assert command("purge", "r").exit_code == 0
     gone = command("status", "r")
     assert (gone.exit_code, gone.stderr.splitlines()[-1][:29]) == (2, "Error: there is no run r in r")
+
+
+def test_outcomes_do_not_control_the_terminal(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server may put anything into a record, and another program anything into Redis."""
+    lines = iter([b'{"id":"a\xc2\x9b\xe2\x80\xa8\xe2\x80\xae\xff"}', b"\x1b]52;c;x\x07", None])
+
+    async def next_line(_: object) -> bytes | None:
+        return next(lines)
+
+    monkeypatch.setattr(Follower, "next_line", next_line)
+    shown = command("start", "r", input=b"exec_1\n")
+    assert shown.stdout == '{"id":"a\\u009b\\u2028\\u202e\ufffd"}\n ]52;c;x \n'
 
 
 def test_a_run_can_be_sent_and_left(command: Command) -> None:
@@ -157,6 +169,8 @@ def test_a_worker_takes_the_place_of_the_command(
     assert (started[0][1], started[0][3]) == ("-c", "worker")
     assert "from taskiq" in started[0][2]
     assert started[0][5:7] == ["--workers", "3"]
+    assert command("worker", broker=run_module.OWN_BROKER).exit_code == 0
+    assert started[1][1] == "-P", "only a broker of one's own is imported from the present folder"
     (tmp_path / "bare.py").write_text("from taskiq import InMemoryBroker\n\nbroker = InMemoryBroker()\n")
     for refused in (
         command("worker", broker="bare:broker"),
@@ -165,7 +179,7 @@ def test_a_worker_takes_the_place_of_the_command(
     ):
         assert refused.exit_code == 2
         assert refused.stderr.startswith("Error: ")
-    assert len(started) == 1
+    assert len(started) == 2
 
 
 def test_without_the_extra_the_command_names_it(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -182,6 +182,19 @@ async def test_ids_of_strangers_are_bounded(dashboard: Dashboard, http: aiohttp.
         assert "default-src 'none'" in response.headers["Content-Security-Policy"]
 
 
+@pytest.mark.parametrize(
+    "ids", ["[NaN]", '["\\ud800"]', '["\\u0000"]', json.dumps(["x" * 100] * 9000)], ids=lambda ids: ids[:9]
+)
+async def test_what_a_stranger_sends_is_not_repeated(
+    dashboard: Dashboard, http: aiohttp.ClientSession, ids: str
+) -> None:
+    """It may be no text, and it may be a megabyte."""
+    headers = {"Content-Type": "application/json"}
+    async with http.post(f"{dashboard.url}/changes", data=f'{{"ids": {ids}}}', headers=headers) as response:
+        assert response.status == 422
+        assert len(await response.read()) < 1000
+
+
 async def test_thousands_can_be_watched(emulator: KaizenEmulator, http: aiohttp.ClientSession) -> None:
     """A POST watches thousands of ids, and the app refuses further pages with a 503."""
     ids = [f"exec_{number}" for number in range(5000)]

@@ -20,7 +20,15 @@ from scripted_store import Replies
 from taskiq import InMemoryBroker
 from virtual_time import virtual_time
 
-from kaizen_async import KaizenClient, NotFoundError, Outcome, PollPolicy
+from kaizen_async import (
+    ExecutionStatus,
+    InstructorExecution,
+    KaizenClient,
+    NotFoundError,
+    Outcome,
+    PollPolicy,
+    Workflow,
+)
 from kaizen_async._cli.run import _imported as imported_broker
 from kaizen_async.events import AttemptEnded, Gated, RecordEnded
 from kaizen_async.workers import (
@@ -365,6 +373,17 @@ async def test_what_other_workers_saw_is_learned(caplog: pytest.LogCaptureFixtur
     shared = SharedDurations(store, "me", "executions", Executions(), Record)
     outcome: Outcome[Any] = Outcome("a", execution=Record("a"), error=None, attempts=1, elapsed=0.1)
     shared.notice(RecordEnded("a", "url", outcome))
+    named = InstructorExecution(
+        id="a",
+        workflow=Workflow(id="w" * 201),
+        start_time=None,
+        end_time=None,
+        duration_ms=5,
+        status=ExecutionStatus("x"),
+    )
+    for_long = SharedDurations(store, "me", "executions", Executions(), InstructorExecution)
+    for_long.notice(RecordEnded("a", "url", Outcome("a", execution=named, error=None, attempts=1, elapsed=0.1)))
+    assert not for_long._seen, "a hostile server may give a workflow any name"
     assert await shared._exchange()
     assert not await shared._exchange()
     assert learned == [("wf", 2.0)]
