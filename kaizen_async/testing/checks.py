@@ -3,8 +3,10 @@
 from datetime import datetime
 from typing import Final
 
-_LONGEST: Final = 1e9
+LONGEST: Final = 1e9
 MOST_ID_CHARACTERS: Final = 512
+_FIRST_YEAR: Final = 1000
+_LAST_YEAR: Final = 9000
 
 
 def check_type(name: str, value: object, kind: type, advice: str = "") -> None:
@@ -24,12 +26,12 @@ def check_number(name: str, value: object, lowest: float, highest: float, advice
 def check_count(name: str, value: object, advice: str = "") -> None:
     """Refuse what is not a whole number above 0."""
     check_type(name, value, int)
-    check_number(name, value, 1, _LONGEST, advice)
+    check_number(name, value, 1, LONGEST, advice)
 
 
 def check_seconds(name: str, value: object) -> None:
     """Refuse what is not a number of seconds from 0 to about thirty years."""
-    check_number(name, value, 0, _LONGEST, "give seconds")
+    check_number(name, value, 0, LONGEST, "give seconds")
 
 
 def check_id(value: object) -> None:
@@ -49,3 +51,5 @@ def check_epoch(epoch: object) -> None:
         raise TypeError(f"epoch must be a datetime such as datetime(2026, 1, 1, tzinfo=UTC), not {epoch!r:.100}")
     if epoch.tzinfo is None:
         raise ValueError("epoch must carry a time zone: datetime(2026, 1, 1, tzinfo=UTC)")
+    if not _FIRST_YEAR <= epoch.year <= _LAST_YEAR:
+        raise ValueError(f"epoch must be in one of the years {_FIRST_YEAR} to {_LAST_YEAR}, not {epoch.isoformat()}")

@@ -3,10 +3,11 @@
 import asyncio
 import inspect
 import json
+import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -14,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from ssl import SSLContext
 from types import TracebackType
-from typing import Annotated, Any, Final, NamedTuple, Self, TypeAlias
+from typing import Annotated, Any, Final, NamedTuple, Self, TypeAlias, cast
 
 import msgspec
 from aiohttp import web
@@ -23,13 +24,21 @@ from multidict import CIMultiDict
 from kaizen_async._transport import response as received
 from kaizen_async._transport.head import Head
 from kaizen_async.testing.chance import fraction
-from kaizen_async.testing.checks import MOST_ID_CHARACTERS, check_count, check_epoch, check_id, check_number, check_type
+from kaizen_async.testing.checks import (
+    LONGEST,
+    MOST_ID_CHARACTERS,
+    check_count,
+    check_epoch,
+    check_id,
+    check_number,
+    check_type,
+)
 from kaizen_async.testing.clock import VirtualClock
 from kaizen_async.testing.fault_plan import FaultPlan
 from kaizen_async.testing.faults import JSON_HEADERS, Answer, Exchange, Fault
 from kaizen_async.testing.history import History, Request, masked
 from kaizen_async.testing.hold import Hold
-from kaizen_async.testing.hosts import HostCheck, reachable
+from kaizen_async.testing.hosts import HostCheck, is_host, reachable
 from kaizen_async.testing.lives import Life
 from kaizen_async.testing.loop_thread import LoopThread
 from kaizen_async.testing.openapi import description
@@ -110,10 +119,12 @@ class KaizenEmulator:
         epoch: datetime | None = None,
         tls: bool = False,
         strict: bool = False,
-        allowed_hosts: Iterable[str] = (),
+        allowed_hosts: Collection[str] = (),
     ) -> None:
         _check_settings(api_key, seed, default_life, host, port, path_prefix, clock, allowed_hosts)
         check_epoch(epoch)
+        check_type("tls", tls, bool)
+        check_type("strict", strict, bool)
         # `clock.time` of a VirtualClock is as good as the clock itself.
         owner = getattr(clock, "__self__", clock)
         self._virtual = owner if isinstance(owner, VirtualClock) else None
@@ -780,7 +791,9 @@ def _called(name: str, function: Callable[[str], Any], execution_id: str) -> Any
     """Return what a function of a script returns for an id."""
     try:
         returned = function(execution_id)
-    except Exception as error:
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:  # what pytest.fail and sys.exit raise is no Exception
         raise _WrongScriptError(f"the function given to {name} raised {type(error).__name__}: {error}") from error
     if inspect.iscoroutine(returned):
         returned.close()
@@ -790,11 +803,14 @@ def _called(name: str, function: Callable[[str], Any], execution_id: str) -> Any
 
 async def _checked_play(exchange: Exchange, fault: Fault) -> Answer | web.StreamResponse | None:
     """Let a fault play, and refuse what is not a response."""
+    task = asyncio.current_task()
     try:
         played: object = await exchange.meet(fault)
-    except _WrongScriptError:
+    except (KeyboardInterrupt, GeneratorExit, _WrongScriptError):
         raise
-    except Exception as error:
+    except BaseException as error:  # what pytest.fail and sys.exit raise is no Exception
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise
         advice = "; make it `async def`" if not inspect.iscoroutinefunction(fault.play) else ""
         raise _WrongScriptError(f"the fault {fault.name} raised {type(error).__name__}: {error}{advice}") from error
     if played is None or isinstance(played, (Answer, web.StreamResponse)):
@@ -847,12 +863,12 @@ def _check_settings(
 ) -> None:
     if api_key is not None:
         check_type("api_key", api_key, str)
-    if api_key == "":
-        raise ValueError("api_key must not be empty; None lets everyone in")
+        if not re.fullmatch(r"[\x20-\x7e]+", str(api_key)):
+            raise ValueError("api_key must not be empty and must be printable ASCII; None lets everyone in")
     check_type("seed", seed, int)
     _check_default_life(default_life)
     check_type("host", host, str, 'give an address such as "127.0.0.1"')
-    if not host or "/" in str(host):
+    if not is_host(str(host)):
         raise ValueError(f'host must be an address such as "127.0.0.1", without scheme and port, not {host!r}')
     check_type("port", port, int)
     check_number("port", port, 0, 65535, "0 takes a free one")
@@ -862,17 +878,26 @@ def _check_settings(
             f'path_prefix must begin with a slash and end without one, like "/kaizen", not {path_prefix!r}'
         )
     _check_clock(clock)
-    if isinstance(allowed_hosts, str):
-        raise TypeError(f"allowed_hosts takes a list of host names: [{allowed_hosts!r}]")
+    if not isinstance(allowed_hosts, (list, tuple, set, frozenset)):
+        raise TypeError(f'allowed_hosts takes a list of host names such as ["emulator"], not {allowed_hosts!r:.100}')
+    for name in cast("Collection[object]", allowed_hosts):
+        check_type("each of allowed_hosts", name, str)
 
 
 def _check_clock(clock: object) -> None:
     if isinstance(clock, VirtualClock):
         return
-    if not callable(clock):
-        raise TypeError(f"clock must be a VirtualClock or a function that returns seconds, not {clock!r:.100}")
-    read = clock()
+    if not callable(clock) or isinstance(clock, type):
+        raise TypeError(f"clock must be a VirtualClock() or a function that returns seconds, not {clock!r:.100}")
+    try:
+        read = clock()
+    except Exception as error:
+        raise TypeError(
+            f"clock must return seconds when it is called without arguments; it raised {error!r}"
+        ) from error
     if inspect.iscoroutine(read):
         read.close()
     if not isinstance(read, (int, float)) or isinstance(read, bool):
         raise TypeError(f"clock must return a number of seconds, not {read!r:.100}")
+    if not abs(read) <= LONGEST:
+        raise ValueError(f"clock must return seconds from -{LONGEST:g} to {LONGEST:g}, not {read!r}")

@@ -38,6 +38,12 @@ class Answer:
     body: bytes
     headers: Mapping[str, str] = field(default_factory=lambda: JSON_HEADERS)
 
+    def __post_init__(self) -> None:
+        check_type("status", self.status, int)
+        check_number("status", self.status, 200, 599, "Fault.raw() sends any bytes")
+        check_type("body", self.body, bytes, "encode it first")
+        check_type("headers", self.headers, Mapping)
+
     @classmethod
     def message(cls, status: int, text: str = "", headers: Mapping[str, str] | None = None) -> "Answer":
         """Return an error with a JSON body that says the text, else the standard phrase of the status."""
@@ -86,6 +92,9 @@ class Exchange:
         try:
             return await fault.play(self)
         except ConnectionError:
+            transport = None if self._request is None else self._request.transport
+            if self._request is None or (transport is not None and not transport.is_closing()):
+                raise
             # Writing found the connection closing: the exchange is about to be cancelled, which is no error.
             return await self.end("hang")
 

@@ -17,6 +17,11 @@ _LOCAL_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 EVERYWHERE: Final = frozenset({"0.0.0.0", "::", ""})  # noqa: S104 - recognised here, bound to by nobody's default
 
 
+def is_host(host: str) -> bool:
+    """Return whether a text may be an address or name to listen on: without scheme, port, brackets and space."""
+    return _address(host) is not None or re.fullmatch(r"[0-9A-Za-z._-]+", host) is not None
+
+
 def is_loopback(host: str) -> bool:
     """Return whether an address can be reached from this machine only."""
     address = _address(host)

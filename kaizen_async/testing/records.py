@@ -77,6 +77,7 @@ class Changes:
             raise TypeError(f"without takes a list of field names: without=[{without!r}]")
         if body is not None:
             check_type("body", body, bytes, "encode it first; record= takes fields")
+        check_type("record", record or {}, Mapping, 'give fields such as {"sessionId": "s"}')
         fields = dict(record or {})
         if workflow is not None:
             fields["workflow"] = _named("wf", workflow) if isinstance(workflow, str) else workflow

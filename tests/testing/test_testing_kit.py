@@ -163,6 +163,26 @@ def failing(_: object) -> Any:
     raise ZeroDivisionError("oops")
 
 
+def refusing(_: object) -> Any:
+    """Raise what is no Exception."""
+    pytest.fail("nobody should ask")
+
+
+async def cancelling(_: Exchange) -> Any:
+    """Raise what looks like a cancellation."""
+    raise asyncio.CancelledError
+
+
+async def disconnecting(_: Exchange) -> Any:
+    """Raise what looks like the end of the connection."""
+    raise ConnectionResetError("oops")
+
+
+async def misanswering(_: Exchange) -> Any:
+    """Return an answer that cannot be sent."""
+    return Answer(200, "{}")  # type: ignore[arg-type]
+
+
 async def returning_text(_: Exchange) -> Any:
     """Return what is no response."""
     return "text"
@@ -172,6 +192,13 @@ async def returning_text(_: Exchange) -> Any:
     ("script", "complaint"),
     [
         (lambda emulator: emulator.accept_any(failing), "given to default_life raised ZeroDivisionError: oops"),
+        (lambda emulator: emulator.accept_any(refusing), "given to default_life raised Failed: nobody should ask"),
+        (lambda emulator: emulator.faults.next(Fault("mine", cancelling)), "fault mine raised CancelledError"),
+        (lambda emulator: emulator.faults.next(Fault("mine", disconnecting)), "mine raised ConnectionResetError: oops"),
+        (
+            lambda emulator: emulator.faults.next(Fault("mine", misanswering)),
+            "mine raised TypeError: body must be bytes",
+        ),
         (lambda emulator: emulator.accept_any(awaited), "default_life must be a plain one, not `async def`"),
         (lambda emulator: emulator.accept_any(lambda _: "text"), "default_life must return a Life"),
         (
@@ -189,7 +216,20 @@ async def returning_text(_: Exchange) -> Any:
             "field that the life sets does not fit into JSON",
         ),
     ],
-    ids=["raises", "async", "text", "fault raises", "fault returns text", "kind returns 5", "not JSON", "field"],
+    ids=[
+        "raises",
+        "pytest.fail",
+        "cancels",
+        "disconnects",
+        "body",
+        "async",
+        "text",
+        "fault raises",
+        "fault returns text",
+        "kind returns 5",
+        "not JSON",
+        "field",
+    ],
 )
 @pytest.mark.parametrize("virtual", [False, True], ids=["socket", "virtual"])
 async def test_a_wrong_script_is_no_error_of_the_server(
@@ -748,13 +788,23 @@ async def test_a_hand_moved_clock_that_goes_back_stands_still() -> None:
     ("settings", "complaint"),
     [
         ({"seed": "x"}, "seed must be int"),
-        ({"clock": 5}, "must be a VirtualClock or a function"),
+        ({"clock": 5}, r"must be a VirtualClock\(\) or a function"),
+        ({"clock": VirtualClock}, "or a function"),
+        ({"clock": asyncio.sleep}, "without arguments; it raised TypeError"),
+        ({"clock": lambda: math.nan}, "must return seconds from"),
         ({"clock": lambda: "x"}, "must return a number of seconds"),
         ({"clock": lambda: awaited("")}, "clock must return a number"),
         ({"host": ""}, "host must be an address"),
+        ({"host": "127.0.0.1:80"}, "not .127.0.0.1:80"),
+        ({"host": "[::1]"}, "without scheme and port"),
         ({"epoch": "today"}, "epoch must be a datetime"),
+        ({"epoch": datetime(1, 1, 1, tzinfo=UTC)}, "epoch must be in one of the years"),
+        ({"tls": "yes"}, "tls must be bool"),
+        ({"strict": 1}, "strict must be bool"),
+        ({"api_key": "a\nb"}, "printable ASCII"),
+        ({"allowed_hosts": [5]}, "each of allowed_hosts must be str"),
         ({"port": 70_000}, "port must be from 0 to 65535"),
-        ({"api_key": ""}, "api_key must not be empty"),
+        ({"api_key": ""}, "api_key must not be empty and"),
         ({"allowed_hosts": "name"}, "allowed_hosts takes a list"),
         ({"default_life": 5}, "default_life must be a Life or a function"),
     ],
