@@ -1,4 +1,4 @@
-"""The intervals between polls: the plain rule, what is learned, and what is guaranteed whatever was learned."""
+"""The intervals between polls follow a plain rule and learned durations, within guaranteed bounds."""
 
 import json
 import math
@@ -28,7 +28,7 @@ histories = st.lists(st.tuples(st.sampled_from(["a", "b"]), st.floats(1e-6, 1e9)
 
 
 def cadence_of(policy: PollPolicy, *durations: float, workflow_id: str = "a") -> Cadence:
-    """Return a cadence that has seen these ends of one workflow."""
+    """Return a cadence that has learned these durations of one workflow."""
     cadence = Cadence(policy, Random(1))
     for duration in durations:
         cadence.learn(workflow_id, duration)
@@ -36,7 +36,7 @@ def cadence_of(policy: PollPolicy, *durations: float, workflow_id: str = "a") ->
 
 
 def plain_of(policy: PollPolicy) -> Callable[[float], float]:
-    """Return the plain rule of a policy, in words of its own."""
+    """Return the plain rule of a policy, written independently of the library."""
 
     def interval(age: float) -> float:
         wished = 2 * policy.lag_share * age if policy.lag_seconds is None else 2 * policy.lag_seconds
@@ -46,7 +46,7 @@ def plain_of(policy: PollPolicy) -> Callable[[float], float]:
 
 
 def watch(cadence: Cadence, workflow_id: str, duration: float) -> tuple[int, float]:
-    """Poll one execution from its start until its end is seen; return the polls and the lag."""
+    """Poll one execution from its start until the poll that sees its end. Return the number of polls and the lag."""
     age, polls = 0.0, 1
     while age < duration:
         age += cadence.next_delay(age, workflow_id)
@@ -56,18 +56,18 @@ def watch(cadence: Cadence, workflow_id: str, duration: float) -> tuple[int, flo
 
 @pytest.mark.parametrize(("age", "interval"), [(-3.0, 1.0), (0.0, 1.0), (5.0, 1.0), (100.0, 10.0), (1000.0, 15.0)])
 def test_plain_share(age: float, interval: float) -> None:
-    """With nothing learned the interval is twice the wished share of the age, within the bounds."""
+    """Without learned durations, the interval is twice the desired share of the age, within the bounds."""
     assert cadence_of(PollPolicy(spread=0.0)).next_delay(age, "a") == pytest.approx(interval)
 
 
 @pytest.mark.parametrize("age", [0.0, 5.0, 100_000.0])
 def test_plain_seconds(age: float) -> None:
-    """With nothing learned and a lag in seconds the interval is twice that lag at any age."""
+    """Without learned durations, a lag in seconds gives intervals of twice that lag at any age."""
     assert cadence_of(WIDE_BY_SECONDS).next_delay(age, None) == 10.0
 
 
 def test_lag_of_plain_rule() -> None:
-    """The plain rule meets its aim on average, whatever the durations."""
+    """The plain rule meets its target lag on average for all durations."""
     random = Random(3)
     durations = [random.uniform(100, 10_000) for _ in range(400)]
     by_share = [watch(cadence_of(WIDE), "a", duration)[1] / duration for duration in durations]
@@ -77,7 +77,7 @@ def test_lag_of_plain_rule() -> None:
 
 
 def test_spread() -> None:
-    """Intervals are spread over 10 % to both sides, so that equal ages do not poll in step."""
+    """Intervals vary by 10 % to both sides, so that executions of equal age are not polled in step."""
     cadence = Cadence(PollPolicy(), Random(1))
     delays = [cadence.next_delay(100.0, "a") for _ in range(1000)]
     assert 9.0 <= min(delays) < 9.1
@@ -86,7 +86,7 @@ def test_spread() -> None:
 
 @pytest.mark.parametrize(("age", "low", "high"), [(0.0, 1.0, 1.1), (10_000.0, 13.5, 15.0)])
 def test_spread_within_bounds(age: float, low: float, high: float) -> None:
-    """At a bound of the policy intervals are spread to its inner side only."""
+    """At a bound of the policy, intervals vary only to its inner side."""
     cadence = Cadence(PollPolicy(), Random(1))
     delays = [cadence.next_delay(age, "a") for _ in range(1000)]
     assert low <= min(delays) < low + 0.1 * (high - low)
@@ -102,7 +102,7 @@ def test_deterministic() -> None:
 
 @pytest.mark.parametrize("policy", [WIDE, WIDE_BY_SECONDS])
 def test_learned_shape(policy: PollPolicy) -> None:
-    """Executions of a known workflow are polled sparsely at first, densely about their usual end, sparsely after it."""
+    """The client polls executions of a known workflow most often around their usual end."""
     random = Random(5)
     cadence = cadence_of(policy, *(random.lognormvariate(math.log(600), 0.2) for _ in range(100)))
     factor = {age: cadence.next_delay(age, "a") / plain_of(policy)(age) for age in (50.0, 650.0, 20_000.0)}
@@ -112,7 +112,7 @@ def test_learned_shape(policy: PollPolicy) -> None:
 
 
 def test_few_ends() -> None:
-    """Ends make the polls denser at the durations about them too, so that few of them do not teach too narrowly."""
+    """A few learned durations also make polls at nearby ages more frequent."""
     cadence = cadence_of(WIDE, *[600.0] * 10)
     assert cadence.next_delay(200.0, "a") == pytest.approx(6 * 20.0)
     assert cadence.next_delay(440.0, "a") < 2 * 44.0
@@ -121,7 +121,7 @@ def test_few_ends() -> None:
 
 @pytest.mark.parametrize("workflow_id", ["b", None])
 def test_unknown_workflow(workflow_id: str | None) -> None:
-    """Whatever other workflows taught, one that is unknown is polled at half to double the plain interval."""
+    """The interval of an unknown workflow stays between half and double the plain interval."""
     cadence = cadence_of(WIDE, *[600.0] * 100)
     assert cadence.next_delay(50.0, "a") > 20
     assert 2.5 <= cadence.next_delay(50.0, workflow_id) <= 10.0
@@ -129,7 +129,7 @@ def test_unknown_workflow(workflow_id: str | None) -> None:
 
 @pytest.mark.parametrize(("policy", "aim"), [(WIDE, 0.05), (WIDE_BY_SECONDS, 5.0)])
 def test_learning_pays(policy: PollPolicy, aim: float) -> None:
-    """With history the mean lag still meets the aim, with fewer polls than the plain rule makes."""
+    """With learned durations the mean lag still meets its target, with fewer polls than the plain rule."""
     random = Random(7)
     learned, plain = cadence_of(policy), cadence_of(policy)
     polls, plain_polls, lags = 0, 0, []
@@ -147,7 +147,7 @@ def test_learning_pays(policy: PollPolicy, aim: float) -> None:
 
 
 def test_shift_is_followed() -> None:
-    """When a workflow becomes ten times faster, a few ends suffice for its executions to be polled sooner again."""
+    """When a workflow becomes ten times faster, a few ends are enough to poll its executions earlier."""
     cadence = cadence_of(WIDE, *[900.0] * 200)
     before = cadence.next_delay(85.0, "a")
     for _ in range(20):
@@ -161,7 +161,7 @@ def test_shift_is_followed() -> None:
 
 
 def test_learning_off() -> None:
-    """Without `learn` every interval is that of the plain rule."""
+    """Without `learn`, every interval follows the plain rule."""
     cadence = cadence_of(PollPolicy(spread=0.0, learn=False), *[600.0] * 100)
     assert cadence.next_delay(100.0, "a") == 10.0
     assert cadence.state()["workflows"] == {}
@@ -169,7 +169,7 @@ def test_learning_off() -> None:
 
 @pytest.mark.parametrize("duration", [0.0, -5.0, math.nan, math.inf])
 def test_impossible_durations(duration: float) -> None:
-    """A duration that no execution can have teaches nothing."""
+    """The cadence ignores an impossible duration."""
     assert cadence_of(WIDE, duration).state() == cadence_of(WIDE).state()
 
 
@@ -177,7 +177,7 @@ def test_impossible_durations(duration: float) -> None:
 def test_intervals_are_bounded(
     policy: PollPolicy, history: list[tuple[str, float]], age: float, workflow_id: str | None
 ) -> None:
-    """Whatever was learned, an interval keeps to the policy's bounds and near the plain rule's."""
+    """With any learned durations, an interval stays within the policy's bounds and near the plain rule's."""
     cadence = Cadence(policy, Random(1))
     for seen, duration in history:
         cadence.learn(seen, duration)
@@ -188,7 +188,7 @@ def test_intervals_are_bounded(
 
 @given(policies, histories, st.floats(1, 2000))
 def test_misleading_history(policy: PollPolicy, history: list[tuple[str, float]], duration: float) -> None:
-    """Whatever was learned, an execution costs at most twice the plain rule's polls, and six times its interval."""
+    """A misleading history costs at most twice the plain rule's polls and six times its interval."""
     cadence = Cadence(policy, Random(1))
     for seen, ended in history:
         cadence.learn(seen, ended)
@@ -205,7 +205,7 @@ def test_misleading_history(policy: PollPolicy, history: list[tuple[str, float]]
 
 @pytest.mark.parametrize("true_duration", [20.0, 5000.0])
 def test_the_guarantee_binds(true_duration: float) -> None:
-    """A history that misleads is really felt, so the test of the guarantee is not idle."""
+    """A misleading history changes the number of polls, so the test of the guarantee can fail."""
     polls, _ = watch(cadence_of(WIDE, *[600.0] * 200), "a", true_duration)
     plain_polls, _ = watch(cadence_of(WIDE), "a", true_duration)
     assert polls < plain_polls / 1.5
@@ -213,7 +213,7 @@ def test_the_guarantee_binds(true_duration: float) -> None:
 
 @pytest.mark.parametrize("policy", [WIDE, WIDE_BY_SECONDS])
 def test_state_restores(policy: PollPolicy) -> None:
-    """A cadence that begins with the JSON of another's state goes on with the same intervals."""
+    """A cadence that restores the JSON of another cadence's state continues with the same intervals."""
     random = Random(9)
     first = cadence_of(policy, *(random.lognormvariate(5, 1) for _ in range(150)))
     second = cadence_of(policy)
@@ -225,8 +225,8 @@ def test_state_restores(policy: PollPolicy) -> None:
         assert second.next_delay(age, "a") == pytest.approx(first.next_delay(age, "a"), rel=0.05)
 
 
-def test_what_was_learned_here_is_kept() -> None:
-    """A state adds the workflows that are not known, and changes nothing about those that are."""
+def test_restoring_keeps_known_workflows() -> None:
+    """Restoring a state adds unknown workflows and does not change the known ones."""
     here = cadence_of(WIDE, *[600.0] * 60)
     before = here.state()
     there = cadence_of(WIDE, 1.0)
@@ -239,7 +239,7 @@ def test_what_was_learned_here_is_kept() -> None:
 
 
 def test_state_of_another_policy() -> None:
-    """Durations learned under an aim in shares serve one in seconds, once an end has shown what that aim means."""
+    """Durations learned under a share also serve a policy in seconds, after one end has set its scale."""
     cadence = cadence_of(WIDE_BY_SECONDS)
     cadence.restore(cadence_of(WIDE, *[600.0] * 100).state())
     assert cadence.next_delay(100.0, "a") == 10.0
@@ -265,7 +265,7 @@ def test_state_of_another_policy() -> None:
     ],
 )
 def test_broken_state(state: object) -> None:
-    """What is no state is refused, and what was learned before stays."""
+    """The cadence refuses an invalid state and keeps its own."""
     cadence = cadence_of(WIDE, 60.0, 90.0)
     before = cadence.state()
     with pytest.raises(ValueError, match=r"Expected|Invalid|missing"):
@@ -274,7 +274,7 @@ def test_broken_state(state: object) -> None:
 
 
 def test_memory_is_bounded() -> None:
-    """Beyond the limit, the workflow that has gone longest without an end is forgotten."""
+    """Above the limit, the cadence forgets the workflow with the oldest last end."""
     cadence = cadence_of(WIDE, 60.0, workflow_id="often")
     for number in range(MAX_WORKFLOWS + 50):
         cadence.learn(f"workflow {number}", 60.0)
@@ -288,7 +288,7 @@ def test_memory_is_bounded() -> None:
 
 
 def test_old_ends_fade() -> None:
-    """However many ends a history saw, their weights sum up to what it is meant to remember."""
+    """Old ends lose weight, so that the sum of the weights is bounded."""
     weights = cadence_of(WIDE, *[600.0] * 3000).state()["workflows"]["a"]
     assert sum(ended for _, ended, _ in weights) == pytest.approx(MEMORY)
 
@@ -308,13 +308,13 @@ def test_old_ends_fade() -> None:
     ],
 )
 def test_policy_values(wrong: dict[str, float]) -> None:
-    """A policy refuses values that make no schedule."""
+    """A policy refuses values that allow no schedule."""
     with pytest.raises(ValueError, match=next(iter(wrong))):
         PollPolicy(**wrong)
 
 
 @pytest.mark.parametrize("wrong", [{"lag_share": "5 %"}, {"lag_seconds": "5"}, {"spread": True}])
 def test_policy_types(wrong: dict[str, object]) -> None:
-    """A policy refuses what is no number."""
+    """A policy refuses values that are not numbers."""
     with pytest.raises(TypeError, match=next(iter(wrong))):
         PollPolicy(**wrong)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What ends a wait and what does not: disturbances, stray 404s, frozen processes, silence; in virtual time."""
+"""Waits survive short disturbances, stray 404s, frozen processes and silence. The tests run in virtual time."""
 
 import asyncio
 import itertools
@@ -61,7 +61,7 @@ any_kind = pytest.mark.parametrize(("answer", "error"), KINDS.values(), ids=KIND
 
 @any_kind
 def test_a_short_disturbance_ends_no_wait(answer: Answer, error: type[KaizenError]) -> None:
-    """Whatever comes from somebody else than the API for some seconds."""
+    """Foreign responses during a few seconds, for example from a gateway, do not end a wait."""
 
     @virtual_time
     async def play() -> None:
@@ -77,9 +77,9 @@ def test_a_short_disturbance_ends_no_wait(answer: Answer, error: type[KaizenErro
 
 @any_kind
 def test_a_disturbance_that_lasts_ends_all_waits(answer: Answer, error: type[KaizenError]) -> None:
-    """With few requests, and not before the policy's patience is over; `get` fails at once.
+    """A lasting disturbance ends all waits after the policy's patience, with few requests. `get` fails at once.
 
-    A response that cannot be read is repeated once within each poll.
+    A response that cannot be read is requested once more within each poll.
     """
 
     async def play() -> None:
@@ -107,7 +107,7 @@ def test_a_disturbance_that_lasts_ends_all_waits(answer: Answer, error: type[Kai
 
 @virtual_time
 async def test_a_refused_call_accounts_for_ids_that_were_not_polled() -> None:
-    """Those of a collection get the error; a generator ends with it, so that nobody takes it for complete."""
+    """All ids of a refused collection get the error. A generator raises it, so that the call never looks complete."""
     transport = at_once(lambda *_: status(401))
     async with transport.client(poll=EVERY_SECOND, concurrency=5) as client:
         outcomes = await outcomes_of(client, [f"e{number}" for number in range(3000)])
@@ -130,8 +130,8 @@ async def test_a_refused_call_accounts_for_ids_that_were_not_polled() -> None:
 
 
 @pytest.mark.parametrize("share", [0.03, 0.2])
-def test_a_firewall_that_refuses_some_requests_ends_no_wait(share: float) -> None:
-    """Each wait asks again for itself; the others go on."""
+def test_random_refusals_end_no_wait(share: float) -> None:
+    """If a firewall refuses some requests at random, each affected wait polls again and the others continue."""
 
     async def play() -> None:
         chance = Random(5)
@@ -150,7 +150,7 @@ def test_a_firewall_that_refuses_some_requests_ends_no_wait(share: float) -> Non
 
 @pytest.mark.parametrize("code", [400, 403, 422])
 def test_an_id_that_is_refused_alone_ends_alone(code: int) -> None:
-    """While others get records, and although the policy polls these less often."""
+    """An id that the server refuses while it accepts others ends alone, sooner than the policy's next poll."""
 
     @virtual_time
     async def play() -> None:
@@ -167,7 +167,7 @@ def test_an_id_that_is_refused_alone_ends_alone(code: int) -> None:
 
 @pytest.mark.parametrize("bad_ones_first", [True, False])
 def test_many_ids_that_are_refused_end_without_the_others(bad_ones_first: bool) -> None:
-    """An id that was answered before is asked before anybody concludes that the client is refused."""
+    """The client polls an id that succeeded before, before it concludes that the server refuses the whole client."""
 
     @virtual_time
     async def play() -> None:
@@ -185,7 +185,7 @@ def test_many_ids_that_are_refused_end_without_the_others(bad_ones_first: bool) 
 
 @virtual_time
 async def test_without_patience_a_refusal_ends_the_wait_at_once() -> None:
-    """As before there was any."""
+    """With a refusal_patience of 0, the first refusal ends the wait."""
     transport = at_once(lambda i, _: status(403) if i == "bad" else ending(5)(i, 0))
     async with transport.client(poll=msgspec.structs.replace(EVERY_SECOND, refusal_patience=0)) as client:
         outcomes = await outcomes_of(client, ["good", "bad"])
@@ -195,7 +195,7 @@ async def test_without_patience_a_refusal_ends_the_wait_at_once() -> None:
 
 @pytest.mark.parametrize("seen", [False, True])
 def test_a_probe_keeps_to_the_rate_of_its_policy(seen: bool) -> None:
-    """It is as late as any other poll under a `max_rate`."""
+    """A probe obeys the `max_rate` of its policy."""
 
     @virtual_time
     async def play() -> None:
@@ -212,8 +212,8 @@ def test_a_probe_keeps_to_the_rate_of_its_policy(seen: bool) -> None:
 
 
 @virtual_time
-async def test_a_probe_is_made_for_a_wait_that_goes_on() -> None:
-    """Waits that were left while they queued are passed over."""
+async def test_a_probe_skips_cancelled_waits() -> None:
+    """A probe skips waits that were cancelled while they were queued."""
     transport = at_once(lambda i, _: status(403) if now() < 6 else ending(8)(i, 0))
     async with transport.client(poll=EVERY_SECOND) as client:
         waits = {i: asyncio.create_task(client.instructor_executions.wait(i)) for i in "abcd"}
@@ -230,7 +230,7 @@ async def test_a_probe_is_made_for_a_wait_that_goes_on() -> None:
 
 @virtual_time
 async def test_an_outage_during_a_disturbance_says_nothing_about_it() -> None:
-    """A probe that gets no response is repeated later. Then every wait continues."""
+    """A probe without a response is repeated later, and then every wait continues."""
     script = {5: status(401), 6: status(401), 7: status(401), 8: status(401), 9: status(503), 10: status(503)}
     transport = at_once(lambda i, _: script.get(min(int(now()), 10)) if 5 <= now() < 100 else ending(110)(i, 0))
     async with transport.client(poll=EVERY_SECOND, retry=ONE_ATTEMPT) as client:
@@ -240,7 +240,7 @@ async def test_an_outage_during_a_disturbance_says_nothing_about_it() -> None:
 
 @pytest.mark.parametrize(("share", "count"), [(0.005, 20), (0.1, 10)])
 def test_a_stray_404_ends_no_wait(share: float, count: int) -> None:
-    """Of a replica that lags: once an execution was seen, it exists."""
+    """A single 404, as from a replica that lags, does not end the wait for an execution that was seen before."""
 
     async def play() -> None:
         chance = Random(7)
@@ -258,7 +258,7 @@ def test_a_stray_404_ends_no_wait(share: float, count: int) -> None:
 
 @virtual_time
 async def test_an_execution_that_is_gone_ends_its_wait() -> None:
-    """A 404 that is repeated is the truth, also for one that was seen in another process only."""
+    """A repeated 404 ends the wait, also for an execution that only another process has seen."""
     transport = at_once(lambda i, number: running(i) if number == 1 and now() < 5 else status(404))
     async with transport.client(poll=EVERY_TEN) as client:
         with pytest.raises(NotFoundError) as caught:
@@ -278,7 +278,7 @@ async def test_an_execution_that_is_gone_ends_its_wait() -> None:
 
 @pytest.mark.parametrize("verb", ["wait", "wait_many"])
 def test_a_process_that_was_frozen_polls_once_more(verb: str) -> None:
-    """An execution that has ended since is not given up. One that still runs is given up soon after."""
+    """After a freeze beyond the deadline, the client polls once more, and only then gives up a running execution."""
 
     @virtual_time
     async def play() -> None:
@@ -306,7 +306,7 @@ def test_a_process_that_was_frozen_polls_once_more(verb: str) -> None:
 
 @virtual_time
 async def test_a_frozen_process_polls_many_once_more() -> None:
-    """Also those whose ids are still to come."""
+    """After a freeze, the client polls all ids of a call once more, also ids that are still in its source."""
     transport = at_once(ending(100))
     async with transport.client(poll=EVERY_TEN, concurrency=100) as client:
         loop: Any = asyncio.get_running_loop()
@@ -321,7 +321,7 @@ async def test_a_frozen_process_polls_many_once_more() -> None:
 
 @pytest.mark.parametrize("steps", [(0,), (5e7, -1e6, -5e7, 1e6)], ids=["frozen", "steps"])
 def test_waits_follow_the_clock_of_the_loop(steps: tuple[float, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the other clocks of the process do: somebody sets them, or a test has frozen them."""
+    """Waits follow the loop's clock, even if the process's other clocks jump or are frozen."""
     step = itertools.cycle(steps)
     monkeypatch.setattr(time, "monotonic", lambda: 0.0)
     monkeypatch.setattr(time, "time", lambda: 1_700_000_000.0 + next(step))
@@ -342,7 +342,7 @@ def test_waits_follow_the_clock_of_the_loop(steps: tuple[float, ...], monkeypatc
 
 @virtual_time
 async def test_silence_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
-    """After a minute, for all waits together; and so is its end."""
+    """After a minute of failing polls, the client reports it once for all waits, and reports the recovery once."""
     events: list[Event] = []
     transport = at_once(lambda i, _: status(503) if 10 <= now() < 200 else ending(400)(i, 0))
     async with transport.client(poll=EVERY_TEN, retry=ONE_ATTEMPT, on_event=events.append) as client:
@@ -370,7 +370,7 @@ async def test_silence_is_reported_once(caplog: pytest.LogCaptureFixture) -> Non
 
 @virtual_time
 async def test_an_id_that_fails_alone_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
-    """And leaving it is its end."""
+    """The client reports an id that fails alone once, although the other polls succeed."""
     transport = at_once(lambda i, _: status(500) if i == "fails" else running(i))
     async with transport.client(poll=EVERY_TEN, retry=ONE_ATTEMPT) as client:
         with caplog.at_level(logging.WARNING, "kaizen_async"):
@@ -380,7 +380,7 @@ async def test_an_id_that_fails_alone_is_reported_once(caplog: pytest.LogCapture
 
 @virtual_time
 async def test_an_open_stream_is_never_dropped() -> None:
-    """Though nothing is pending in it while many other policies come and go; closing the client ends it."""
+    """An open stream without pending ids stays usable while many other policies are used. A close ends it."""
     transport = at_once(ending(5000))
     client = transport.client(ended_records=0)
     async with client.instructor_executions.wait_many(poll=EVERY_SECOND) as outcomes:
@@ -396,8 +396,8 @@ async def test_an_open_stream_is_never_dropped() -> None:
 
 
 @virtual_time
-async def test_a_record_that_is_too_large_is_handed_over_and_not_kept() -> None:
-    """A small response can become a large record."""
+async def test_a_record_that_is_too_large_is_not_kept() -> None:
+    """The client yields a record that is too large, but does not keep it in memory."""
     big = [{"id": "x" * 150, "name": "y" * 150}] * 250
 
     def answer(execution_id: str, number: int) -> Reply:
@@ -424,8 +424,8 @@ async def test_a_record_that_is_too_large_is_handed_over_and_not_kept() -> None:
 
 
 @virtual_time
-async def test_a_poll_that_nobody_waits_for_any_more_hurts_no_later_one() -> None:
-    """An id that is left and waited for again while its first poll is being cancelled."""
+async def test_a_cancelled_poll_does_not_affect_a_later_wait() -> None:
+    """A new wait for an id works while the poll of a cancelled wait is still ending."""
 
     class Reluctant(ScriptedTransport):
         async def send(self, *args: Any) -> Answer:
@@ -460,7 +460,7 @@ async def test_a_poll_that_nobody_waits_for_any_more_hurts_no_later_one() -> Non
 async def test_ids_that_the_server_refuses_end_alone_and_soon(
     code: int, invalid: float, order: str, within: float
 ) -> None:
-    """However many there are, and even if they come first: each valid id gets its record, each other one its error."""
+    """Each valid id gets its record and each invalid id its error, for any number and order of invalid ids."""
     random = Random(code)
     names = [f"e{number}" for number in range(200)]
     refused = {name for name in names if random.random() < invalid}
@@ -482,7 +482,7 @@ async def test_ids_that_the_server_refuses_end_alone_and_soon(
 
 @virtual_time
 async def test_single_waits_for_invalid_ids_end_together() -> None:
-    """As soon as the patience is over, each is asked for once more."""
+    """When the patience ends, the client polls each refused id once more, and all waits end together."""
     transport = at_once(lambda *_: status(422))
     async with transport.client(poll=PollPolicy(refusal_patience=10)) as client:
         waits = (client.instructor_executions.wait(f"e{number}") for number in range(30))

@@ -1,4 +1,4 @@
-"""The scheduler: whose turn it is, how fast it goes, and what it keeps; in virtual time."""
+"""The scheduler decides which id is polled next, how fast, and what is kept. The tests run in virtual time."""
 
 import asyncio
 import gc
@@ -58,20 +58,20 @@ OURS = {
 
 
 class Fixed(msgspec.Struct):
-    """A record that says nothing."""
+    """A record without information."""
 
     id: str
     end_time: None = None
 
 
 def ids(count: int, name: str = "e") -> list[str]:
-    """Return that many ids."""
+    """Return a number of ids."""
     return [f"{name}{number}" for number in range(count)]
 
 
 @virtual_time
-async def test_a_wait_for_one_is_served_beside_many_that_are_overdue() -> None:
-    """Calls take turns: its polls come between the next two of the others."""
+async def test_a_single_wait_is_not_delayed_by_a_large_call() -> None:
+    """Calls take turns, so the polls of a single wait come between two polls of a large call."""
     transport = ScriptedTransport(lambda i, _: ended(i) if i == "one" and now() > 50 else running(i), latency=1)
     async with transport.client(concurrency=2) as client:
         async with client.instructor_executions.wait_many(ids(500), poll=EVERY_TEN):
@@ -83,8 +83,8 @@ async def test_a_wait_for_one_is_served_beside_many_that_are_overdue() -> None:
 
 
 @virtual_time
-async def test_calls_share_the_polls_evenly_whatever_their_size() -> None:
-    """Also those under different policies, however many calls there are under each."""
+async def test_calls_share_the_polls_evenly() -> None:
+    """Calls of any size and under any policy get equal shares of the polls."""
     transport = ScriptedTransport(never_ending, latency=1)
     async with transport.client(concurrency=3) as client:
         executions = client.instructor_executions
@@ -101,8 +101,8 @@ async def test_calls_share_the_polls_evenly_whatever_their_size() -> None:
 
 
 @virtual_time
-async def test_who_shares_an_id_with_a_big_call_does_not_queue_behind_it() -> None:
-    """The id goes into the shorter of the queues, and back when the small call leaves."""
+async def test_a_shared_id_uses_the_shorter_queue() -> None:
+    """An id of two calls moves to the shorter queue, and back when the small call ends."""
     transport = ScriptedTransport(never_ending, latency=1)
     async with transport.client(concurrency=1) as client:
         executions = client.instructor_executions
@@ -121,8 +121,8 @@ async def test_who_shares_an_id_with_a_big_call_does_not_queue_behind_it() -> No
 
 
 @virtual_time
-async def test_a_call_whose_queue_was_taken_over_by_another_can_go_on() -> None:
-    """Entries that moved to another call's queue leave nothing in the first that would block it."""
+async def test_a_call_continues_after_its_ids_moved() -> None:
+    """A call continues after its ids have moved to the queue of another call."""
     transport = ScriptedTransport(lambda i, _: ended(i), latency=1)
     async with transport.client(concurrency=1) as client:
         executions = client.instructor_executions
@@ -138,7 +138,7 @@ async def test_a_call_whose_queue_was_taken_over_by_another_can_go_on() -> None:
 
 @virtual_time
 async def test_polls_are_as_many_at_a_time_as_the_concurrency_allows() -> None:
-    """And share its slots with lookups."""
+    """Polls and lookups together never exceed the concurrency."""
     transport = ScriptedTransport(never_ending, latency=1)
     async with transport.client(concurrency=7) as client:
         async with client.instructor_executions.wait_many(ids(200), poll=EVERY_SECOND):
@@ -151,7 +151,7 @@ async def test_polls_are_as_many_at_a_time_as_the_concurrency_allows() -> None:
 @pytest.mark.no_cover
 @virtual_time
 async def test_polls_that_cannot_keep_up_stretch_alike() -> None:
-    """Every execution gets its poll before any gets the next but one, and `stats` says how late they are."""
+    """Overdue polls are delayed evenly over all executions, and `stats` reports the delay."""
     transport = ScriptedTransport(never_ending, latency=0.5)
     async with transport.client(concurrency=5) as client:
         async with client.instructor_executions.wait_many(ids(100), poll=EVERY_SECOND):
@@ -169,7 +169,7 @@ async def test_polls_that_cannot_keep_up_stretch_alike() -> None:
 
 @pytest.mark.parametrize("lazy", [True, False])
 def test_polls_that_cannot_keep_up_keep_no_id_from_its_first(lazy: bool) -> None:
-    """Though those taken in first would take all polls by themselves; and the first go on being polled meanwhile."""
+    """Every id gets its first poll soon even if the polls cannot keep up, and earlier ids continue to be polled."""
 
     @virtual_time
     async def check() -> None:
@@ -186,8 +186,8 @@ def test_polls_that_cannot_keep_up_keep_no_id_from_its_first(lazy: bool) -> None
 
 
 @virtual_time
-async def test_an_endless_source_keeps_none_from_its_next_poll() -> None:
-    """New ids get every second poll at most while others are due."""
+async def test_an_endless_source_does_not_delay_other_polls() -> None:
+    """New ids get at most every second poll while other ids are due."""
     transport = ScriptedTransport(lambda i, _: running(i) if i == "e7" else ended(i), latency=1)
     async with transport.client(concurrency=1) as client:
         async with client.instructor_executions.wait_many((f"e{n}" for n in itertools.count()), poll=EVERY_TEN) as ends:
@@ -199,7 +199,7 @@ async def test_an_endless_source_keeps_none_from_its_next_poll() -> None:
 
 @virtual_time
 async def test_polls_in_time_have_no_delay() -> None:
-    """Although there are many."""
+    """Polls that keep up report no delay, even if there are many."""
     transport = ScriptedTransport(never_ending, latency=0.1)
     async with transport.client(concurrency=50) as client:
         async with client.instructor_executions.wait_many(ids(100), poll=EVERY_TEN):
@@ -210,7 +210,7 @@ async def test_polls_in_time_have_no_delay() -> None:
 
 @pytest.mark.parametrize("rate", [0.5, 3, 500])
 def test_polls_under_a_rate_are_spaced_evenly(rate: float) -> None:
-    """From the first on, without bursts, also when one wait follows another."""
+    """Polls under a max_rate are evenly spaced from the first one, also when one wait follows another."""
 
     @virtual_time
     async def check() -> None:
@@ -232,8 +232,8 @@ def test_polls_under_a_rate_are_spaced_evenly(rate: float) -> None:
 
 @pytest.mark.parametrize("share", [0.3, 0.6])
 @virtual_time
-async def test_a_rate_counts_what_fails(share: float) -> None:
-    """Whatever share of the polls the server fails, it receives no more than the rate."""
+async def test_a_rate_counts_failed_polls(share: float) -> None:
+    """The server receives no more requests than the rate, however many polls fail."""
     random = Random(1)
     transport = ScriptedTransport(lambda i, _: status(500) if random.random() < share else running(i))
     async with transport.client(poll=every(1, max_rate=20)) as client:
@@ -246,7 +246,7 @@ async def test_a_rate_counts_what_fails(share: float) -> None:
 
 @virtual_time
 async def test_a_rate_lost_to_late_timers_is_made_up_for_but_a_rest_is_not() -> None:
-    """Timers that fire a little late would lower a high rate; a rest must not lead to a burst."""
+    """The scheduler makes up for timers that fire late, but a pause does not lead to a burst."""
     transport = at_once(never_ending)
     async with transport.client(poll=every(1, max_rate=100)) as client:
         clock: Any = client._clock
@@ -264,7 +264,7 @@ async def test_a_rate_lost_to_late_timers_is_made_up_for_but_a_rest_is_not() -> 
 
 @virtual_time
 async def test_a_rate_holds_for_its_policy_alone() -> None:
-    """All waits under it share it, those under others go on."""
+    """All waits under one policy share its rate, and waits under other policies are not affected."""
     transport = at_once(never_ending)
     slow = every(1, max_rate=1)
     async with transport.client() as client:
@@ -281,7 +281,7 @@ async def test_a_rate_holds_for_its_policy_alone() -> None:
 
 @virtual_time
 async def test_a_rate_holds_over_kinds() -> None:
-    """It is that of the policy, whatever is polled under it."""
+    """Waits for different kinds of records under one policy share its rate."""
     transport = at_once(never_ending)
     slow = every(1, max_rate=1)
     async with transport.client() as client:
@@ -295,8 +295,8 @@ async def test_a_rate_holds_over_kinds() -> None:
 
 
 @virtual_time
-async def test_what_is_kept_for_policies_is_bounded() -> None:
-    """Whoever waits under a new one each time leaves nothing behind."""
+async def test_memory_for_policies_is_bounded() -> None:
+    """Waits that use a new policy each time leave only a bounded number of groups behind."""
     transport = at_once(lambda execution_id, _: ended(execution_id))
     async with transport.client(ended_records=0) as client:
         for number in range(3 * MOST_GROUPS):
@@ -307,7 +307,7 @@ async def test_what_is_kept_for_policies_is_bounded() -> None:
 
 @virtual_time
 async def test_a_limiter_that_cannot_keep_up_shows_in_the_delay() -> None:
-    """Polls that wait for it are late, although they have a slot."""
+    """Polls that wait for the limiter count as delayed, although they have a slot."""
 
     async def slow() -> None:
         await asyncio.sleep(1)
@@ -320,8 +320,8 @@ async def test_a_limiter_that_cannot_keep_up_shows_in_the_delay() -> None:
 
 
 @virtual_time
-async def test_who_leaves_a_queue_held_by_a_rate_frees_it() -> None:
-    """Entries that nobody waits for any more take no place in it."""
+async def test_cancelled_ids_leave_a_rate_limited_queue() -> None:
+    """Ids of a call that has ended take no place in a rate-limited queue."""
     transport = at_once(never_ending)
     async with transport.client(poll=every(1, max_rate=0.1)) as client:
         executions = client.instructor_executions
@@ -335,8 +335,8 @@ async def test_who_leaves_a_queue_held_by_a_rate_frees_it() -> None:
 
 
 @virtual_time
-async def test_ids_in_the_queue_of_a_call_that_left_are_polled_for_the_others() -> None:
-    """Leaving removes the ids that nobody else waits for from the queue, and no others."""
+async def test_shared_ids_stay_queued_when_a_call_ends() -> None:
+    """A call that ends removes only the ids that no other call waits for."""
     transport = ScriptedTransport(ending(0), latency=1)
     async with transport.client(concurrency=1, poll=EVERY_TEN) as client:
         executions = client.instructor_executions
@@ -355,7 +355,7 @@ async def test_ids_in_the_queue_of_a_call_that_left_are_polled_for_the_others() 
 
 @pytest.mark.parametrize("spans", [1, 400])
 def test_a_timetable_holds_few_entries_that_were_removed(spans: int) -> None:
-    """Each removal looks at a few entries of a bucket, so that none has to look at 100,000."""
+    """Each removal cleans up a few entries of its bucket, so that no removal has to visit 100,000 entries."""
     table, random = Timetable(), Random(spans)
     entries = [Entry(name, (), 0.0, 0.0, 0.0) for name in ids(2000)]
     for number, entry in enumerate(entries):
@@ -375,7 +375,7 @@ def test_a_timetable_holds_few_entries_that_were_removed(spans: int) -> None:
 
 @virtual_time
 async def test_polls_wait_at_the_gate() -> None:
-    """A throttling answer to any of them holds all of them back, and nothing is asked before its time."""
+    """A throttling response to any poll pauses all polls until the time that the server named."""
     limited_until = 30.0
 
     def play(execution_id: str, _: int) -> Reply:
@@ -393,7 +393,7 @@ async def test_polls_wait_at_the_gate() -> None:
 @pytest.mark.no_cover
 @virtual_time
 async def test_polls_pause_in_an_outage() -> None:
-    """Fifty polls every ten seconds become one probe every other second, and the waits last."""
+    """In an outage, fifty polls every ten seconds become single probes, and the waits continue."""
     transport = at_once(lambda *_: status(503))
     async with transport.client(poll=EVERY_TEN) as client:
         outcomes = await outcomes_of(client, ids(50), deadline=600)
@@ -404,7 +404,7 @@ async def test_polls_pause_in_an_outage() -> None:
 
 @virtual_time
 async def test_a_retry_after_of_a_poll_is_waited_out() -> None:
-    """Though the policy would poll sooner."""
+    """The next poll waits for the server's Retry-After, even if the policy would poll sooner."""
     transport = at_once(lambda i, number: status(500, retry_after="40") if number == 2 else ending(60)(i, number))
     async with transport.client(retry=ONE_ATTEMPT, poll=EVERY_TEN) as client:
         await client.instructor_executions.wait("a")
@@ -413,7 +413,7 @@ async def test_a_retry_after_of_a_poll_is_waited_out() -> None:
 
 @virtual_time
 async def test_policies_live_side_by_side() -> None:
-    """One execution under two of them is polled for each, at the pace of each."""
+    """An execution that is awaited under two policies is polled at the intervals of each."""
     transport = at_once(ending(60))
     async with transport.client() as client:
         executions = client.instructor_executions
@@ -424,8 +424,8 @@ async def test_policies_live_side_by_side() -> None:
 
 
 @virtual_time
-async def test_the_same_kind_of_look_ups_is_the_same() -> None:
-    """So asking for it again and again shares everything and keeps nothing more."""
+async def test_equal_lookups_return_one_object() -> None:
+    """Equal arguments to `lookups` return the same object, which shares its polls and its state."""
     transport = at_once(ending(5))
     async with transport.client(poll=EVERY_SECOND) as client:
 
@@ -456,7 +456,7 @@ FIELDS: dict[str, Any] = {
 
 @pytest.mark.parametrize(("field", "setting"), FIELDS.items(), ids=FIELDS)
 def test_every_field_of_a_policy_changes_when_polls_come(field: str, setting: Any) -> None:
-    """Alone, with all others as they are."""
+    """Each field of a policy alone changes the times of the polls."""
 
     def play(execution_id: str, _: int) -> Reply:
         if now() < 40 and execution_id == "refused":
@@ -485,13 +485,16 @@ def test_every_field_of_a_policy_changes_when_polls_come(field: str, setting: An
 
 
 def test_there_is_no_other_field() -> None:
-    """A new one needs a test of its effect."""
+    """Every field of the policy has an entry above, so a new field needs a test."""
     assert set(FIELDS) == set(PollPolicy.__struct_fields__)
 
 
 @virtual_time
 async def test_ages_count_from_the_start_time_of_the_record() -> None:
-    """So an execution that has run for long is polled sparsely from the first poll on; one from the future is new."""
+    """Ages count from the record's start time, so an old execution is polled rarely from the first poll on.
+
+    A start time in the future counts as now.
+    """
     transport = at_once(lambda i, _: running(i, startTime=stamp({"old": -3000, "future": 5000}.get(i, now()))))
     policy = PollPolicy(spread=0, max_interval=1000)
     async with transport.client(poll=policy) as client:
@@ -502,7 +505,7 @@ async def test_ages_count_from_the_start_time_of_the_record() -> None:
 
 @virtual_time
 async def test_a_wall_clock_that_jumps_does_no_harm() -> None:
-    """Intervals stay within the policy's bounds, and deadlines do not move."""
+    """If the wall clock jumps, intervals stay within the policy's bounds and deadlines do not move."""
     jump = iter([0, 1e7, -1e7, 3.3e8, -1.6e9] * 10)
     transport = at_once(lambda i, number: running(i, f"state {number}"))
     async with transport.client(poll=PollPolicy(spread=0)) as client:
@@ -518,8 +521,8 @@ async def test_a_wall_clock_that_jumps_does_no_harm() -> None:
 
 
 @virtual_time
-async def test_what_nobody_waits_for_leaves_the_heap() -> None:
-    """A thousand short waits for an execution polled once an hour do not pile up in it."""
+async def test_ended_waits_leave_the_timetable() -> None:
+    """Hundreds of short waits under a policy with long intervals do not accumulate in the timetable."""
     transport = at_once(never_ending)
     policy = PollPolicy(min_interval=1800, max_interval=3600)
     async with transport.client(poll=policy) as client:
@@ -535,13 +538,13 @@ async def test_what_nobody_waits_for_leaves_the_heap() -> None:
 
 
 def scheduler_of_started(client: KaizenClient) -> Any:
-    """Return the scheduler, made if need be."""
+    """Return the scheduler of a client, and create it if necessary."""
     return client._scheduler_of(client._engine_here())
 
 
 @virtual_time
 async def test_many_due_at_once_are_started_in_small_steps() -> None:
-    """The loop goes on while thousands are moved."""
+    """The scheduler starts thousands of due polls in small steps, so that it does not block the loop."""
     loop: Any = asyncio.get_running_loop()
     started: Counter[int] = Counter()
 
@@ -560,7 +563,7 @@ async def test_many_due_at_once_are_started_in_small_steps() -> None:
 
 @virtual_time
 async def test_a_queue_of_stale_entries_is_skipped_in_small_steps() -> None:
-    """One poll at a time, thousands given up: the next in line comes at once, and the loop goes on meanwhile."""
+    """The scheduler skips thousands of expired entries in small steps, and the next valid poll starts at once."""
     transport = ScriptedTransport(lambda i, _: (NEVER, running(i)) if i == "blocks" else ended(i), latency=0)
     async with transport.client(concurrency=1, attempt_timeout=50, deadline=50) as client:
         executions = client.instructor_executions
@@ -583,12 +586,12 @@ async def test_a_queue_of_stale_entries_is_skipped_in_small_steps() -> None:
 
 
 def test_an_entry_costs_less_than_a_kibibyte() -> None:
-    """Beside the id and its last record, by what is allocated: here the records are one and the same."""
+    """An awaited id takes less than one KiB besides its id and its last record. Here all ids share one record."""
     count = 2000
     record = Fixed("a")
 
     class SameRecord:
-        """Decodes every answer to one record."""
+        """An endpoint that decodes every response to the same record."""
 
         url = URL("instructor/executions/get")
 
@@ -623,7 +626,7 @@ def test_an_entry_costs_less_than_a_kibibyte() -> None:
 
 
 def test_the_collector_need_not_visit_an_entry() -> None:
-    """It exists a hundred thousand times."""
+    """The garbage collector does not track entries, because there may be a hundred thousand of them."""
     entry = Entry("a", (1,), 0.0, 0.0, 0.0)
     assert not gc.is_tracked(entry)
     assert not hasattr(entry, "__dict__")
@@ -631,7 +634,7 @@ def test_the_collector_need_not_visit_an_entry() -> None:
 
 @virtual_time
 async def test_an_outage_keeps_little_of_its_errors() -> None:
-    """The last error of each id is kept, without the body of the answer and without what caused it."""
+    """The scheduler keeps the last error of each id without the body of its response and without its cause."""
     body = Answer(503, {}, b"x" * 10_000)
     transport = at_once(lambda *_: body)
     async with transport.client(retry=ONE_ATTEMPT, poll=EVERY_TEN) as client:
@@ -644,7 +647,7 @@ async def test_an_outage_keeps_little_of_its_errors() -> None:
 
 
 def test_workflows_and_durations_are_read_off_any_record() -> None:
-    """What a record of one's own does not tell is not known; what it tells oddly does no harm."""
+    """The scheduler reads workflow and duration from any record, and ignores missing or invalid values."""
     start, end = datetime(2026, 1, 1, 12, tzinfo=UTC), datetime(2026, 1, 1, 12, 0, 30, tzinfo=UTC)
     assert duration_of(SimpleNamespace(end_time=end, start_time=start, duration_ms=1500)) == 1.5
     assert duration_of(SimpleNamespace(end_time=end, start_time=start, duration_ms=None)) == 30
@@ -660,7 +663,7 @@ def test_workflows_and_durations_are_read_off_any_record() -> None:
 
 @virtual_time
 async def test_records_without_times_are_waited_for() -> None:
-    """Their age counts from the first poll."""
+    """The age of a record without a start time counts from its first poll."""
 
     class Bare(msgspec.Struct, rename="camel"):
         id: str
@@ -675,8 +678,8 @@ async def test_records_without_times_are_waited_for() -> None:
 
 @pytest.mark.no_cover
 @virtual_time
-async def test_what_ended_teaches_the_cadence() -> None:
-    """After some ends of a workflow its executions are polled around their likely end."""
+async def test_ended_executions_teach_the_cadence() -> None:
+    """After several ends of a workflow, its executions are polled around their likely end."""
 
     def play(execution_id: str, _: int) -> Reply:
         begun, _, _name = execution_id.partition(" ")
@@ -704,8 +707,8 @@ async def test_what_ended_teaches_the_cadence() -> None:
 
 
 @virtual_time
-async def test_durations_that_others_saw_are_learned_from() -> None:
-    """As if waits of this client had seen them."""
+async def test_learn_accepts_durations_from_elsewhere() -> None:
+    """`learn` uses durations from other processes in the same way as durations that this client has seen."""
 
     def later_ending(execution_id: str, _: int) -> Reply:
         begun = float(execution_id)
@@ -725,7 +728,7 @@ async def test_durations_that_others_saw_are_learned_from() -> None:
 
 @virtual_time
 async def test_an_end_without_a_duration_teaches_nothing() -> None:
-    """The workflow is known, and neither the duration nor the times are."""
+    """The cadence learns nothing from a finished execution without a duration and without times."""
     transport = at_once(lambda i, _: ended(i, startTime=None, durationMs=None))
     async with transport.client() as client:
         await client.instructor_executions.wait("a")
@@ -734,8 +737,8 @@ async def test_an_end_without_a_duration_teaches_nothing() -> None:
 
 
 @virtual_time
-async def test_a_poll_shares_a_look_up_of_the_same_id() -> None:
-    """And a lookup shares a poll."""
+async def test_a_poll_and_a_lookup_share_a_request() -> None:
+    """A poll and a lookup of the same id share one request, whichever starts first."""
     transport = ScriptedTransport(never_ending, latency=1)
     async with transport.client() as client:
         executions = client.instructor_executions
@@ -751,7 +754,7 @@ async def test_a_poll_shares_a_look_up_of_the_same_id() -> None:
 
 
 def test_the_work_for_a_poll_does_not_grow_with_the_number_of_ids() -> None:
-    """By the calls that a poll takes here, with ends, changes, joins and leaving: the same for ten times as many."""
+    """The number of function calls for each poll is the same for ten times as many ids."""
 
     def calls_per_poll(count: int) -> float:
         calls = 0
@@ -784,7 +787,7 @@ def test_the_work_for_a_poll_does_not_grow_with_the_number_of_ids() -> None:
 
 @virtual_time
 async def test_an_id_not_found_ends_alone() -> None:
-    """The others of its call go on."""
+    """An id that is not found ends alone, and the other ids of its call continue."""
 
     def generated() -> Iterator[str]:
         yield from ("a", "missing", "b")

@@ -1,4 +1,4 @@
-"""`wait`, `wait_many` and `watch` as callers see them, in virtual time."""
+"""`wait`, `wait_many` and `watch` from the view of their callers, in virtual time."""
 
 import asyncio
 import functools
@@ -60,7 +60,7 @@ ONE_ATTEMPT = RetryPolicy(max_attempts=1)
 
 @virtual_time
 async def test_an_execution_has_ended_when_its_end_time_is_set() -> None:
-    """Neither a status that sounds like the end counts, nor one that nobody knows."""
+    """Only an end time ends a wait. A status does not, whether it is known or unknown."""
     script = iter(["Enqueued", "InProgress", "Completed", "Failed", "Zorp"])
 
     def play(execution_id: str, _: int) -> Reply:
@@ -89,8 +89,8 @@ TRANSIENT: dict[str, Reply] = {
 
 
 @pytest.mark.parametrize("trouble", TRANSIENT.values(), ids=TRANSIENT)
-def test_a_poll_that_fails_for_a_while_costs_only_time(trouble: Reply) -> None:
-    """Whatever a later attempt may mend is ridden out, here for ten minutes."""
+def test_temporary_failures_do_not_end_a_wait(trouble: Reply) -> None:
+    """A wait continues through ten minutes of failures that a later poll may not have."""
 
     def play(execution_id: str, _: int) -> Reply:
         return trouble if 2 < now() < 600 else ending(300)(execution_id, 0)
@@ -108,8 +108,8 @@ def test_a_poll_that_fails_for_a_while_costs_only_time(trouble: Reply) -> None:
 
 
 @virtual_time
-async def test_a_poll_cut_off_by_the_deadline_of_a_look_up_is_made_again() -> None:
-    """The client's deadline bounds each poll; the wait has its own."""
+async def test_a_poll_that_times_out_is_repeated() -> None:
+    """The client's deadline bounds each poll, and the wait has its own deadline."""
     transport = at_once(lambda i, number: (NEVER, running(i)) if number < 4 else ended(i))
     async with transport.client(deadline=3, attempt_timeout=30) as client:
         await client.instructor_executions.wait("a", poll=EVERY_SECOND)
@@ -129,8 +129,8 @@ PERMANENT: dict[str, tuple[Reply, type[KaizenError], list[float]]] = {
 
 
 @pytest.mark.parametrize(("answer", "error", "times"), PERMANENT.values(), ids=PERMANENT)
-def test_an_error_that_will_not_pass_ends_the_wait(answer: Reply, error: type[KaizenError], times: list[float]) -> None:
-    """Of that id only, once it is sure that it will not."""
+def test_a_permanent_error_ends_the_wait(answer: Reply, error: type[KaizenError], times: list[float]) -> None:
+    """A permanent error ends the wait for its id only, after further polls have confirmed it."""
 
     @virtual_time
     async def check() -> None:
@@ -144,7 +144,9 @@ def test_an_error_that_will_not_pass_ends_the_wait(answer: Reply, error: type[Ka
             assert refused.execution_id == "a"
             assert refused.attempts == ends["a"].attempts == 2 + len(times)
             assert ends["a"].elapsed == pytest.approx(times[-1], abs=0.2)
-            assert polls_of(transport, "a") == pytest.approx([0, 1, *times], abs=0.2)  # a refusal is confirmed first
+            assert polls_of(transport, "a") == pytest.approx(
+                [0, 1, *times], abs=0.2
+            )  # further polls confirm a refusal first
             with pytest.raises(error):
                 await client.instructor_executions.wait("a", poll=EVERY_TEN)
 
@@ -153,7 +155,10 @@ def test_an_error_that_will_not_pass_ends_the_wait(answer: Reply, error: type[Ka
 
 @pytest.mark.parametrize(("found_at", "grace", "finds"), [(5, 6, True), (7, 6, False), (1, 0, False)])
 def test_the_grace_waits_out_early_404s(found_at: float, grace: float, finds: bool) -> None:
-    """An execution that becomes known within it is waited for, one that does not is not found."""
+    """An execution that appears within the not_found_grace is awaited.
+
+    After the grace, the wait raises NotFoundError.
+    """
 
     @virtual_time
     async def check() -> None:
@@ -171,8 +176,8 @@ def test_the_grace_waits_out_early_404s(found_at: float, grace: float, finds: bo
 
 
 @virtual_time
-async def test_the_grace_begins_anew_with_each_series_of_404s() -> None:
-    """Any other response ends a series."""
+async def test_the_grace_restarts_with_each_series_of_404s() -> None:
+    """Any other response ends a series of 404s and restarts the grace."""
     script = [404, 404, 404, 503, 404, 404, 404, 503, 404, 404, 404, 404]
 
     def play(execution_id: str, number: int) -> Reply:
@@ -188,8 +193,8 @@ async def test_the_grace_begins_anew_with_each_series_of_404s() -> None:
 
 
 @virtual_time
-async def test_a_wait_out_of_time_tells_what_was_seen_last() -> None:
-    """The last record is in the error, and so is the last failure if the last poll was one."""
+async def test_a_wait_out_of_time_reports_the_last_record() -> None:
+    """The error of a deadline has the last record, and the last failure as its cause."""
 
     def play(execution_id: str, number: int) -> Reply:
         return running(execution_id, "Zorp") if number < 5 else status(503)
@@ -211,7 +216,7 @@ async def test_a_wait_out_of_time_tells_what_was_seen_last() -> None:
 
 @virtual_time
 async def test_a_failure_that_passed_is_no_cause() -> None:
-    """Only the last poll counts."""
+    """The error of a deadline has no cause if the last poll succeeded."""
     transport = at_once(lambda i, number: running(i) if number > 1 else status(503))
     async with transport.client(retry=ONE_ATTEMPT) as client:
         with pytest.raises(DeadlineExceededError, match="when the deadline passed") as caught:
@@ -221,7 +226,7 @@ async def test_a_failure_that_passed_is_no_cause() -> None:
 
 @virtual_time
 async def test_the_deadline_is_hard() -> None:
-    """A poll in flight is cut off by it."""
+    """The deadline cancels a poll in flight."""
     transport = ScriptedTransport(never_ending, latency=8)
     async with transport.client() as client:
         with pytest.raises(DeadlineExceededError) as caught:
@@ -239,8 +244,8 @@ async def test_the_deadline_is_hard() -> None:
 
 
 @virtual_time
-async def test_a_wait_without_a_deadline_goes_on() -> None:
-    """None is no limit, in every verb."""
+async def test_a_deadline_of_none_is_no_limit() -> None:
+    """A deadline of None sets no limit in any method."""
     transport = at_once(ending(100_000))
     async with transport.client(poll=PollPolicy(max_interval=10_000)) as client:
         await asyncio.gather(
@@ -253,7 +258,7 @@ async def test_a_wait_without_a_deadline_goes_on() -> None:
 
 @virtual_time
 async def test_a_last_poll_comes_a_second_before_the_deadline() -> None:
-    """So an end is not missed for a poll that would have come later."""
+    """The client polls one last time a second before the deadline, so that it does not miss an end."""
     transport = at_once(ending(12))
     async with transport.client() as client:
         await client.instructor_executions.wait("a", deadline=15, poll=EVERY_TEN)
@@ -262,7 +267,7 @@ async def test_a_last_poll_comes_a_second_before_the_deadline() -> None:
 
 @virtual_time
 async def test_no_last_poll_comes_sooner_than_the_policy_allows() -> None:
-    """Neither the shortest interval nor what the server asked for is undercut by a deadline."""
+    """The last poll before a deadline respects the policy's shortest interval and the server's Retry-After."""
 
     def play(execution_id: str, number: int) -> Reply:
         return status(500, retry_after="20") if execution_id == "b" and number == 1 else running(execution_id)
@@ -277,7 +282,7 @@ async def test_no_last_poll_comes_sooner_than_the_policy_allows() -> None:
 
 @virtual_time
 async def test_every_waiter_gets_its_last_poll() -> None:
-    """The deadline of one who leaves first does not hide that of another."""
+    """Each of several waits with different deadlines gets its own last poll."""
     transport = at_once(ending({"a": 6}))
     async with transport.client(poll=PollPolicy(min_interval=3, max_interval=3600, lag_share=0.9, spread=0)) as client:
         waits = [client.instructor_executions.wait("a", deadline=deadline) for deadline in (1.5, 8, None)]
@@ -288,8 +293,8 @@ async def test_every_waiter_gets_its_last_poll() -> None:
 
 
 @virtual_time
-async def test_who_joins_with_a_near_deadline_gets_a_poll_before_it() -> None:
-    """The next poll of those who wait already may be an hour away."""
+async def test_a_wait_with_a_near_deadline_gets_a_poll() -> None:
+    """A wait that joins with a near deadline gets a poll before it, even if the next poll was an hour away."""
     transport = at_once(ending(5))
     async with transport.client(poll=PollPolicy(min_interval=3, max_interval=3600, spread=0)) as client:
         patient = asyncio.create_task(client.instructor_executions.wait("a", deadline=None))
@@ -307,8 +312,8 @@ async def test_who_joins_with_a_near_deadline_gets_a_poll_before_it() -> None:
 
 
 @virtual_time
-async def test_an_execution_seen_to_end_is_answered_without_a_request() -> None:
-    """By every verb of waiting, whatever the policy."""
+async def test_a_finished_execution_needs_no_request() -> None:
+    """Every waiting method returns the record of an execution that the client has seen end, without a request."""
     transport = at_once(ending(3))
     async with transport.client() as client:
         execution = await client.instructor_executions.wait("a", poll=EVERY_SECOND)
@@ -325,8 +330,8 @@ async def test_an_execution_seen_to_end_is_answered_without_a_request() -> None:
 
 
 @virtual_time
-async def test_another_policys_wait_is_ended_by_the_end_that_one_has_seen() -> None:
-    """Its next poll finds the record there and sends nothing."""
+async def test_a_wait_uses_the_end_seen_by_another_policy() -> None:
+    """At its next poll, a wait finds the record that a wait under another policy has seen, and sends nothing."""
     transport = at_once(ending(3))
     async with transport.client() as client:
         waits = [client.instructor_executions.wait("a", poll=policy) for policy in (EVERY_SECOND, EVERY_TEN)]
@@ -338,7 +343,7 @@ async def test_another_policys_wait_is_ended_by_the_end_that_one_has_seen() -> N
 
 @pytest.mark.parametrize(("size", "requests"), [(0, [2, 2, 2]), (2, [1, 2, 1]), (3, [1, 1, 1])])
 def test_ended_records_kept_are_bounded(size: int, requests: list[int]) -> None:
-    """The one that nobody asked for the longest goes first; 0 keeps none."""
+    """The client forgets the least recently used finished record first. A size of 0 keeps none."""
 
     @virtual_time
     async def check() -> None:
@@ -360,7 +365,7 @@ def test_ended_records_kept_are_bounded(size: int, requests: list[int]) -> None:
 
 @virtual_time
 async def test_a_hundred_waiters_cost_the_polls_of_one() -> None:
-    """Through all verbs; who comes later joins in."""
+    """A hundred calls of all waiting methods for one id take the polls of one, also if they start later."""
 
     async def polls(waiters: int) -> int:
         transport = at_once(ending(now() + 30))
@@ -380,8 +385,8 @@ async def test_a_hundred_waiters_cost_the_polls_of_one() -> None:
 
 
 @virtual_time
-async def test_cancelling_one_waiter_does_not_disturb_the_others() -> None:
-    """Neither between polls nor during one: that goes on as long as anybody waits."""
+async def test_cancelling_one_wait_does_not_affect_the_others() -> None:
+    """A cancelled wait, during or between polls, does not stop the polls of the waits that remain."""
     transport = ScriptedTransport(ending(5), latency=0.5)
     async with transport.client() as client:
         waits = [asyncio.create_task(client.instructor_executions.wait("a", poll=EVERY_SECOND)) for _ in range(4)]
@@ -398,8 +403,8 @@ async def test_cancelling_one_waiter_does_not_disturb_the_others() -> None:
 
 
 @virtual_time
-async def test_without_waiters_the_poll_under_way_is_cancelled() -> None:
-    """And is over when the call is, however long it takes to clean up."""
+async def test_cancelled_wait_stops_polling() -> None:
+    """The last cancelled wait cancels the poll in flight, and ends only after the poll has cleaned up."""
 
     class Reluctant(ScriptedTransport):
         async def send(self, *args: Any) -> Answer:
@@ -426,7 +431,7 @@ async def test_without_waiters_the_poll_under_way_is_cancelled() -> None:
 
 @virtual_time
 async def test_errors_are_not_shared_between_callers() -> None:
-    """Each raises one of its own, with the same cause."""
+    """Each of several waits raises its own error object with the same cause."""
     cause = OSError("broken")
 
     def play(*_: Any) -> Reply:
@@ -444,8 +449,8 @@ async def test_errors_are_not_shared_between_callers() -> None:
 
 
 @virtual_time
-async def test_a_look_up_that_shares_a_poll_gets_the_whole_error() -> None:
-    """What the wait keeps of it is less, since it may keep 100,000."""
+async def test_a_lookup_that_shares_a_poll_gets_the_whole_error() -> None:
+    """A lookup that shares a poll raises the error with its body, although the wait keeps a shorter error."""
     transport = at_once(lambda *_: (0.5, Answer(503, {}, b"<html>down</html>")))
     async with transport.client(poll=EVERY_SECOND, retry=RetryPolicy(max_attempts=1)) as client:
         wait = asyncio.create_task(client.instructor_executions.wait("a", deadline=5))
@@ -461,7 +466,7 @@ async def test_a_look_up_that_shares_a_poll_gets_the_whole_error() -> None:
 @pytest.mark.no_cover
 @virtual_time
 async def test_the_last_polls_of_many_are_spread() -> None:
-    """A thousand waits that end at one moment are not all polled in the same."""
+    """The last polls of a thousand waits with one deadline are spread over time."""
     transport = at_once(never_ending)
     async with transport.client(concurrency=1000, poll=every(1000)) as client:
         outcomes = await outcomes_of(client, [f"e{n}" for n in range(1000)], deadline=300)
@@ -474,14 +479,14 @@ async def test_the_last_polls_of_many_are_spread() -> None:
 
 @virtual_time
 async def test_an_error_raised_goes_when_its_last_reference_goes() -> None:
-    """No wait leaves a reference cycle with an error, its traceback and all that its frames hold."""
+    """A failed wait leaves no reference cycle with its error and the frames of its traceback."""
 
     async def freed(failing: Callable[[], Any]) -> bool:
         try:
             await failing()
         except KaizenError as error:
             reference = weakref.ref(error)
-        await asyncio.sleep(0)  # the loop's own reference to what it has just done
+        await asyncio.sleep(0)  # the loop still refers to its last callback
         return reference() is None
 
     transport = at_once(lambda i, _: status(404) if i == "missing" else running(i))
@@ -496,22 +501,22 @@ async def test_an_error_raised_goes_when_its_last_reference_goes() -> None:
 
 
 class Named(msgspec.Struct):
-    """A record that does not tell when it ended."""
+    """A record that does not say when it ended."""
 
     id: str
     name: str = ""
 
 
 class Minimal(msgspec.Struct, rename="camel"):
-    """The least that can be waited for."""
+    """The smallest record that can be awaited."""
 
     id: str
     end_time: str | None
 
 
 @virtual_time
-async def test_waiting_takes_records_that_tell_their_end() -> None:
-    """Others can be looked up, but a wait for them is refused before anything is sent."""
+async def test_waiting_needs_records_with_an_end() -> None:
+    """Waiting for a record type without an end is refused before anything is sent. Looking it up works."""
     transport = at_once(ending(2))
     async with transport.client(poll=EVERY_SECOND) as client:
         named = client.lookups("instructor/executions/get", Named)
@@ -529,7 +534,7 @@ async def test_waiting_takes_records_that_tell_their_end() -> None:
 
 @virtual_time
 async def test_misuse_is_refused_before_anything_is_sent() -> None:
-    """Ids, deadlines, policies and checkpoints."""
+    """Invalid ids, deadlines, policies and sources are refused before a request is sent."""
     transport = at_once()
     async with transport.client() as client:
         executions: Any = client.instructor_executions
@@ -553,7 +558,7 @@ async def test_misuse_is_refused_before_anything_is_sent() -> None:
 
 @virtual_time
 async def test_ends_are_yielded_as_they_happen() -> None:
-    """Each once, whatever the order of the ids; equal ids each get theirs."""
+    """`wait_many` yields each id once in the order of the ends, and a repeated id as often as it was given."""
     ends = {"a": 9.0, "b": 3.0, "c": 6.0}
     transport = at_once(ending(ends))
     async with transport.client(poll=EVERY_SECOND) as client:
@@ -569,7 +574,7 @@ async def test_ends_are_yielded_as_they_happen() -> None:
 
 @virtual_time
 async def test_asynchronous_sources_are_taken_as_they_come() -> None:
-    """And ends are yielded while the source goes on."""
+    """`wait_many` yields results while its asynchronous source is still yielding ids."""
     transport = at_once(ending({"a": 2, "b": 30, "c": 40}))
     async with transport.client(poll=EVERY_SECOND) as client:
         seen = []
@@ -581,7 +586,7 @@ async def test_asynchronous_sources_are_taken_as_they_come() -> None:
 
 @virtual_time
 async def test_a_source_is_read_no_faster_than_its_ids_are_polled() -> None:
-    """A lazy source of a million ids costs no million entries before the first poll."""
+    """`wait_many` reads a lazy source no faster than it polls, so a million ids take no memory in advance."""
     taken = 0
 
     def ids() -> Iterator[str]:
@@ -603,7 +608,7 @@ async def test_a_source_is_read_no_faster_than_its_ids_are_polled() -> None:
 @pytest.mark.parametrize("endless", [True, False], ids=["endless", "a collection"])
 @pytest.mark.parametrize("asynchronous", [True, False], ids=["asynchronous", "synchronous"])
 def test_a_slow_consumer_slows_the_source(endless: bool, asynchronous: bool) -> None:
-    """What waits for it stays bounded, and so does what is polled for it."""
+    """A slow consumer bounds the number of waiting results and of polled ids."""
 
     @virtual_time
     async def check() -> None:
@@ -624,7 +629,7 @@ def test_a_slow_consumer_slows_the_source(endless: bool, asynchronous: bool) -> 
 
 @pytest.mark.parametrize("known", [False, True])
 def test_an_endless_run_of_one_id_does_not_block_the_loop(known: bool) -> None:
-    """Neither while it is waited for nor when it is known to have ended."""
+    """An endless source of one repeated id does not block the loop, whether or not the id has ended."""
 
     @virtual_time
     async def check() -> None:
@@ -653,7 +658,7 @@ def test_an_endless_run_of_one_id_does_not_block_the_loop(known: bool) -> None:
 
 @virtual_time
 async def test_ids_can_be_added_while_a_stream_runs() -> None:
-    """Also when all before have ended, in the last turn of the loop, and before the loop begins."""
+    """`add` adds ids before and during the iteration, also when all earlier ids have ended."""
     transport = at_once(ending({"a": 2, "b": 4, "c": 6, "d": 8}))
     async with transport.client(poll=EVERY_SECOND) as client:
         follows = {"a": "b", "b": "c"}
@@ -673,7 +678,10 @@ async def test_ids_can_be_added_while_a_stream_runs() -> None:
 
 @virtual_time
 async def test_adding_is_all_or_nothing() -> None:
-    """An invalid id among valid ones adds none, and a stream that was not entered or was left takes none."""
+    """`add` with an invalid id adds none of its ids.
+
+    It is refused before the stream is entered and after it has ended.
+    """
     transport = at_once(ending(0))
     async with transport.client() as client:
         stream = client.instructor_executions.wait_many()
@@ -694,15 +702,15 @@ async def test_adding_is_all_or_nothing() -> None:
 
 
 async def broken_off(error: Exception) -> AsyncIterator[str]:
-    """Yield an id, then fail."""
+    """Yield an id, then raise an error."""
     yield "a"
     await asyncio.sleep(1)
     raise error
 
 
 @virtual_time
-async def test_what_a_source_raises_comes_after_the_outcomes_of_those_taken_in() -> None:
-    """Nothing that was taken in is lost, and nothing is raised twice."""
+async def test_an_error_of_the_source_comes_after_the_outcomes() -> None:
+    """The outcomes of all ids taken come before the source's error, which is raised once."""
     transport = at_once(ending(5))
     async with transport.client(poll=EVERY_SECOND) as client:
         for source in (broken_off(ZeroDivisionError("mine")), broken_off(TimeoutError("mine"))):
@@ -727,14 +735,14 @@ async def test_what_a_source_raises_comes_after_the_outcomes_of_those_taken_in()
 
 
 async def silent() -> AsyncIterator[str]:
-    """Yield one id and then nothing for ever."""
+    """Yield one id, then wait forever."""
     yield "a"
     await asyncio.Event().wait()
 
 
 @virtual_time
 async def test_a_source_that_falls_silent_does_not_outlast_the_deadline() -> None:
-    """Those taken in get their outcome, and the stream ends."""
+    """At the deadline, the ids taken from a silent source get their outcomes and the stream ends."""
     transport = at_once(never_ending)
     async with transport.client(poll=EVERY_SECOND) as client:
         (outcome,) = await outcomes_of(client, silent(), deadline=7)
@@ -748,7 +756,10 @@ async def test_a_source_that_falls_silent_does_not_outlast_the_deadline() -> Non
 
 @virtual_time
 async def test_a_deadline_cuts_a_generator_off_and_accounts_for_every_id_of_a_collection() -> None:
-    """Also for those that were not even taken in."""
+    """At the deadline, every id of a collection gets an outcome, also an id that was not taken.
+
+    A generator is read no further.
+    """
     transport = ScriptedTransport(never_ending, latency=1)
     async with transport.client(concurrency=2) as client:
         ids = [f"e{number}" for number in range(1000)]
@@ -771,7 +782,7 @@ async def test_a_deadline_cuts_a_generator_off_and_accounts_for_every_id_of_a_co
 
 @virtual_time
 async def test_nothing_is_polled_for_a_stream_that_is_out_of_time() -> None:
-    """Even if its consumer takes long to fetch the errors; ids added then get theirs at once."""
+    """After its deadline, a stream polls nothing, and ids added later get an error at once."""
     transport = at_once(never_ending)
     async with transport.client() as client:
         async with client.instructor_executions.wait_many(["a", "b"], deadline=20, poll=EVERY_SECOND) as outcomes:
@@ -791,8 +802,8 @@ async def test_nothing_is_polled_for_a_stream_that_is_out_of_time() -> None:
 
 
 @virtual_time
-async def test_who_joins_after_everyone_ran_out_of_time_is_polled_for() -> None:
-    """An execution that is left with nobody to poll for comes back to life with the next who asks."""
+async def test_a_new_wait_resumes_polling() -> None:
+    """A new wait resumes the polls of an id whose earlier waits have all reached their deadlines."""
     transport = at_once(ending(100))
     async with transport.client(poll=EVERY_TEN) as client:
         async with client.instructor_executions.wait_many(["a"], deadline=15) as outcomes:
@@ -808,7 +819,10 @@ async def test_who_joins_after_everyone_ran_out_of_time_is_polled_for() -> None:
 
 @virtual_time
 async def test_errors_of_a_deadline_are_made_as_they_are_taken() -> None:
-    """So many ids that run out of time neither block the loop nor fill the memory."""
+    """A stream creates each deadline error when the consumer takes it.
+
+    This saves memory and does not block the loop.
+    """
     transport = at_once(never_ending)
 
     def errors() -> int:
@@ -828,7 +842,7 @@ async def test_errors_of_a_deadline_are_made_as_they_are_taken() -> None:
 
 @virtual_time
 async def test_a_consumer_who_never_waits_does_not_block_the_loop() -> None:
-    """A loop over results that are all there already lets others go on in between."""
+    """A loop over results that are all ready lets other tasks run."""
     turns = 0
 
     async def neighbour() -> None:
@@ -855,7 +869,7 @@ async def test_a_consumer_who_never_waits_does_not_block_the_loop() -> None:
 
 @virtual_time
 async def test_leaving_early_stops_the_polls() -> None:
-    """And no task, timer or request stays behind, although polls are in flight."""
+    """Leaving a stream with polls in flight leaves no task, timer or request behind."""
     transport = ScriptedTransport(ending({"a": 3, "b": 1000, "c": 1000}), latency=0.4)
     async with transport.client() as client:
         for verb in (client.instructor_executions.wait_many, client.instructor_executions.watch):
@@ -871,7 +885,7 @@ async def test_leaving_early_stops_the_polls() -> None:
 
 @virtual_time
 async def test_leaving_a_stream_of_many_goes_in_small_steps() -> None:
-    """The loop goes on meanwhile, and nothing more is polled for the stream."""
+    """Leaving a stream with many ids lets the event loop run, and starts no further poll."""
     turns = 0
 
     async def neighbour() -> None:
@@ -901,8 +915,8 @@ async def test_leaving_a_stream_of_many_goes_in_small_steps() -> None:
 
 
 @virtual_time
-async def test_what_a_consumer_raises_passes_through() -> None:
-    """And the stream is left in order."""
+async def test_an_error_of_the_consumer_is_raised() -> None:
+    """An error in the consumer's block is raised, and the stream cleans up."""
     transport = at_once(ending({"a": 1, "b": 1000}))
     async with transport.client(poll=EVERY_SECOND) as client:
         with pytest.raises(ZeroDivisionError):
@@ -914,7 +928,7 @@ async def test_what_a_consumer_raises_passes_through() -> None:
 
 @virtual_time
 async def test_two_consumers_share_a_stream() -> None:
-    """Each outcome goes to one of them, and both loops end."""
+    """Each outcome goes to one of two consumers, and both loops end."""
     transport = at_once(ending({f"e{number}": number for number in range(10)}))
     async with transport.client(poll=EVERY_SECOND) as client:
         seen: list[str] = []
@@ -929,7 +943,7 @@ async def test_two_consumers_share_a_stream() -> None:
 
 
 async def waited_three_times(client: KaizenClient) -> None:
-    """Wait for an id three times at once."""
+    """Wait for an id three times at the same time."""
     async with asyncio.TaskGroup() as group:
         for _ in range(3):
             group.create_task(client.instructor_executions.wait("a", poll=EVERY_SECOND))
@@ -950,10 +964,10 @@ CANCELLED: dict[str, Callable[[KaizenClient], Any]] = {
 @pytest.mark.parametrize("verb", CANCELLED.values(), ids=CANCELLED)
 @pytest.mark.parametrize("twice", [False, True])
 def test_cancelling_a_wait_at_any_step_leaves_nothing_behind(verb: Callable[[KaizenClient], Any], twice: bool) -> None:
-    """At the n-th step of the loop, for every n until the call is through; and who waits beside it is not disturbed."""
+    """Cancelling a wait after any number of loop steps leaves nothing behind and does not affect another wait."""
 
     async def cancelled_at(step: int) -> bool:
-        """Cancel at a step; return whether the call was through by then."""
+        """Cancel at a step, and return whether the call had finished by then."""
         ends = now() + 3
         transport = ScriptedTransport(lambda i, number: status(503) if number == 2 else ending(ends)(i, number))
         client = transport.client(concurrency=2, retry=AT_ONCE)
@@ -986,7 +1000,7 @@ def test_cancelling_a_wait_at_any_step_leaves_nothing_behind(verb: Callable[[Kai
 
 @virtual_time
 async def test_closing_the_client_ends_every_wait() -> None:
-    """With what its poll in flight comes to, else with ClientClosedError; a stream accounts for every id taken in."""
+    """A close ends each wait with the record of its poll in flight or with a ClientClosedError, and loses no id."""
     transport = ScriptedTransport(lambda i, number: (2.0, ended(i)) if i == "slow" else running(i), latency=0.1)
     client = transport.client(concurrency=3, poll=EVERY_TEN)
     executions = client.instructor_executions
@@ -1010,7 +1024,7 @@ async def test_closing_the_client_ends_every_wait() -> None:
 
 @virtual_time
 async def test_a_poll_that_outlasts_the_close_still_counts() -> None:
-    """If it shows no end its wait is over too; a consumer who comes late gets what came meanwhile."""
+    """A poll that finishes during a drain gives its record if the execution has ended, and otherwise ends the wait."""
 
     def play(execution_id: str, _: int) -> Reply:
         return {"ends": (2.0, ended("ends")), "runs": (2.0, running("runs")), "fails": (2.0, status(503))}[execution_id]
@@ -1035,7 +1049,7 @@ async def test_a_poll_that_outlasts_the_close_still_counts() -> None:
 
 @virtual_time
 async def test_polls_that_will_not_be_cancelled_do_no_harm() -> None:
-    """Whatever code of others makes of a cancellation, what nobody waits for is not polled on."""
+    """A poll whose cancellation is swallowed or converted by other code is not repeated."""
     obstinate: list[BaseException] = []
 
     async def swallow() -> None:
@@ -1061,7 +1075,7 @@ async def test_polls_that_will_not_be_cancelled_do_no_harm() -> None:
 
 @virtual_time
 async def test_an_end_and_a_cancellation_may_meet() -> None:
-    """In one step of the loop: the cancellation wins, and the end is not lost for others."""
+    """If an end and a cancellation happen in one step, the cancellation wins and other waits get the record."""
     transport = ScriptedTransport(lambda i, _: ended(i), latency=1)
     async with transport.client() as client:
         wait = asyncio.create_task(client.instructor_executions.wait("a"))
@@ -1082,7 +1096,7 @@ async def test_an_end_and_a_cancellation_may_meet() -> None:
 
 @virtual_time
 async def test_an_end_and_a_deadline_may_meet() -> None:
-    """In one step of the loop: whichever comes first counts, and the other does no harm."""
+    """If an end and a deadline happen in one step, the first counts and the other has no effect."""
     transport = ScriptedTransport(lambda i, _: ended(i), latency=1)
     async with transport.client() as client:
         clock: Any = client._clock
@@ -1109,8 +1123,8 @@ async def test_an_end_and_a_deadline_may_meet() -> None:
 
 
 @virtual_time
-async def test_a_closed_client_waits_for_nothing() -> None:
-    """Not even for what it knows; a generator is not asked for ids that nobody would wait for."""
+async def test_a_closed_client_refuses_to_wait() -> None:
+    """A closed client refuses every wait, even for executions that it has seen end."""
     transport = at_once(ending(0))
     client = transport.client()
     executions = client.instructor_executions
@@ -1127,7 +1141,7 @@ async def test_a_closed_client_waits_for_nothing() -> None:
 
 @virtual_time
 async def test_a_stream_under_a_close_still_meets_its_deadline() -> None:
-    """A poll in flight that never ends is cut off by it."""
+    """During a drain, the deadline of a stream still cancels its poll in flight."""
     transport = ScriptedTransport(lambda i, _: (NEVER, running(i)))
     client = transport.client(attempt_timeout=100)
     many = asyncio.create_task(outcomes_of(client, ["a"], deadline=10))
@@ -1141,7 +1155,7 @@ async def test_a_stream_under_a_close_still_meets_its_deadline() -> None:
 
 
 def test_a_client_waits_in_one_loop_after_another() -> None:
-    """What it knows of ended executions goes along."""
+    """A client keeps its finished records for the next event loop."""
     requests: list[int] = []
     client = KaizenClient()
 
@@ -1162,7 +1176,7 @@ def test_a_client_waits_in_one_loop_after_another() -> None:
 
 @virtual_time
 async def test_a_wait_abandoned_with_its_loop_does_not_outlive_it() -> None:
-    """What ends a program cancels all tasks in any order: polls whose callers still wait do not come back as tasks."""
+    """When a program cancels all tasks at its end, cancelled polls do not start new tasks."""
     transport = ScriptedTransport(never_ending, latency=1)
     async with transport.client(concurrency=2, poll=EVERY_SECOND) as client:
         stream = client.instructor_executions.wait_many([f"e{number}" for number in range(10)])
@@ -1178,8 +1192,8 @@ async def test_a_wait_abandoned_with_its_loop_does_not_outlive_it() -> None:
 
 
 @virtual_time
-async def test_a_poll_cancelled_by_nobody_who_waits_is_made_again() -> None:
-    """So no wait hangs for it."""
+async def test_a_poll_cancelled_from_outside_is_repeated() -> None:
+    """A poll that other code cancels is repeated, so that its wait does not hang."""
     transport = ScriptedTransport(lambda i, number: running(i) if number == 1 else ended(i), latency=1)
     async with transport.client(poll=EVERY_TEN) as client:
         wait = asyncio.create_task(client.instructor_executions.wait("a"))
@@ -1191,7 +1205,7 @@ async def test_a_poll_cancelled_by_nobody_who_waits_is_made_again() -> None:
 
 
 class Explosive(msgspec.Struct, rename="camel"):
-    """A record that cannot be compared."""
+    """A record whose comparison raises an error."""
 
     id: str
     status: str
@@ -1204,8 +1218,8 @@ class Explosive(msgspec.Struct, rename="camel"):
 
 
 @virtual_time
-async def test_a_fault_in_a_record_comes_out_of_the_wait_instead_of_hanging_it() -> None:
-    """Of every wait for that id, at once or when the others have ended; the others go on."""
+async def test_an_error_of_a_record_ends_its_waits() -> None:
+    """An error in the code of a record is raised in every wait for that id, and other ids continue."""
     transport = at_once(lambda i, number: ending(5)(i, number) if i == "a" else ended(i))
     async with transport.client(poll=EVERY_SECOND) as client:
         explosive = client.lookups("instructor/executions/get", Explosive)
@@ -1224,7 +1238,7 @@ async def test_a_fault_in_a_record_comes_out_of_the_wait_instead_of_hanging_it()
 
 @virtual_time
 async def test_a_watch_yields_the_first_state_and_then_changes_only() -> None:
-    """With the record before and after; polls that see nothing new yield nothing."""
+    """`watch` yields the first state and then each change, with the record before and after."""
     script = ["Enqueued", "Enqueued", "InProgress", "InProgress", "Zorp", "Zorp"]
 
     def play(execution_id: str, number: int) -> Reply:
@@ -1247,7 +1261,7 @@ async def test_a_watch_yields_the_first_state_and_then_changes_only() -> None:
 
 @virtual_time
 async def test_changes_beside_the_status_are_changes() -> None:
-    """Any field that differs makes one."""
+    """A difference in any field counts as a change."""
     transport = at_once(
         lambda i, number: running(i, browserSessionId=f"bs_{min(number, 3)}") if number < 6 else ended(i)
     )
@@ -1262,8 +1276,8 @@ async def test_changes_beside_the_status_are_changes() -> None:
 
 
 @virtual_time
-async def test_changes_merge_for_a_consumer_who_is_slow() -> None:
-    """What it has not seen becomes one change, from the last that it has seen to the latest."""
+async def test_changes_merge_for_a_slow_consumer() -> None:
+    """A slow consumer gets one change, from the last state that it has seen to the latest."""
     transport = at_once(lambda i, number: running(i, f"step {number}") if number < 9 else ended(i))
     async with transport.client(poll=EVERY_SECOND) as client:
         seen = []
@@ -1286,7 +1300,7 @@ async def test_changes_merge_for_a_consumer_who_is_slow() -> None:
 
 @virtual_time
 async def test_changes_that_cancel_out_are_none() -> None:
-    """A state that came and went unseen leaves no change from a record to itself."""
+    """`watch` yields no change from a record to itself if a state came and went unseen."""
     script = {2: "Paused", 6: "Paused"}
     transport = at_once(lambda i, number: running(i, script.get(number, "InProgress")) if number < 8 else ended(i))
     async with transport.client(poll=EVERY_SECOND) as client:
@@ -1304,7 +1318,7 @@ async def test_changes_that_cancel_out_are_none() -> None:
 
 @virtual_time
 async def test_an_error_is_the_last_change_of_its_id() -> None:
-    """Also behind a change that the consumer has not taken yet; the others go on."""
+    """An error is the last change of its id, also after an unseen change, and the other ids continue."""
 
     def play(execution_id: str, number: int) -> Reply:
         if execution_id == "a":
@@ -1325,7 +1339,7 @@ async def test_an_error_is_the_last_change_of_its_id() -> None:
 
 @virtual_time
 async def test_a_watch_joins_a_wait_with_the_state_already_known() -> None:
-    """Without a request of its own."""
+    """A watch that joins a wait starts with the known state and sends no request."""
     transport = at_once(ending(25))
     async with transport.client(poll=EVERY_TEN) as client:
         wait = asyncio.create_task(client.instructor_executions.wait("a"))
@@ -1341,7 +1355,7 @@ async def test_a_watch_joins_a_wait_with_the_state_already_known() -> None:
 
 @virtual_time
 async def test_watching_many_with_a_slow_consumer_takes_ids_in_slowly() -> None:
-    """First states that wait for it are bounded."""
+    """With a slow consumer, the number of unread first states is bounded."""
     transport = at_once(never_ending)
     async with transport.client(concurrency=4) as client:
         async with client.instructor_executions.watch((f"e{n}" for n in itertools.count()), poll=EVERY_TEN) as changes:
@@ -1352,8 +1366,8 @@ async def test_watching_many_with_a_slow_consumer_takes_ids_in_slowly() -> None:
 
 
 @pytest.mark.parametrize("verb", ["wait_many", "watch"])
-def test_a_source_goes_on_as_results_are_taken(verb: str) -> None:
-    """Also when nothing that was taken in so far is to be polled again."""
+def test_a_source_continues_as_results_are_taken(verb: str) -> None:
+    """Taking a result lets the stream read its source, also when no earlier id is polled any more."""
 
     @virtual_time
     async def check() -> None:
@@ -1373,7 +1387,7 @@ def test_a_source_goes_on_as_results_are_taken(verb: str) -> None:
 
 @virtual_time
 async def test_ids_not_taken_in_by_the_deadline_get_their_error_then() -> None:
-    """Although polls of others take all slots, so that the queue does not move."""
+    """Ids that were not taken by the deadline get their error at the deadline, even if all slots are in use."""
     transport = ScriptedTransport(never_ending, latency=NEVER)
     async with transport.client(concurrency=1) as client:
         blocking = asyncio.create_task(client.instructor_executions.wait("blocks"))
@@ -1386,7 +1400,7 @@ async def test_ids_not_taken_in_by_the_deadline_get_their_error_then() -> None:
 
 
 def checkpoint_of(*ids: tuple[str, int, float, float], taken_at: float = 1_700_000_000.0) -> dict[str, Any]:
-    """Return a checkpoint as the JSON of an earlier process would give it."""
+    """Return a checkpoint as the JSON of an earlier process."""
     learned = {"aim": "share", "lags": [], "workflows": {}}
     state = {"version": CHECKPOINT_VERSION, "taken": 0, "taken_at": taken_at, "ids": ids, "learned": learned}
     loaded: dict[str, Any] = json.loads(json.dumps(state))
@@ -1394,8 +1408,8 @@ def checkpoint_of(*ids: tuple[str, int, float, float], taken_at: float = 1_700_0
 
 
 @virtual_time
-async def test_a_checkpoint_holds_what_the_consumer_has_not_got() -> None:
-    """Pending ids with their ages, ends not taken yet, ids not taken in yet; and is plain JSON."""
+async def test_a_checkpoint_holds_all_ids_without_outcome() -> None:
+    """A checkpoint is plain JSON with all ids whose outcome the consumer has not taken, with their ages."""
     transport = ScriptedTransport(lambda i, _: ended(i) if i in "ab" else running(i), latency=1)
     async with transport.client(concurrency=2, poll=EVERY_TEN) as client:
         async with client.instructor_executions.wait_many(["a", "b", "c", "c", "d", "e", "f"]) as outcomes:
@@ -1415,7 +1429,7 @@ async def test_a_checkpoint_holds_what_the_consumer_has_not_got() -> None:
 
 @virtual_time
 async def test_a_checkpoint_can_be_taken_after_leaving() -> None:
-    """As when the block was left by an exception; leaving loses nothing."""
+    """A checkpoint can also be taken after the block was left, and it has all the same ids."""
     transport = at_once(ending({"a": 1, "b": 100, "c": 100}))
     async with transport.client(poll=EVERY_TEN) as client:
         stream = client.instructor_executions.wait_many(["a", "b", "b", "c"])
@@ -1431,7 +1445,7 @@ async def test_a_checkpoint_can_be_taken_after_leaving() -> None:
 
 @virtual_time
 async def test_a_wait_resumes_with_the_polls_where_they_were() -> None:
-    """What is not due yet is polled when it was to be; what fell due meanwhile is spread as its next polls would be."""
+    """A resumed wait polls an id when it was due. Polls that are overdue are spread over time."""
     transport = at_once(ending(4000))
     await asyncio.sleep(3600)
     policy = PollPolicy(max_interval=300)
@@ -1458,8 +1472,8 @@ async def test_a_wait_resumes_with_the_polls_where_they_were() -> None:
 
 
 @virtual_time
-async def test_a_resumed_wait_knows_what_was_learned() -> None:
-    """The durations of workflows go along, and the ages, so that its polls are as sparse as before."""
+async def test_a_resumed_wait_keeps_learned_durations() -> None:
+    """A checkpoint carries the learned durations and the ages, so that a resumed wait polls as rarely as before."""
 
     def play(execution_id: str, _: int) -> Reply:
         return ending(1000 if execution_id.startswith("past") else 5000)(execution_id, 0)
@@ -1482,7 +1496,7 @@ async def test_a_resumed_wait_knows_what_was_learned() -> None:
 
 @virtual_time
 async def test_a_resumed_wait_of_many_goes_in_small_steps() -> None:
-    """The loop goes on while many ids are taken in again, and a checkpoint taken meanwhile lacks none."""
+    """A resumed wait takes many ids in small steps, and a checkpoint in between has all of them."""
     transport = at_once(never_ending)
     state = checkpoint_of(*((f"e{number}", 1, 100.0, 50.0) for number in range(2000)))
     async with transport.client(poll=EVERY_TEN) as client:
@@ -1497,7 +1511,7 @@ async def test_a_resumed_wait_of_many_goes_in_small_steps() -> None:
 
 @virtual_time
 async def test_ids_of_a_checkpoint_outlast_a_deadline() -> None:
-    """A source cut off by it cuts none of them off."""
+    """All ids of a checkpoint get an outcome at the deadline, even if the source is silent."""
     transport = at_once(never_ending)
     state = checkpoint_of(*((f"e{number}", 1, 100.0, 50.0) for number in range(2000)))
     async with transport.client(poll=EVERY_TEN) as client:
@@ -1524,8 +1538,8 @@ MALFORMED: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("state", MALFORMED.values(), ids=MALFORMED)
-def test_what_is_no_checkpoint_is_refused(state: Any) -> None:
-    """By the call itself."""
+def test_an_invalid_checkpoint_is_refused(state: Any) -> None:
+    """The call itself refuses an invalid checkpoint."""
 
     @virtual_time
     async def check() -> None:
@@ -1542,7 +1556,7 @@ def test_what_is_no_checkpoint_is_refused(state: Any) -> None:
 
 @virtual_time
 async def test_a_checkpoint_keeps_invalid_ids() -> None:
-    """What was not taken or not handed out is still there, and a later call accounts for it."""
+    """A checkpoint keeps invalid ids that have no outcome yet, and a later call gives them one."""
     transport = ScriptedTransport(lambda i, _: ended(i), latency=1)
     async with transport.client(concurrency=1) as client:
         stream = client.instructor_executions.wait_many(["a", "", "b", math.nan, object()])
@@ -1560,7 +1574,7 @@ async def test_a_checkpoint_keeps_invalid_ids() -> None:
 
 @virtual_time
 async def test_records_are_compared_not_statuses_alone() -> None:
-    """A wait over many keeps one record per execution, the latest."""
+    """A wait keeps the latest record of each execution."""
     transport = at_once(lambda i, number: record(i, status=f"s{number}"))
     async with transport.client(poll=EVERY_SECOND) as client:
         outcomes = await outcomes_of(client, ["a"], deadline=3.5)

@@ -1,4 +1,4 @@
-"""Waits on real sockets: a server that goes away, a process that is killed, and many who wait for the same."""
+"""Waits on real sockets survive server restarts, killed processes and many callers for the same ids."""
 
 import asyncio
 import json
@@ -18,13 +18,13 @@ QUICK = PollPolicy(min_interval=0.05, max_interval=0.1)
 
 
 def world(clock: VirtualClock, **settings: Any) -> tuple[KaizenEmulator, Any]:
-    """Return an emulator in virtual time, and what makes a client for it."""
+    """Return an emulator in virtual time, and a function that creates a client for it."""
     emulator = KaizenEmulator(clock=clock)
     return emulator, lambda: KaizenClient(base_url=emulator.base_url, clock=clock, **settings)
 
 
 async def down_for(emulator: KaizenEmulator, clock: VirtualClock, at: float, seconds: float) -> None:
-    """Stop an emulator at a virtual time, whatever it is answering, and start it again so many seconds later."""
+    """Stop an emulator at a virtual time, and start it again after a number of seconds."""
     await sleep(clock, at)
     await emulator.stop()
     await sleep(clock, seconds)
@@ -35,7 +35,7 @@ async def down_for(emulator: KaizenEmulator, clock: VirtualClock, at: float, sec
 
 @pytest.mark.parametrize("seconds", [3.0, 600.0])
 async def test_a_server_that_restarts_costs_nothing_but_time(seconds: float) -> None:
-    """Requests in flight are cut off, connecting is refused for a while, and every execution is waited out."""
+    """If the server restarts during a wait, every execution still gets its record."""
     clock = VirtualClock()
     emulator, client_here = world(clock, deadline=5)
     ids = [f"e{number}" for number in range(8)]
@@ -58,8 +58,8 @@ async def test_a_server_that_restarts_costs_nothing_but_time(seconds: float) -> 
         assert max(late) <= seconds + 2 * 15
 
 
-async def test_a_server_that_stays_away_is_told_of() -> None:
-    """The deadline ends the wait; its error carries the last record, and why nothing came after it."""
+async def test_the_error_names_an_unreachable_server() -> None:
+    """The deadline's error has the last record, and the reason why later polls failed."""
     clock = VirtualClock()
     emulator, client_here = world(clock)
     async with emulator:
@@ -74,7 +74,7 @@ async def test_a_server_that_stays_away_is_told_of() -> None:
 
 
 def test_waits_work_in_one_loop_after_another(emulator: KaizenEmulator) -> None:
-    """With real sockets and real time; what was seen to end is known in the next loop."""
+    """On real sockets, a client remembers finished executions in the next event loop."""
     emulator.add("a", Life.lasting(0.2))
     emulator.add("b", Life.lasting(0.4))
     client = KaizenClient(base_url=emulator.base_url, poll=QUICK)
@@ -95,7 +95,7 @@ def test_waits_work_in_one_loop_after_another(emulator: KaizenEmulator) -> None:
 
 
 async def test_many_callers_on_ten_executions_make_the_polls_for_ten() -> None:
-    """As the server counts them."""
+    """The server receives as many polls for 300 callers of ten executions as for ten callers."""
 
     async def requests(callers: int) -> int:
         clock = VirtualClock()
@@ -138,8 +138,8 @@ asyncio.run(main())
 """
 
 
-def test_a_wait_that_was_killed_goes_on_in_another_process(tmp_path: Path) -> None:
-    """SIGKILL in the middle: the outcomes of both together are the ids, each exactly once."""
+def test_a_killed_wait_resumes_in_another_process(tmp_path: Path) -> None:
+    """After a SIGKILL, a second process resumes, and both together yield every id exactly once."""
     ids = [f"e{number}" for number in range(60)]
     seconds = 0.0
     state = tmp_path / "state.json"

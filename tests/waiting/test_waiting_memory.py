@@ -1,4 +1,4 @@
-"""What waits keep of records is bounded in bytes."""
+"""The memory for records that waits keep is bounded in bytes."""
 
 from typing import Any
 
@@ -11,20 +11,20 @@ from kaizen_async._waiting.memory import EndedRecords, HeavyRecords, TooHeavy
 
 
 class Record(msgspec.Struct, frozen=True):
-    """A record that weighs what its text does."""
+    """A record whose size is the size of its text."""
 
     id: str
     text: str = ""
 
 
 class Unhashable(msgspec.Struct):
-    """A record that has no hash."""
+    """A record without a hash."""
 
     text: str
 
 
 def test_heavy_last_records_share_one_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Light ones are always kept. Heavy ones are kept until they fill the bound, and one that leaves makes room."""
+    """Light records are always kept. Heavy records are kept within one shared bound, and a removed one makes room."""
     monkeypatch.setattr(memory, "MOST_HEAVY", 50_000)
     records = HeavyRecords()
     light, heavy, too_heavy = Record("a", "x"), Record("a", "x" * 20_000), Record("a", "x" * memory.MOST_PER_RECORD)
@@ -44,13 +44,13 @@ def test_heavy_last_records_share_one_bound(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_thousand_records_of_a_hostile_server_take_64_mib_at_most() -> None:
-    """Those received lately, those of ended executions, and the last ones of a thousand waits together."""
+    """The bounds for received records, finished records and a thousand waits add up to at most 64 MiB."""
     last = memory.MOST_HEAVY + 1000 * memory.LIGHT
     assert 2 * received.MOST_BYTES + memory.MOST_ENDED + last <= 64 * 2**20
 
 
 def test_a_stand_in_knows_equal_records() -> None:
-    """By their hash; without one, every record counts as another."""
+    """A stand-in recognises equal records by their hash. Records without a hash always count as different."""
     stand_in = TooHeavy.of(Record("a", "x"))
     assert stand_in.stands_for(Record("a", "x"))
     assert not stand_in.stands_for(Record("a", "y"))
@@ -59,7 +59,7 @@ def test_a_stand_in_knows_equal_records() -> None:
 
 @pytest.mark.parametrize("most", [0, 2])
 def test_ended_records_are_bounded(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In number and in bytes; those not asked for the longest are forgotten first."""
+    """Finished records are bounded in number and in bytes, and the least recently used go first."""
     monkeypatch.setattr(memory, "MOST_ENDED", 50_000)
     ended = EndedRecords(most)
     assert ended.get("endpoint", "a") is None
