@@ -431,10 +431,12 @@ def hooks_of(on_event: "Hook | Iterable[Hook] | None") -> tuple[Hook, ...]:
 
 
 def _is_coroutine_function(hook: Any) -> bool:
-    """Return whether calling a hook makes a coroutine, as far as that shows without calling it."""
+    """Return whether calling a hook makes a coroutine or generator, as far as that shows without calling it."""
     while isinstance(hook, partial):
         hook = hook.func
-    if any(inspect.iscoroutinefunction(each) for each in (hook, type(hook).__call__, inspect.unwrap(hook))):
+    never_run = (inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction)
+    parts = (hook, type(hook).__call__, inspect.unwrap(hook))
+    if any(is_such(each) for is_such in never_run for each in parts):
         return True
     returned = str(getattr(hook, "__annotations__", {}).get("return", ""))
     return "Coroutine" in returned or "Awaitable" in returned

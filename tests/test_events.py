@@ -3,7 +3,7 @@
 import asyncio
 import functools
 import logging
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, get_args
@@ -497,6 +497,16 @@ async def awaited(event: Event) -> None:
     """Do nothing, as a coroutine."""
 
 
+def yielding(event: Event) -> Iterator[Event]:
+    """Yield the event to somebody who iterates."""
+    yield event
+
+
+async def ayielding(event: Event) -> AsyncIterator[Event]:
+    """Yield the event to somebody who iterates."""
+    yield event
+
+
 def annotated(event: Event) -> Coroutine[Any, Any, None]:
     """Return a coroutine."""
     return awaited(event)
@@ -510,8 +520,8 @@ def decorated(*arguments: Any) -> object:
 
 @pytest.mark.parametrize(
     "hook",
-    [awaited, Awaited(), partial(awaited), [print, awaited], annotated, decorated, "print", 5],
-    ids=["function", "object", "partial", "list", "annotated", "decorated", "text", "number"],
+    [awaited, Awaited(), partial(awaited), [print, awaited], annotated, decorated, yielding, ayielding, "print", 5],
+    ids=["function", "object", "partial", "list", "annotated", "decorated", "generator", "async", "text", "number"],
 )
 def test_an_invalid_hook_is_refused(hook: Any) -> None:
     """The client refuses a hook that is not callable, and a coroutine function, which would never run."""
@@ -520,6 +530,31 @@ def test_an_invalid_hook_is_refused(hook: Any) -> None:
 
 
 @virtual_time
+async def test_log_lines_have_constant_templates_and_fields(
+    emulator: KaizenEmulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """JSON logs and error trackers group by the template, and search by id, attempt, status, error and time."""
+    caplog.set_level(logging.DEBUG, "kaizen_async")
+    emulator.add_many(["exec_1", "exec_2"])
+    emulator.faults.next(Fault.status(503), id="exec_2")
+    async with KaizenClient(base_url=emulator.base_url) as kaizen:
+        await kaizen.instructor_executions.get_many(["exec_1", "exec_1", "exec_2", "exec_3"])
+        await kaizen.instructor_executions.get("exec_1")
+    lines = [line for line in caplog.records if hasattr(line, "attempt")]
+    found = [vars(line) for line in lines if line.msg == "%s: attempt %d got the record"]
+    failed = [vars(line) for line in lines if line.msg == "%s: attempt %d failed: %s"]
+    assert sorted((each["execution_id"], each["attempt"], each["status"]) for each in found) == [
+        ("exec_1", 1, 200),
+        ("exec_1", 1, 200),
+        ("exec_2", 2, 200),
+    ]
+    assert sorted((each["execution_id"], each["status"], each["error_type"]) for each in failed) == [
+        ("exec_2", 503, "StatusError"),
+        ("exec_3", 404, "NotFoundError"),
+    ]
+    assert all(0 <= vars(line)["elapsed"] < 30 for line in lines)
+
+
 async def test_a_hook_that_returns_a_coroutine_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     """The client logs once that a hook returns coroutines, and closes them, so that Python gives no warnings."""
     async with ScriptedTransport().client(on_event=lambda event: awaited(event)) as client:  # type: ignore[arg-type, return-value]  # noqa: PLW0108

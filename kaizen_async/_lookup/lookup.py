@@ -42,7 +42,6 @@ from kaizen_async.errors import (
     DecodeError,
     KaizenError,
     NotFoundError,
-    StatusError,
     printable,
     seconds,
 )
@@ -90,6 +89,7 @@ class Call:
         first: The request that was sent already, if there is one.
         patience: What ends it in a pause.
         request_id: What the server calls the last request.
+        status: The status of its response.
     """
 
     __slots__ = (
@@ -106,6 +106,7 @@ class Call:
         "request_id",
         "sent_at",
         "spent",
+        "status",
         "trace",
     )
 
@@ -131,6 +132,7 @@ class Call:
         self.excused = 0
         self.last_error: KaizenError | None = None
         self.request_id: str | None = None
+        self.status: int | None = None
         self.sent_at = None if first is None else first.sent_at
         self.trace: RequestTrace | None = None
 
@@ -350,7 +352,7 @@ class Lookups(Generic[T]):
     ) -> Found[T]:
         """Note that the first request of a lookup got the record, and return the outcome."""
         if log.isEnabledFor(logging.DEBUG):
-            _note(execution_id, "%s: attempt %d got the record", 1, attempt=1)
+            _note(execution_id, "%s: attempt %d got the record", 1, attempt=1, status=_OK, elapsed=now - sent_at)
         elapsed = now - sent_at
         self._received.put(self.endpoint, execution_id, record, now, answer.body)
         self._health.accepted(number)
@@ -420,7 +422,7 @@ class Lookups(Generic[T]):
             return self._noted(call, turn)
         result = await self._exchange(call, turn, queued_at)
         if not isinstance(result, KaizenError):
-            _note(call.execution_id, "%s: attempt %d got the record", call.attempts, **_fields_of(call))
+            _note(call.execution_id, "%s: attempt %d got the record", call.attempts, **self._fields_of(call))
             return result
         if verdict(result) is Verdict.REFUSED:
             await self._await_confirmation(turn)
@@ -538,7 +540,10 @@ class Lookups(Generic[T]):
         result: T | KaizenError | None = None
         trace: RequestTrace | None = None
         _note(
-            call.execution_id, "%s: attempt %d is slow, so a second request is sent", call.attempts, **_fields_of(call)
+            call.execution_id,
+            "%s: attempt %d is slow, so a second request is sent",
+            call.attempts,
+            **self._fields_of(call),
         )
         try:
             if self._on_event is not None:
@@ -584,7 +589,7 @@ class Lookups(Generic[T]):
         if first is None:
             call.attempts += 1
             self._counters.attempts += 1
-        call.request_id = None
+        call.request_id = call.status = None
         answer: Answer | KaizenError | NoConnectionError | None = None
         result: T | KaizenError | None = None
         request = self._url, request_body(call.execution_id), call.deadline_at
@@ -729,12 +734,26 @@ class Lookups(Generic[T]):
             error.__cause__ = error.__cause__ or call.last_error
         else:
             call.last_error = error
-        _note(call.execution_id, "%s: attempt %d failed: %s", call.attempts, error.reason, **_fields_of(call, error))
+        _note(
+            call.execution_id, "%s: attempt %d failed: %s", call.attempts, error.reason, **self._fields_of(call, error)
+        )
         return error
+
+    def _fields_of(self, call: Call, error: KaizenError | None = None) -> dict[str, Any]:
+        """Return what a log line about an attempt is grouped and searched by."""
+        fields: dict[str, Any] = {"attempt": call.attempts}
+        if call.sent_at is not None:
+            fields["elapsed"] = self._now() - call.sent_at
+        if error is not None:
+            fields["error_type"] = type(error).__name__
+        if call.status is not None:
+            fields["status"] = call.status
+        return fields
 
     def _read(self, call: Call, answer: Answer) -> T | KaizenError:
         error: KaizenError
         call.request_id = self.engine.transport.request_id(answer)
+        call.status = answer.status
         if not 200 <= answer.status < 300:  # noqa: PLR2004 - the class of successes
             error = status_error(
                 answer.status, answer.headers, answer.body, retried=self.policy.statuses, now=time.time()
@@ -768,7 +787,7 @@ class Lookups(Generic[T]):
             self._counters.retries += 1
             when = f"in {seconds(delay)}" if delay else "in its turn"
             template = "%s: attempt %d follows %s, since %s"
-            fields = {**_fields_of(call, error), "delay": delay}
+            fields = {**self._fields_of(call, error), "delay": delay}
             _note(call.execution_id, template, call.attempts + 1, when, error.reason, **fields)
             if self._on_event is not None:
                 self._on_event(RetryScheduled(call.execution_id, self.url, call.attempts, delay, error))
@@ -795,16 +814,6 @@ def _note(execution_id: str, template: str, *details: object, **fields: Any) -> 
     if log.isEnabledFor(logging.DEBUG):
         shown = printable(execution_id)
         log.debug(template, shown, *details, extra={"execution_id": shown, **fields})
-
-
-def _fields_of(call: Call, error: KaizenError | None = None) -> dict[str, Any]:
-    """Return what a log line about an attempt is grouped and searched by."""
-    fields: dict[str, Any] = {"attempt": call.attempts}
-    if error is not None:
-        fields["error_type"] = type(error).__name__
-    if isinstance(error, StatusError):
-        fields["status"] = error.status
-    return fields
 
 
 def _only_lacked_time(error: KaizenError | None, time_left: float) -> bool:
