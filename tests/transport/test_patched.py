@@ -1,12 +1,16 @@
 """Recorders and mocks that patch aiohttp get requests that they can store."""
 
+import asyncio
 import copy
 import pickle
 from typing import Any
 from unittest import mock
 
 import aiohttp
+from aiohttp.streams import EmptyStreamReader
 from scripted_server import ScriptedServer, client_for, ok
+
+from kaizen_async._transport.reading import Limits, read_body
 
 
 async def test_a_recorder_gets_plain_bytes_and_text() -> None:
@@ -28,3 +32,16 @@ async def test_a_recorder_gets_plain_bytes_and_text() -> None:
     for stored in (copy.deepcopy(options["data"]), pickle.loads(pickle.dumps(options["data"]))):  # noqa: S301 - ours
         assert type(stored) is bytes
         assert stored == b'{"id":"a"}'
+
+
+async def test_the_content_of_a_mock_is_read_although_it_is_at_its_end() -> None:
+    """As the content of pook is, which has nothing but `read`."""
+
+    class Content(EmptyStreamReader):
+        async def read(self, n: int = -1) -> bytes:
+            return b'{"id":"a"}'[:n] if n >= 0 else b'{"id":"a"}'
+
+    answer, is_complete = await read_body(
+        200, {}, Content(), Limits(100, 100, 10), is_packed=False, turn=asyncio.Lock()
+    )
+    assert (answer.body, is_complete) == (b'{"id":"a"}', True)
