@@ -1,8 +1,8 @@
-"""A client under any use: calls, cancellations, faults and closes in every order, each id ending exactly once.
+"""Each id ends exactly once under calls, cancellations, faults and closes in any order.
 
-Hypothesis plays a user and a server at once. It starts calls of every kind, lets the server fail in all ways, cancels,
-lets time pass, closes the client and goes on with a new one. At the end every call that was not cancelled has one
-result per id, of the right id, and nothing of the client is left.
+Hypothesis plays both a user and a server. It starts calls of every kind, lets the server fail in all ways, cancels
+calls, lets time pass, closes the client and continues with a new one. At the end, every call that was not cancelled has
+one result for each id, and nothing of the client is left.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ CONCURRENCY = 3
 
 
 def answer(request: Request, **changes: Any) -> bytes:
-    """Return an execution that has ended, so that waits end too."""
+    """Return a response with a finished execution, so that waits end too."""
     return response(record(request.id, endTime="2026-11-07T05:31:57Z", durationMs=1000, **changes))
 
 
@@ -60,7 +60,7 @@ FAULTS = {
     "two answers": lambda request: [answer(request) + answer(request)],
     "pieces": lambda request: [answer(request)[:30], 0.0, answer(request)[30:]],
 }
-"""What the server may do once to a request for an id. The last two cost nothing, or a retry."""
+"""Faults that the server may apply once to a request for an id. The last two cause at most a retry."""
 
 
 class Call(NamedTuple):
@@ -71,13 +71,13 @@ class Call(NamedTuple):
 
 
 class ClientModel(RuleBasedStateMachine):
-    """The rules of the game; `calls` are those that nobody has ended yet."""
+    """The rules of the game. `calls` are the calls that no rule has ended yet."""
 
     calls = Bundle("calls")
 
     @initialize()
     def begin(self) -> None:
-        """Start a server and a client. A silence of the server takes real time, so it is short."""
+        """Start a server and a client. Silence of the server takes real time, so its bound is short."""
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(hold, "WIRE_PATIENCE", 0.1)
         self.runner = asyncio.Runner(debug=False)
@@ -91,16 +91,16 @@ class ClientModel(RuleBasedStateMachine):
         self.open_client()
 
     def run(self, main: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine in the loop of the game."""
+        """Run a coroutine in the event loop of the game."""
         return self.runner.run(main)
 
     def play(self, request: Request) -> Script:
-        """Play the next fault that is planned for an id, else answer."""
+        """Play the next fault that is planned for an id, or respond with its record."""
         planned = self.planned.get(request.id)
         return FAULTS[planned.pop(0)](request) if planned else [answer(request)]
 
     def open_client(self) -> None:
-        """Go on with a new client."""
+        """Continue with a new client."""
         policy = RetryPolicy(max_attempts=3, initial_backoff=0.5)
         settings = {"concurrency": CONCURRENCY, "attempt_timeout": 0.25, "clock": VirtualClock(), "retry": policy}
         self.client = client_for(self.server, **settings)
@@ -109,7 +109,7 @@ class ClientModel(RuleBasedStateMachine):
 
     @rule(target=calls, caller=st.sampled_from(sorted(CALLERS)), ids=st.lists(st.sampled_from("abcdefgh"), max_size=6))
     def start(self, caller: str, ids: list[str]) -> Any:
-        """Begin a call, duplicates among its ids included, but for a watch: that tells what becomes of each once."""
+        """Start a call. Its ids may repeat, except in a watch, which reports each id once."""
         if caller == "watch":
             ids = list(dict.fromkeys(ids))
 
@@ -122,7 +122,7 @@ class ClientModel(RuleBasedStateMachine):
 
     @rule(call=consumes(calls))
     def cancel(self, call: Call) -> None:
-        """Cancel a call, if it has not ended."""
+        """Cancel a call if it has not ended."""
 
         async def cancel() -> bool:
             return call.task.cancel()
@@ -132,23 +132,26 @@ class ClientModel(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from("abcdefgh"), faults=st.lists(st.sampled_from(sorted(FAULTS)), min_size=1, max_size=4))
     def plan(self, name: str, faults: list[str]) -> None:
-        """Let requests for an id meet faults, one after the other."""
+        """Plan a sequence of faults for the requests for an id."""
         self.planned.setdefault(name, []).extend(faults)
         self.tainted.add(name)
 
     @rule(steps=st.integers(1, 40))
     def step(self, steps: int) -> None:
-        """Let the loop take some steps."""
+        """Let the event loop run some steps."""
         self.run(settle(steps))
 
     @rule(call=consumes(calls))
     def wait(self, call: Call) -> None:
-        """Let a call end."""
+        """Wait for the end of a call."""
         self.run(self.ended(call))
 
     @rule(target=calls, drain=st.sampled_from([0.0, 0.01, 0.05]), again=st.booleans())
     def close(self, drain: float, again: bool) -> Any:
-        """Close the client, perhaps twice at once, and go on with a new one; calls of the old one end by themselves."""
+        """Close the client, once or twice at once, and continue with a new one.
+
+        Calls of the old one end by themselves.
+        """
 
         async def close() -> None:
             async with asyncio.timeout(5), asyncio.TaskGroup() as group:
@@ -162,12 +165,12 @@ class ClientModel(RuleBasedStateMachine):
 
     @invariant()
     def no_more_requests_than_slots(self) -> None:
-        """No client has more requests in flight than it may."""
+        """Check that no client has more requests in flight than its concurrency."""
         for client in self.clients:
             assert client.stats().in_flight <= CONCURRENCY
 
     async def ended(self, call: Call) -> None:
-        """Wait for a call, and look at what came of it."""
+        """Wait for a call and check its results."""
         await asyncio.wait([call.task], timeout=20)
         assert call.task.done(), f"{call.task.get_name()} hangs"
         if call.task in self.cancelled:
@@ -187,7 +190,7 @@ class ClientModel(RuleBasedStateMachine):
                 assert len(self.clients) > 1
 
     async def all_ended(self) -> None:
-        """Wait for all calls, close the last client, and look for what is left."""
+        """Wait for all calls, close the last client, and check that nothing is left."""
         for call in self.started:
             await self.ended(call)
         await self.client.aclose()

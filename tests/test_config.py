@@ -1,4 +1,4 @@
-"""Settings and policies refuse what cannot work, where it is written, and say what to do."""
+"""Settings and policies refuse invalid values when they are created, and say what to do."""
 
 import math
 import re
@@ -11,12 +11,12 @@ from kaizen_async.config import DEFAULT_BASE_URL, RETRIED_STATUSES, require_dura
 
 
 def base_url(text: str | None, environment: dict[str, str] | None = None, *, insecure: bool = False) -> str:
-    """Return the base URL that is used."""
+    """Return the resolved base URL."""
     return str(resolve_base_url(text, allow_insecure_http=insecure, environment=environment or {}))
 
 
-def test_the_key_given_wins_over_the_environment() -> None:
-    """KAIZEN_API_KEY is only asked when no key is passed; an empty variable is none."""
+def test_a_given_key_overrides_the_environment() -> None:
+    """KAIZEN_API_KEY counts only if no key is passed. An empty variable counts as unset."""
     assert resolve_api_key("given", {"KAIZEN_API_KEY": "found"}) == "given"
     assert resolve_api_key(None, {"KAIZEN_API_KEY": "found"}) == "found"
     assert resolve_api_key(None, {"KAIZEN_API_KEY": ""}) is None
@@ -26,27 +26,27 @@ def test_the_key_given_wins_over_the_environment() -> None:
 @pytest.mark.parametrize(
     "key", ["", " ", "s3cr3t\n", "\ns3cr3t", "a s3cr3t", "s3cr3t\x00", "s3cr3t\x7f", "s3cr3tß", "s3cr3t\r\nX: y"]
 )
-def test_a_key_that_cannot_travel_in_a_header_is_refused_unseen(key: str) -> None:
-    """The message tells how such a key comes about, and does not show it."""
+def test_a_key_that_is_invalid_in_a_header_is_refused(key: str) -> None:
+    """The error explains how such a key usually arises and does not show the key."""
     with pytest.raises(ValueError, match=r"use \.strip\(\)") as caught:
         resolve_api_key(key, {})
     assert "s3cr3t" not in str(caught.value)
 
 
-def test_a_bad_key_in_the_environment_is_refused_like_one_passed_in() -> None:
-    """A key read from a file into the variable often ends in a line break."""
+def test_an_invalid_key_in_the_environment_is_refused() -> None:
+    """A key in the environment is checked too, because a key read from a file often ends in a line break."""
     with pytest.raises(ValueError, match="line break"):
         resolve_api_key(None, {"KAIZEN_API_KEY": "key\n"})
 
 
 def test_a_key_of_another_type_is_refused() -> None:
-    """Bytes are a common slip."""
+    """A key of type bytes raises a TypeError."""
     with pytest.raises(TypeError, match="api_key must be a str, not bytes"):
         resolve_api_key(b"key", {})  # type: ignore[arg-type]
 
 
-def test_the_base_url_given_wins_over_the_environment_and_the_default() -> None:
-    """KAIZEN_BASE_URL is only asked when no URL is passed; an empty variable is none."""
+def test_a_given_base_url_overrides_the_environment() -> None:
+    """KAIZEN_BASE_URL counts only if no URL is passed. An empty variable counts as unset."""
     environment = {"KAIZEN_BASE_URL": "https://found.example"}
     assert base_url("https://given.example", environment) == "https://given.example/"
     assert base_url(None, environment) == "https://found.example/"
@@ -68,7 +68,7 @@ def test_the_base_url_given_wins_over_the_environment_and_the_default() -> None:
     ],
 )
 def test_a_base_url_keeps_its_path_and_ends_in_a_slash(text: str, url: str) -> None:
-    """A prefix stays in front of the API's paths, escaped characters in it included."""
+    """A base URL keeps its path prefix with escaped characters, and ends in a slash."""
     assert base_url(text) == url
 
 
@@ -79,8 +79,8 @@ def test_a_base_url_keeps_its_path_and_ends_in_a_slash(text: str, url: str) -> N
         *["https://a..example", f"https://{'a' * 64}.example", "https://xn--"],
     ],
 )
-def test_what_is_no_absolute_http_url_is_refused(text: str) -> None:
-    """The message shows how one looks."""
+def test_an_invalid_url_is_refused(text: str) -> None:
+    """The error for an invalid URL shows a valid one."""
     with pytest.raises(ValueError, match=re.escape(f"must be an absolute URL such as {DEFAULT_BASE_URL!r}")):
         base_url(text, {"KAIZEN_BASE_URL": "https://found.example"})
 
@@ -96,7 +96,7 @@ def test_what_is_no_absolute_http_url_is_refused(text: str) -> None:
     ],
 )
 def test_a_base_url_holds_no_secrets(text: str) -> None:
-    """User, password, query and fragment are refused without being shown."""
+    """A base URL with a user, password, query or fragment is refused, and the error does not show it."""
     with pytest.raises(ValueError, match="pass the key as api_key") as caught:
         base_url(text)
     assert "pw" not in str(caught.value)
@@ -104,14 +104,14 @@ def test_a_base_url_holds_no_secrets(text: str) -> None:
 
 @pytest.mark.parametrize("host", ["api.example", "10.0.0.1", "127.0.0.1.evil.example", "0.0.0.0"])  # noqa: S104 - refused
 def test_plain_http_leaves_the_machine_only_when_asked_to(host: str) -> None:
-    """The key would travel readable, so the caller has to say that it is fine."""
+    """Plain HTTP to another machine would expose the key, so the caller has to allow it."""
     with pytest.raises(ValueError, match="allow_insecure_http=True"):
         base_url(f"http://{host}/")
     assert base_url(f"http://{host}/", insecure=True) == f"http://{host}/"
 
 
 def test_a_base_url_of_another_type_is_refused() -> None:
-    """Bytes are no URL."""
+    """A base URL of type bytes raises a TypeError."""
     with pytest.raises(TypeError, match="base_url must be a str, not bytes"):
         base_url(b"https://api.example")  # type: ignore[arg-type]
 
@@ -128,27 +128,27 @@ NUMBERS_OF_SECONDS = [
 
 @pytest.mark.parametrize(("value", "error"), [*NUMBERS_OF_SECONDS, (0, ValueError), (0.0, ValueError)])
 def test_a_duration_is_a_finite_number_above_zero(value: Any, error: type[Exception]) -> None:
-    """Text, booleans, nan, infinity, zero and negative numbers are no durations."""
+    """Text, booleans, nan, infinity, zero and negative numbers are not valid durations."""
     with pytest.raises(error, match=r"^pause must be a"):
         require_duration("pause", value)
 
 
 @pytest.mark.parametrize("value", [1, 0.001, 1e9])
 def test_any_other_number_is_a_duration(value: float) -> None:
-    """Whole seconds and fractions both do."""
+    """Whole and fractional numbers above zero are valid durations."""
     require_duration("pause", value)
 
 
 @pytest.mark.parametrize("field", ["initial_backoff", "max_backoff"])
 @pytest.mark.parametrize(("value", "error"), NUMBERS_OF_SECONDS)
 def test_a_backoff_is_checked_where_the_policy_is_made(field: str, value: Any, error: type[Exception]) -> None:
-    """The message names the field."""
+    """Creating a policy with an invalid back-off raises an error that names the field."""
     with pytest.raises(error, match=f"^{field} must be a"):
         RetryPolicy(**{field: value})
 
 
 def test_a_backoff_may_be_zero() -> None:
-    """Retrying without a wait is a choice, for instance in a test."""
+    """A back-off of zero is valid, for example in tests."""
     policy = RetryPolicy(initial_backoff=0, max_backoff=0)
     assert (policy.initial_backoff, policy.max_backoff) == (0, 0)
 
@@ -167,13 +167,13 @@ def test_a_backoff_may_be_zero() -> None:
 def test_a_retry_policy_that_cannot_work_is_refused(
     settings: dict[str, Any], error: type[Exception], message: str
 ) -> None:
-    """A success is never retried, and a lookup sends at least one request."""
+    """A policy cannot retry successful statuses, and needs at least one attempt."""
     with pytest.raises(error, match=message):
         RetryPolicy(**settings)
 
 
 def test_policies_are_values() -> None:
-    """Equal policies are equal, hash alike, and cannot be changed."""
+    """Equal policies compare and hash equal, and a policy cannot be changed."""
     assert RetryPolicy() == RetryPolicy(statuses=RETRIED_STATUSES)
     assert hash(RetryPolicy(max_attempts=2)) == hash(RetryPolicy(max_attempts=2))
     with pytest.raises(AttributeError):
@@ -200,16 +200,14 @@ def test_policies_are_values() -> None:
         ({"base_url": "http://api.example"}, ValueError, "allow_insecure_http=True"),
     ],
 )
-def test_a_client_cannot_be_made_with_a_setting_that_cannot_work(
-    settings: dict[str, Any], error: type[Exception], message: str
-) -> None:
-    """What is wrong shows where the client is made, not at the first request."""
+def test_an_invalid_setting_is_refused(settings: dict[str, Any], error: type[Exception], message: str) -> None:
+    """An invalid setting raises an error when the client is created, not at the first request."""
     with pytest.raises(error, match=message):
         KaizenClient(**settings)
 
 
-async def test_connections_are_opened_by_the_number() -> None:
-    """`warm_up` refuses anything but a number of connections, and opens none."""
+async def test_warm_up_checks_its_argument() -> None:
+    """`warm_up` refuses an invalid number of connections."""
     async with KaizenClient("key") as client:
         with pytest.raises(ValueError, match="connections must be at least 1, not 0"):
             await client.warm_up(0)
@@ -218,10 +216,10 @@ async def test_connections_are_opened_by_the_number() -> None:
 
 
 def test_a_client_needs_no_deadline() -> None:
-    """None is no limit, and only the caller writes it."""
+    """A deadline of None sets no limit."""
     assert "open" in repr(KaizenClient(deadline=None))
 
 
 def test_the_version_is_a_version() -> None:
-    """What the User-Agent and the packages carry."""
+    """The version, which the User-Agent and the packages use, has the form of a version."""
     assert re.fullmatch(r"\d+\.\d+\.\d+([a-z]+\d+)?", __version__)

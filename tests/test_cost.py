@@ -1,4 +1,4 @@
-"""The cost contract: what a lookup may cost, checked by counting, so that a regression shows without a clock."""
+"""The cost of a lookup in requests, tasks and bytes, checked by counting, so that regressions show without a clock."""
 
 import asyncio
 import gc
@@ -24,23 +24,23 @@ BYTES_PER_OUTCOME = 150
 BYTES_PER_ERROR = 1500
 BYTES_PER_STREAMED_ID = 20  # a record would take over 1,000
 MODULES_OF_OURS = 67
-FOREIGN_MODULES = 2  # html and its table of entities, to find the key in HTML
+FOREIGN_MODULES = 2  # html and its table of entities, which find the key in HTML
 
 
 def body_for(execution_id: str) -> bytes:
-    """Return an answer with the id that was asked for."""
+    """Return the body of a response with the requested id."""
     return json.dumps(json.loads(RECORD) | {"id": execution_id}).encode()
 
 
 @pytest.fixture(autouse=True)
 async def no_debug_mode() -> None:
-    """Turn off asyncio's debug mode: it keeps a stack for each task, handle and future."""
+    """Turn off asyncio's debug mode, because it keeps a stack for each task, handle and future."""
     asyncio.get_running_loop().set_debug(False)
 
 
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answer each request at once, so that only the library's own allocations are seen."""
+    """Respond to each request at once, so that the test measures only the library's own allocations."""
     template = body_for("@")
 
     async def send(self: Transport, url: URL, body: bytes, is_held: Callable[[], bool]) -> Answer:
@@ -69,7 +69,7 @@ async def tasks_created(work: Coroutine[Any, Any, object]) -> int:
 
 
 def bytes_kept(make: Callable[[], object]) -> int:
-    """Return the bytes that what `make` returns takes."""
+    """Return the size in bytes of the object that `make` returns."""
     gc.collect()
     before = tracemalloc.get_traced_memory()[0]
     kept = make()
@@ -79,8 +79,8 @@ def bytes_kept(make: Callable[[], object]) -> int:
     return taken
 
 
-async def test_a_look_up_that_goes_well_is_one_request() -> None:
-    """Neither a probe nor a handshake of our own stands beside the request that a lookup needs."""
+async def test_a_successful_lookup_is_one_request() -> None:
+    """Each successful lookup sends exactly one request."""
     async with KaizenEmulator(default_life=Life.ended(duration=5)) as emulator:
         async with KaizenClient(base_url=emulator.base_url) as kaizen:
             await kaizen.instructor_executions.get_many([f"exec_{number}" for number in range(300)])
@@ -88,7 +88,7 @@ async def test_a_look_up_that_goes_well_is_one_request() -> None:
 
 
 async def test_equal_ids_in_flight_are_one_request() -> None:
-    """A hundred callers who ask for one id at the same time cost one request."""
+    """A hundred concurrent lookups of one id share one request."""
     async with KaizenEmulator(default_life=Life.ended(duration=5)) as emulator:
         async with KaizenClient(base_url=emulator.base_url) as kaizen:
             await asyncio.gather(*(kaizen.instructor_executions.get("exec_1") for _ in range(100)))
@@ -102,7 +102,7 @@ async def test_get_creates_no_task(no_network: None) -> None:
 
 
 async def test_get_many_creates_as_many_tasks_as_its_concurrency(no_network: None) -> None:
-    """A thousand lookups share the workers; none has a task of its own."""
+    """A thousand lookups share as many worker tasks as the concurrency."""
     async with KaizenClient(concurrency=20) as kaizen:
         ids = [f"exec_{number}" for number in range(1000)]
         assert await tasks_created(kaizen.instructor_executions.get_many(ids)) == 20
@@ -110,7 +110,7 @@ async def test_get_many_creates_as_many_tasks_as_its_concurrency(no_network: Non
 
 @pytest.mark.no_cover
 async def test_an_outcome_takes_few_bytes_beside_its_record(no_network: None) -> None:
-    """What get_many keeps for each id, beyond id and record, stays small."""
+    """`get_many` keeps few bytes for each id besides the id and its record."""
     ids = [f"exec_{number}" for number in range(2000)]
     decode = Endpoint("path", InstructorExecution).decode
     tracemalloc.start()
@@ -133,7 +133,7 @@ async def test_an_outcome_takes_few_bytes_beside_its_record(no_network: None) ->
 async def test_a_stream_keeps_nothing(no_network: None) -> None:
     """The memory of a stream does not grow with the number of ids that have passed through it.
 
-    It is measured as the consumer sees it, a few ids before the end, with all lookups in flight.
+    The consumer measures it a few ids before the end, with all lookups in flight.
     """
 
     async def held_after(count: int) -> int:
@@ -150,7 +150,7 @@ async def test_a_stream_keeps_nothing(no_network: None) -> None:
 
     tracemalloc.start()
     try:
-        # The records that a client remembers for `max_age` have a bound of their own.
+        # The records that a client keeps for `max_age` have their own bound.
         async with KaizenClient(concurrency=10, ended_records=0) as kaizen:
             await held_after(500)
             short, long = await held_after(500), await held_after(4500)
@@ -160,7 +160,7 @@ async def test_a_stream_keeps_nothing(no_network: None) -> None:
 
 
 def test_importing_loads_nothing_beside_the_dependencies() -> None:
-    """The package adds only its own modules to those of aiohttp, msgspec and tenacity, and no test tool or command."""
+    """Importing the package adds only its own modules to those of aiohttp, msgspec and tenacity."""
     code = (
         "import sys, aiohttp, msgspec, msgspec.json, tenacity; before = set(sys.modules); import kaizen_async; "
         "print(*sorted(set(sys.modules) - before))"
@@ -173,7 +173,7 @@ def test_importing_loads_nothing_beside_the_dependencies() -> None:
 
 
 def ours_in_cycles() -> list[object]:
-    """Return what only the cycle collector could free, of the package's own objects."""
+    """Return the package's own objects that only the cycle collector could free."""
     gc.set_debug(gc.DEBUG_SAVEALL)
     try:
         gc.collect()
@@ -185,7 +185,7 @@ def ours_in_cycles() -> list[object]:
 
 @pytest.fixture
 def no_collector() -> Iterator[None]:
-    """Keep the cycle collector from running by itself."""
+    """Disable the automatic cycle collector during the test."""
     gc.collect()
     gc.disable()
     yield
@@ -194,7 +194,7 @@ def no_collector() -> Iterator[None]:
 
 @pytest.mark.parametrize("method", ["get", "get_many", "stream", "wait", "wait_many", "watch"])
 async def test_a_call_leaves_nothing_for_the_cycle_collector(no_network: None, no_collector: None, method: str) -> None:
-    """What a call held is freed when the call is over, so that memory does not grow until the collector runs."""
+    """A finished call frees its objects at once, so that memory does not grow until the collector runs."""
     async with KaizenClient(concurrency=10) as kaizen:
         call = getattr(kaizen.instructor_executions, method)
         if method in {"get", "wait"}:
@@ -210,7 +210,7 @@ async def test_a_call_leaves_nothing_for_the_cycle_collector(no_network: None, n
 
 
 async def test_failed_lookups_are_small_and_leave_nothing_for_the_cycle_collector(no_collector: None) -> None:
-    """Twenty thousand stored connection errors must not take more than the records would."""
+    """Stored connection errors are small and form no reference cycles."""
     policy = RetryPolicy(max_attempts=1)
     async with KaizenClient(base_url="http://127.0.0.1:1", concurrency=10, retry=policy) as kaizen:
         await kaizen.instructor_executions.get_many(["warm up"])

@@ -1,4 +1,4 @@
-"""The tree of errors: what one may catch, what an error says, and that it travels."""
+"""The tree of errors: which classes code can catch, what an error says, and that errors can be pickled and copied."""
 
 import copy
 import json
@@ -49,14 +49,14 @@ ERRORS = pytest.mark.parametrize("error", one_of_each(), ids=lambda error: type(
 
 
 def test_one_of_each_is_complete() -> None:
-    """The cases below cover every error class that there is."""
+    """The cases below cover every error class."""
     classes = {value for value in vars(kaizen_async.errors).values() if isinstance(value, type)}
     assert {type(error) for error in one_of_each()} == {cls for cls in classes if issubclass(cls, KaizenError)}
 
 
 @ERRORS
 def test_pickling_keeps_everything(error: KaizenError) -> None:
-    """An error comes out of another process as it went in, also after a second trip."""
+    """An error is unchanged after pickling once and twice, with every protocol."""
     error.gave_up = "the budget is used up"
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         restored = error
@@ -71,7 +71,7 @@ def test_pickling_keeps_everything(error: KaizenError) -> None:
 @ERRORS
 @pytest.mark.parametrize("copying", [copy.copy, copy.deepcopy])
 def test_copies_are_equal_and_independent(error: KaizenError, copying: Any) -> None:
-    """A copy of an error holds the same, and changing it leaves the original alone."""
+    """A copy of an error is equal, and changing the copy does not change the original."""
     copied = copying(error)
     assert type(copied) is type(error)
     assert vars(copied) == vars(error)
@@ -81,13 +81,13 @@ def test_copies_are_equal_and_independent(error: KaizenError, copying: Any) -> N
 
 
 def test_a_record_inside_an_error_is_pickled_with_it(sample_execution: InstructorExecution) -> None:
-    """The last record of a wait that ran out of time survives the trip."""
+    """Pickling a deadline error keeps its last record."""
     error = DeadlineExceededError("its deadline passed", last_execution=sample_execution)
     assert pickle.loads(pickle.dumps(error)).last_execution == sample_execution  # noqa: S301 - our own bytes
 
 
 def test_the_drawn_tree_is_the_tree() -> None:
-    """The tree in the module's docstring, which users read, names each class under its base."""
+    """The tree in the module's docstring, which users read, shows each class under its base."""
     branches = re.findall(r"^    ([│ ├└─]*)(\w+Error)\b", kaizen_async.errors.__doc__ or "", re.MULTILINE)
     path: list[str] = []
     drawn = {}
@@ -100,13 +100,13 @@ def test_the_drawn_tree_is_the_tree() -> None:
 
 @pytest.mark.parametrize("error", [e for e in one_of_each() if type(e) in {AttemptTimeoutError, DeadlineExceededError}])
 def test_both_time_bounds_are_builtin_timeouts(error: KaizenError) -> None:
-    """Code that catches TimeoutError catches both, and can tell one from the other."""
+    """Code that catches TimeoutError catches both timeouts, and can distinguish them."""
     assert isinstance(error, TimeoutError)
     assert isinstance(error, TransportError) is isinstance(error, AttemptTimeoutError)
 
 
 def test_no_other_error_is_a_builtin_timeout() -> None:
-    """Only time running out is a TimeoutError."""
+    """Only the two timeout errors are TimeoutErrors."""
     timeouts = {type(error) for error in one_of_each() if isinstance(error, TimeoutError)}
     assert timeouts == {AttemptTimeoutError, DeadlineExceededError}
 
@@ -121,10 +121,8 @@ def test_no_other_error_is_a_builtin_timeout() -> None:
         ({"attempts": 2}, "no time is left", "it failed (after 2 attempts); no time is left"),
     ],
 )
-def test_the_text_says_which_id_what_and_after_how_many_attempts(
-    context: dict[str, Any], gave_up: str | None, text: str
-) -> None:
-    """One line tells the story: id, reason, attempts, and why there was no further one."""
+def test_the_text_of_an_error(context: dict[str, Any], gave_up: str | None, text: str) -> None:
+    """One line gives the id, the reason, the attempts, and why there was no further attempt."""
     error = KaizenError("it failed", **context)
     error.gave_up = gave_up
     assert str(error) == text
@@ -133,7 +131,7 @@ def test_the_text_says_which_id_what_and_after_how_many_attempts(
 
 
 def test_a_hostile_id_cannot_forge_log_lines() -> None:
-    """Line breaks, terminal escapes and endless ids do not get into the text; the attribute keeps the id exactly."""
+    """The text of an error has no line breaks, terminal escapes or endless ids. The attribute keeps the exact id."""
     hostile = "a\n2026-01-01 ERROR forged\x1b[31m" + "x" * 10_000
     error = KaizenError("it failed", execution_id=hostile)
     assert "\n" not in str(error)
@@ -142,8 +140,11 @@ def test_a_hostile_id_cannot_forge_log_lines() -> None:
     assert error.execution_id == hostile
 
 
-def test_printable_cuts_at_the_limit_and_keeps_what_is_printable() -> None:
-    """Text up to the limit is left alone; what is longer ends in an ellipsis at the limit."""
+def test_printable_shortens_text_and_replaces_controls() -> None:
+    """`printable` keeps short printable text.
+
+    It shortens long text with an ellipsis and replaces control characters.
+    """
     assert printable("héllo wörld 執行") == "héllo wörld 執行"
     assert printable("x" * MESSAGE_LIMIT) == "x" * MESSAGE_LIMIT
     cut = printable("x" * (MESSAGE_LIMIT + 1))
@@ -156,21 +157,21 @@ def test_printable_cuts_at_the_limit_and_keeps_what_is_printable() -> None:
     ("duration", "text"),
     [(0, "0 s"), (0.25, "0.25 s"), (2, "2 s"), (29.96, "30 s"), (60.0, "60 s"), (3600, "3600 s"), (12345.6, "12346 s")],
 )
-def test_seconds_are_written_as_people_do(duration: float, text: str) -> None:
-    """Three digits at most below a hundred seconds, whole seconds above."""
+def test_seconds_are_rounded_for_people(duration: float, text: str) -> None:
+    """Durations have at most three digits below a hundred seconds, and whole seconds above."""
     assert seconds(duration) == text
 
 
 @pytest.mark.parametrize("error", [e for e in one_of_each() if isinstance(e, StatusError | DecodeError)])
 def test_an_error_keeps_only_the_beginning_of_a_body(error: StatusError | DecodeError) -> None:
-    """Errors may pile up by the thousand, so each keeps at most `BODY_LIMIT` bytes."""
+    """An error keeps at most `BODY_LIMIT` bytes of a body, because a program may hold thousands of errors."""
     needed = {"status": error.status} if isinstance(error, StatusError) else {"path": None}
     made = type(error)("no", body=b"x" * 3 * BODY_LIMIT, **needed)  # type: ignore[arg-type]
     assert made.body == b"x" * BODY_LIMIT
 
 
 def test_defaults_are_the_cautious_ones() -> None:
-    """Unless said otherwise only a transport error is worth another attempt."""
+    """By default, only a transport error is retryable."""
     assert TransportError("x").retryable
     assert AttemptTimeoutError("x").retryable
     assert not StatusError("x", status=400).retryable
@@ -189,7 +190,7 @@ def details(error: KaizenError) -> dict[str, Any]:
 @ERRORS
 @pytest.mark.parametrize("travel", [lambda args: args, lambda args: json.loads(json.dumps(args))], ids=["args", "json"])
 def test_an_error_is_rebuilt_from_its_args(error: KaizenError, travel: Any) -> None:
-    """As Celery and taskiq do it: type, text and attributes are the same."""
+    """Type, text and attributes of an error survive being rebuilt from its args, as Celery and taskiq do it."""
     error.request_id = "req-1"
     rebuilt = type(error)(*travel(error.args))
     assert type(rebuilt) is type(error)
@@ -201,20 +202,23 @@ def test_an_error_is_rebuilt_from_its_args(error: KaizenError, travel: Any) -> N
 
 @pytest.mark.parametrize("cls", dict.fromkeys(type(error) for error in one_of_each()))
 def test_any_error_can_be_made_of_a_text(cls: type[KaizenError]) -> None:
-    """Some queues keep no more of an error; then its attributes are at their defaults."""
+    """Every error class accepts a text alone, because some queues keep only that.
+
+    Its attributes have their defaults.
+    """
     error = cls("it failed")
     assert (str(error), error.args, error.execution_id) == ("it failed", ("it failed",), "")
     assert str(cls()) == ""
 
 
-def test_details_that_are_no_details_are_ignored() -> None:
-    """What comes out of a queue is input."""
+def test_unknown_details_are_ignored() -> None:
+    """An error ignores unknown details, because the content of a queue is untrusted input."""
     error = StatusError("it failed", {"__class__": 5, "with_traceback": 1, "status": 500})
     assert error.args == ("it failed", {"status": 500})
 
 
 def test_the_args_of_an_error_may_be_replaced() -> None:
-    """Some tools add to the text in this way."""
+    """Replacing the args of an error changes its text, as some tools do to add to it."""
     error = StatusError("it failed", status=500)
     error.args = ("it failed again",)
     assert (error.reason, error.status) == ("it failed again", 500)
@@ -223,7 +227,7 @@ def test_the_args_of_an_error_may_be_replaced() -> None:
 
 
 def test_the_text_names_the_request() -> None:
-    """So that a person can pass it on to the support of the server."""
+    """The text of an error has the request id, so that a user can give it to the server's support."""
     error = StatusError("it failed", status=500, attempts=2)
     error.request_id = "8f14\n"
     assert str(error) == "it failed (after 2 attempts, request id 8f14�)"

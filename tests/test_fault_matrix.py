@@ -1,7 +1,7 @@
-"""What can go wrong between a client and a server, row by row: what comes out, after how many requests, what is left.
+"""Each row is a fault between client and server: its error, the number of requests, and the state afterwards.
 
-Each row meets a real loopback server, on both event loops, through `get` and `get_many`. Whatever the fault, the call
-ends in time, the same client goes on working, and no task, slot or connection stays behind.
+Each row runs against a real loopback server, on both event loops, through `get` and `get_many`. After any fault, the
+call ends in time, the same client continues to work, and no task, slot or connection stays behind.
 """
 
 import asyncio
@@ -61,24 +61,24 @@ from kaizen_async import (
 from kaizen_async._transport import encodings
 
 KEY = "sk-matrix-7f3a"
-"""Looked for in everything that the rows emit."""
+"""The key that no output of any row may contain."""
 
 BOUND = 10.0
-"""Seconds within which every row ends: far more than any needs, far less than for ever."""
+"""Seconds within which every row must end: far more than any row needs."""
 
 BODY = dump(record("bad"))
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 GZIP = {"Content-Encoding": "gzip"}
 SHORTLY = 0.03
-"""Seconds after which what follows arrives in a segment of its own."""
+"""Seconds of pause after which the next bytes arrive in a separate segment."""
 
 
 class Row(NamedTuple):
-    """A fault and what it must come to.
+    """A fault and its expected result.
 
-    `error` is exact; None is a record. `requests` are all that the server may see. `recovers`: it is retried, so that
-    a fault that passes costs nothing.
+    `error` is the exact class; None stands for a record. `requests` is the number of requests that the server must see.
+    A row with `recovers` is retried, so that a temporary fault causes no error.
     """
 
     name: str
@@ -96,7 +96,7 @@ def always(*script: bytes | float | Any) -> Play:
 
 
 def plain(body: bytes, headers: str = "") -> bytes:
-    """Return a 200 with its length and these headers."""
+    """Return a 200 response with its length and these headers."""
     return HEAD + f"Content-Length: {len(body)}\r\n{headers}".encode() + b"\r\n" + body
 
 
@@ -106,55 +106,55 @@ def retried(name: str, play: Play, error: type[KaizenError] = TransportError, **
 
 
 def retried_once(name: str, play: Play, error: type[KaizenError] = TransportError, **more: Any) -> Row:
-    """Return a row whose second answer is not better than the first, and ends it."""
+    """Return a row whose second response fails like the first and ends the lookup."""
     return Row(name, play, error, 2, recovers=True, **more)
 
 
 def final(name: str, play: Play, error: type[KaizenError] | None, **more: Any) -> Row:
-    """Return a row that no further attempt would mend."""
+    """Return a row that no further attempt would fix."""
     return Row(name, play, error, 1, **more)
 
 
 def timed_out(name: str, play: Play) -> Row:
-    """Return a row that ends each attempt by its timeout."""
+    """Return a row whose attempts all end with their timeout."""
     return retried(name, play, AttemptTimeoutError, settings={"attempt_timeout": 0.6})
 
 
 def status(code: int, error: type[KaizenError], **headers: str) -> Row:
-    """Return a row of a status that is not retried."""
+    """Return a row with a status that is not retried."""
     answer = response({"message": "no"}, code, {name.replace("_", "-"): text for name, text in headers.items()})
     return final(f"{code}", always(answer), error, check=lambda e: e.status == code and e.retryable is False)
 
 
 def retried_status(code: int) -> Row:
-    """Return a row of a status that says "not now"."""
+    """Return a row with a status that means "not now"."""
     answer = response(b"<html>later</html>", code)
     return retried(f"{code}", always(answer), StatusError, check=lambda e: e.status == code)
 
 
 def throttled(code: int, error: type[KaizenError], name: str, value: str) -> Row:
-    """Return a row of a throttling answer that names a short time."""
+    """Return a row with a throttling response that names a short time."""
     answer = response({"message": "slow down"}, code, {name: value})
     return retried(f"{code} {name}: {value}", always(answer), error, check=lambda e: e.status == code)
 
 
 def stale(ending: Any) -> Play:
-    """Return a play that gives up a kept-alive connection at its second request, answering only the first."""
+    """Return a play that responds to the first request of a connection and breaks the connection at the second."""
     return lambda request: [ok(request)] if request.number_on_connection == 1 else [ending]
 
 
 def is_final(error: Any) -> bool:
-    """Return whether the error says that another attempt would not help."""
+    """Return whether an error is not retryable."""
     return error.retryable is False
 
 
 def names_the_limit(error: Any) -> bool:
-    """Return whether the error says which setting the headers exceed."""
+    """Return whether an error names the setting that the headers exceed."""
     return "max_header_bytes" in error.reason
 
 
 def names_the_field(path: str) -> Callable[[Any], bool]:
-    """Return a check of whether the error says where the misfit is."""
+    """Return a check that an error names the path of a field."""
     return lambda error: error.path == path and is_final(error)
 
 
@@ -164,17 +164,17 @@ def trickle(data: bytes) -> Script:
 
 
 def changed(**changes: Any) -> Play:
-    """Return a play that answers with a changed record."""
+    """Return a play that responds with a changed record."""
     return lambda request: [response(record(request.id, **changes))]
 
 
 def without_end(request: Request) -> Script:
-    """Answer with a record that lacks a field without which nobody knows whether the execution has ended."""
+    """Respond with a record without its end time, which is required."""
     return [response({name: value for name, value in record(request.id).items() if name != "endTime"})]
 
 
 def with_headers(count: int, size: int) -> bytes:
-    """Return a response with so many more headers of that size."""
+    """Return a response with a number of additional headers of a given size."""
     return response(record("bad"), headers={f"X-{n}": "x" * size for n in range(count)})
 
 
@@ -186,7 +186,7 @@ SPACES = b" " * 70_000
 UNKNOWN_LENGTH = HEAD + b"Connection: close\r\n\r\n"
 
 ROWS = [
-    # Before the answer.
+    # Before the response.
     retried("FIN after the request", always(CLOSE)),
     retried("RST after the request", always(RESET)),
     retried("half-closed after the request", always(HALF_CLOSE)),
@@ -242,7 +242,7 @@ ROWS = [
     retried("503, Retry-After: nan", always(response(b"", 503, {"Retry-After": "nan"})), StatusError),
     retried("503, Retry-After: -5", always(response(b"", 503, {"Retry-After": "-5"})), StatusError),
     retried("503, Retry-After of 31 digits", always(response(b"", 503, {"Retry-After": "9" * 31})), StatusError),
-    # A 200 that is no record.
+    # A 200 without a record.
     retried_once("200 with HTML", always(plain(b"<html>hello</html>")), DecodeError),
     final("200 with a byte order mark", always(plain(b"\xef\xbb\xbf" + BODY)), None),
     retried_once("200 with UTF-16", always(plain(BODY.decode().encode("utf-16"))), DecodeError),
@@ -271,7 +271,7 @@ SLOW_ROWS = [
     timed_out("a body that stalls", always(plain(BODY)[:-9], SILENCE)),
     timed_out("a body byte by byte", always(HEAD + b"Content-Length: 400\r\n\r\n", *trickle(BODY))),
 ]
-"""Rows that only time ends."""
+"""Rows that end only by a timeout."""
 
 
 LATE_FAULTS = {
@@ -281,7 +281,7 @@ LATE_FAULTS = {
     "bad trailer": (CHUNKED + b"2\r\n{}\r\n0\r\n", b"no colon\x00\r\n\r\n"),
     "deflate cut off, its length right": (plain(DEFLATED[:90], "Content-Encoding: deflate\r\n")[:-40], DEFLATED[50:90]),
 }
-"""Framing that goes wrong in a later segment than the headers: some HTTP parsers then just stop, without an error."""
+"""Framing that breaks in a segment after the headers. Some HTTP parsers then stop without an error."""
 
 everywhere = pytest.mark.parametrize("loop", LOOPS)
 every_verb = pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
@@ -289,24 +289,24 @@ every_verb = pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
 
 @pytest.fixture(autouse=True)
 def _no_key_in_logs(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Fail a row that writes the key to any log, at any level."""
+    """Fail a row that writes the key to any log at any level."""
     caplog.set_level(logging.DEBUG)
     yield
     assert KEY not in caplog.text
 
 
 def faulty(play: Play) -> Play:
-    """Return a play for the id `bad`, while all others get their record."""
+    """Return a play that is faulty for the id `bad` and responds to all other ids with their records."""
     return lambda request: play(request) if request.id == "bad" else [ok(request)]
 
 
 def once(play: Play) -> Play:
-    """Return a play for the first request only."""
+    """Return a play for the first request. All later requests get a record."""
     return lambda request: play(request) if request.number == 1 else [ok(request)]
 
 
 async def bounded(verb: Verb, client: KaizenClient, execution_id: str = "bad") -> Outcome[Any]:
-    """Return the outcome of a lookup that must end in time and keep the key to itself."""
+    """Return the outcome of a lookup that must end in time and must not show the key."""
     async with asyncio.timeout(BOUND):
         outcome = await verb(client, execution_id)
     if outcome.error is not None:
@@ -319,7 +319,7 @@ async def bounded(verb: Verb, client: KaizenClient, execution_id: str = "bad") -
 
 
 async def meet(row: Row, verb: Verb, session: aiohttp.ClientSession | None = None) -> None:
-    """Let a client meet a fault, and look afterwards whether it still works."""
+    """Run a client against a fault, and check afterwards that it still works."""
     async with (
         ScriptedServer(faulty(row.play)) as server,
         closing(client_for(server, api_key=KEY, session=session, **row.settings), server) as client,
@@ -335,13 +335,13 @@ async def meet(row: Row, verb: Verb, session: aiohttp.ClientSession | None = Non
 
 
 async def meet_with_session(row: Row, limits: aiohttp.ClientTimeout | None = None) -> None:
-    """Let a client that was passed a session meet a fault."""
+    """Run a client with a passed-in session against a fault."""
     async with aiohttp.ClientSession(timeout=limits or aiohttp.ClientTimeout()) as session:
         await meet(row, outcome_of_get, session)
 
 
 async def meet_once(row: Row, verb: Verb) -> None:
-    """Let a client meet a fault that has passed by the second request."""
+    """Run a client against a fault that affects only the first request."""
     async with (
         ScriptedServer(once(row.play)) as server,
         closing(client_for(server, api_key=KEY, **row.settings), server) as client,
@@ -355,22 +355,25 @@ async def meet_once(row: Row, verb: Verb) -> None:
 @everywhere
 @every_verb
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_a_fault_comes_to_its_end(row: Row, verb: Verb, loop: str) -> None:
-    """A fault gives its error after as many requests as it is worth, and the client goes on working."""
+def test_a_fault_gives_its_error(row: Row, verb: Verb, loop: str) -> None:
+    """A fault gives its error after the expected number of requests, and the client continues to work."""
     run_on(loop, meet(row, verb))
 
 
 @everywhere
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_a_session_of_the_caller_makes_no_difference(row: Row, loop: str) -> None:
-    """A fault comes to the same end through a session that was passed in, whose requests go through all of aiohttp."""
+    """A fault gives the same error through a passed-in session, whose requests go through all of aiohttp."""
     run_on(loop, meet_with_session(row))
 
 
 @everywhere
 @every_verb
-def test_slow_faults_come_to_their_end_together(verb: Verb, loop: str) -> None:
-    """Answers that do not come, or not fast enough, end with the attempt; a passing one costs one attempt."""
+def test_slow_faults_end_with_the_attempt(verb: Verb, loop: str) -> None:
+    """A missing or slow response ends with the attempt timeout.
+
+    If the fault is temporary, the next attempt succeeds.
+    """
 
     async def main() -> None:
         async with asyncio.TaskGroup() as group:
@@ -382,8 +385,8 @@ def test_slow_faults_come_to_their_end_together(verb: Verb, loop: str) -> None:
 
 
 @everywhere
-def test_slow_faults_come_to_the_same_end_in_a_session_of_the_caller(loop: str) -> None:
-    """Answers that do not come end with the attempt, whatever timeouts the session of the caller has."""
+def test_slow_faults_in_a_session_of_the_caller(loop: str) -> None:
+    """A missing response ends with the attempt timeout, whatever timeouts the caller's session has."""
 
     async def main() -> None:
         async with asyncio.TaskGroup() as group:
@@ -395,15 +398,15 @@ def test_slow_faults_come_to_the_same_end_in_a_session_of_the_caller(loop: str) 
 
 @everywhere
 @pytest.mark.parametrize("row", [row for row in ROWS if row.recovers], ids=lambda row: row.name)
-def test_a_fault_that_passes_costs_one_request(row: Row, loop: str) -> None:
-    """The second request of a retried fault is answered, and the record comes out."""
+def test_a_temporary_fault_costs_one_request(row: Row, loop: str) -> None:
+    """After a temporary fault, the second request returns the record."""
     run_on(loop, meet_once(row, outcome_of_get))
 
 
 @everywhere
 @every_verb
 def test_framing_that_goes_wrong_late_ends_in_time(verb: Verb, loop: str) -> None:
-    """A body whose framing breaks after the headers were read is a TransportError, by the parser or by the timeout."""
+    """Framing that breaks after the headers raises a TransportError, by the parser or by the timeout."""
 
     async def break_late(first: bytes, later: bytes) -> None:
         async with (
@@ -427,7 +430,7 @@ def test_framing_that_goes_wrong_late_ends_in_time(verb: Verb, loop: str) -> Non
 @every_verb
 @pytest.mark.parametrize("ending", [CLOSE, RESET], ids=["FIN", "RST"])
 def test_a_connection_closed_on_accept_is_retried(ending: Any, verb: Verb, loop: str) -> None:
-    """A server that closes connections before any request costs attempts, until one stays open."""
+    """The client retries if the server closes a connection before any request, until a connection stays open."""
 
     async def main() -> None:
         async with (
@@ -448,7 +451,7 @@ def test_a_connection_closed_on_accept_is_retried(ending: Any, verb: Verb, loop:
 @every_verb
 @pytest.mark.parametrize("ending", [CLOSE, RESET], ids=["FIN", "RST"])
 def test_a_stale_connection_is_replaced_at_once(ending: Any, verb: Verb, loop: str) -> None:
-    """The retry on a kept-alive connection that the server gives up just then does not wait for any back-off."""
+    """If the server closes a kept-alive connection, the client retries on a new one without back-off."""
 
     async def main() -> None:
         policy = RetryPolicy(max_attempts=2, initial_backoff=600, max_backoff=600)
@@ -465,8 +468,8 @@ def test_a_stale_connection_is_replaced_at_once(ending: Any, verb: Verb, loop: s
 
 @everywhere
 @every_verb
-def test_a_server_that_closes_after_each_answer_is_no_fault(verb: Verb, loop: str) -> None:
-    """A server that ends every connection after one answer, without saying so, loses no lookup."""
+def test_a_server_that_closes_after_each_response(verb: Verb, loop: str) -> None:
+    """Every lookup succeeds even if the server closes each connection after one response without a notice."""
 
     async def main() -> None:
         async with (
@@ -481,8 +484,8 @@ def test_a_server_that_closes_after_each_answer_is_no_fault(verb: Verb, loop: st
 
 @everywhere
 @every_verb
-def test_an_answer_that_nobody_asked_for_is_not_taken_for_the_next(verb: Verb, loop: str) -> None:
-    """A second answer to one request, left in a pooled connection, does not shift all answers after it."""
+def test_an_unexpected_response_is_discarded(verb: Verb, loop: str) -> None:
+    """A second response to one request, left in a pooled connection, is not used for the next request."""
 
     def play(request: Request) -> Script:
         return [ok(request), SHORTLY, response(record("ghost"))] if request.number == 1 else [ok(request)]
@@ -499,7 +502,7 @@ def test_an_answer_that_nobody_asked_for_is_not_taken_for_the_next(verb: Verb, l
 @everywhere
 @every_verb
 def test_the_record_of_another_id_is_never_returned(verb: Verb, loop: str) -> None:
-    """A record of another id than the one asked for is a DecodeError, after one more attempt."""
+    """A record with another id raises a DecodeError, after one more attempt."""
 
     async def main() -> None:
         async with (
@@ -518,7 +521,7 @@ def test_the_record_of_another_id_is_never_returned(verb: Verb, loop: str) -> No
 @everywhere
 @pytest.mark.parametrize("name", ["br", "zstd"])
 def test_a_missing_codec_is_not_tried_again(name: str, loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A response packed in a way that this installation cannot unpack fails at once, and says what to install."""
+    """A response whose encoding needs a missing package fails at once, and the error names the package."""
     monkeypatch.delitem(encodings._NEW, name, raising=False)
     packed = plain(b"\x0b\x02\x80{}\x03", f"Content-Encoding: {name}\r\n")
 
@@ -539,7 +542,7 @@ def test_a_missing_codec_is_not_tried_again(name: str, loop: str, monkeypatch: p
 @everywhere
 @every_verb
 def test_a_refused_connection_is_retried(verb: Verb, loop: str) -> None:
-    """A port that nobody listens on is a TransportError after all attempts; nothing was sent."""
+    """A refused connection raises a TransportError after all attempts."""
 
     async def main() -> None:
         async with ScriptedServer() as server:
@@ -555,8 +558,8 @@ def test_a_refused_connection_is_retried(verb: Verb, loop: str) -> None:
 
 @everywhere
 @every_verb
-def test_a_connect_that_nobody_answers_ends_with_the_attempt(verb: Verb, loop: str) -> None:
-    """A server whose backlog is full, so that connecting takes for ever, is an AttemptTimeoutError."""
+def test_a_slow_connect_ends_with_the_attempt(verb: Verb, loop: str) -> None:
+    """If the server's backlog is full and connecting never succeeds, the lookup raises an AttemptTimeoutError."""
 
     async def main() -> None:
         with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
@@ -580,10 +583,10 @@ def _connecting(address: tuple[str, int]) -> socket.socket:
 
 
 class Resolver(AbstractResolver):
-    """Names that resolve to loopback after some failures, or only slowly.
+    """A resolver that returns loopback after some failures, or slowly.
 
     Attributes:
-        asked: How often it was asked.
+        asked: Number of its calls.
     """
 
     def __init__(self, port: int, *, failures: int = 0, seconds: float = 0.0) -> None:
@@ -595,7 +598,7 @@ class Resolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """Return loopback, whatever the name."""
+        """Return loopback for every name."""
         self.asked += 1
         await asyncio.sleep(self._seconds)
         if self.asked <= self._failures:
@@ -610,7 +613,7 @@ class Resolver(AbstractResolver):
 
 @asynccontextmanager
 async def client_by_name(server: ScriptedServer, resolver: Resolver, **settings: Any) -> AsyncIterator[KaizenClient]:
-    """Return a client that looks the server up by name."""
+    """Return a client that resolves the server's name."""
     connector = aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False)
     async with (
         aiohttp.ClientSession(connector=connector) as session,
@@ -623,7 +626,7 @@ async def client_by_name(server: ScriptedServer, resolver: Resolver, **settings:
 @everywhere
 @every_verb
 def test_a_name_that_does_not_resolve_is_retried(verb: Verb, loop: str) -> None:
-    """A DNS failure is a TransportError after all attempts; one that passes costs one attempt and no request."""
+    """A DNS failure raises a TransportError after all attempts. A temporary one costs one attempt and no request."""
 
     async def main() -> None:
         async with ScriptedServer() as server:
@@ -642,7 +645,7 @@ def test_a_name_that_does_not_resolve_is_retried(verb: Verb, loop: str) -> None:
 @everywhere
 @every_verb
 def test_a_name_that_resolves_slowly_ends_with_the_attempt(verb: Verb, loop: str) -> None:
-    """The attempt's timeout covers DNS."""
+    """The attempt timeout includes DNS."""
 
     async def main() -> None:
         async with ScriptedServer() as server:
@@ -688,7 +691,7 @@ CERTIFICATES = {
 @every_verb
 @pytest.mark.parametrize("certificate", CERTIFICATES.values(), ids=CERTIFICATES)
 def test_a_certificate_that_does_not_verify_is_final(certificate: trustme.LeafCert, verb: Verb, loop: str) -> None:
-    """A certificate that does not verify is a TransportError at once, and nothing is sent to such a server."""
+    """An invalid certificate raises a TransportError at once, and the client sends nothing to the server."""
 
     async def main() -> None:
         async with (
@@ -707,8 +710,8 @@ def test_a_certificate_that_does_not_verify_is_final(certificate: trustme.LeafCe
 
 @everywhere
 @every_verb
-def test_a_certificate_that_verifies_is_no_fault(verb: Verb, loop: str) -> None:
-    """A lookup over TLS works with the authority that the caller trusts."""
+def test_a_valid_certificate_works(verb: Verb, loop: str) -> None:
+    """A lookup over TLS succeeds with an authority that the caller trusts."""
 
     async def main() -> None:
         async with (
@@ -733,7 +736,7 @@ def test_a_certificate_that_verifies_is_no_fault(verb: Verb, loop: str) -> None:
     ids=["FIN", "RST", "plain HTTP", "silence"],
 )
 def test_a_handshake_that_fails_is_retried(script: Script, error: type[KaizenError], verb: Verb, loop: str) -> None:
-    """A server that does not get as far as TLS is retried like any other connection."""
+    """The client retries a failed TLS handshake like any other failed connection."""
 
     async def main() -> None:
         async with ScriptedServer(accept=lambda _: script) as server:
@@ -749,7 +752,7 @@ def test_a_handshake_that_fails_is_retried(script: Script, error: type[KaizenErr
 @everywhere
 @every_verb
 def test_waiting_for_a_slot_ends_with_the_deadline(verb: Verb, loop: str) -> None:
-    """A lookup whose turn does not come before its deadline says so, and nothing was sent for it."""
+    """A lookup that gets no slot before its deadline raises a DeadlineExceededError and sends nothing."""
 
     async def main() -> None:
         async with (
@@ -773,7 +776,7 @@ def test_waiting_for_a_slot_ends_with_the_deadline(verb: Verb, loop: str) -> Non
 @every_verb
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
 def test_a_redirect_is_not_followed(code: int, verb: Verb, loop: str) -> None:
-    """A redirect to another server is an error, and that server sees neither the key nor the body nor a connection."""
+    """A redirect to another server is an error, and the client does not connect to that server."""
 
     async def main() -> None:
         async with ScriptedServer() as elsewhere:
@@ -794,7 +797,7 @@ def test_a_redirect_is_not_followed(code: int, verb: Verb, loop: str) -> None:
 @everywhere
 @every_verb
 def test_a_pause_longer_than_the_deadline_ends_at_once(verb: Verb, loop: str) -> None:
-    """A Retry-After beyond the deadline is not waited for, neither by the one who was told nor by the next."""
+    """The client does not wait for a Retry-After beyond the deadline, neither in this lookup nor in the next one."""
 
     async def main() -> None:
         answer = response(b"", 429, {"Retry-After": "3600"})
@@ -818,8 +821,8 @@ def test_a_pause_longer_than_the_deadline_ends_at_once(verb: Verb, loop: str) ->
 
 @everywhere
 @pytest.mark.parametrize("ahead", [-86_400, 0, 86_400], ids=["a day behind", "right", "a day ahead"])
-def test_a_retry_after_date_counts_from_the_date_of_the_answer(ahead: int, loop: str) -> None:
-    """A server whose clock is wrong by a day still gets the seconds that it meant."""
+def test_a_retry_after_date_counts_from_the_date_header(ahead: int, loop: str) -> None:
+    """A Retry-After date gives the right number of seconds even if the server's clock is wrong by a day."""
 
     async def main() -> None:
         now = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=ahead)
@@ -841,8 +844,8 @@ def test_a_retry_after_date_counts_from_the_date_of_the_answer(ahead: int, loop:
 
 @everywhere
 @every_verb
-def test_a_closed_session_of_the_caller_is_said_to_be_closed(verb: Verb, loop: str) -> None:
-    """A lookup through a session that its owner has closed is a ClientClosedError."""
+def test_a_closed_session_of_the_caller_is_reported(verb: Verb, loop: str) -> None:
+    """A lookup through a session that its owner has closed raises a ClientClosedError."""
 
     async def main() -> None:
         async with ScriptedServer() as server:

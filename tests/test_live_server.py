@@ -1,4 +1,4 @@
-"""The promises about many, late and broken, on real sockets against the emulator."""
+"""The client meets its guarantees for many ids, deadlines and faults, on real sockets against the emulator."""
 
 import asyncio
 import gc
@@ -29,7 +29,7 @@ SOON = RetryPolicy(initial_backoff=0.01, max_backoff=0.1)
 
 
 def assert_idle(client: KaizenClient) -> None:
-    """Fail if a request, a slot or a task is left."""
+    """Fail if a request, an occupied slot or a task is left."""
     engine = client._engine
     assert engine is not None
     assert client.stats().in_flight == 0
@@ -38,7 +38,7 @@ def assert_idle(client: KaizenClient) -> None:
 
 
 async def seconds_of(awaitable: Any) -> tuple[KaizenError, float]:
-    """Return the error that something raises, and after how long."""
+    """Return the error that an awaitable raises and the seconds until then."""
     started = time.perf_counter()
     with pytest.raises(KaizenError) as caught:
         await awaitable
@@ -48,8 +48,8 @@ async def seconds_of(awaitable: Any) -> tuple[KaizenError, float]:
 @pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-async def test_ten_thousand_ids_with_faults_all_come_out_in_order() -> None:
-    """5 % of the answers are 503 and 1 % are resets: 10,000 outcomes, all ok, as they were asked for."""
+async def test_ten_thousand_ids_with_faults_all_succeed() -> None:
+    """With 5 % of 503 responses and 1 % of resets, 10,000 ids get their records in order."""
     asyncio.get_running_loop().set_debug(False)
     ids = [f"exec_{n}" for n in range(10_000)]
     with KaizenEmulator(seed=5, default_life=Life.ended()) as emulator:
@@ -69,8 +69,8 @@ async def test_ten_thousand_ids_with_faults_all_come_out_in_order() -> None:
     assert sum(outcome.attempts for outcome in outcomes) == stats.attempts
 
 
-async def test_one_bad_record_costs_one_record(emulator: KaizenEmulator) -> None:
-    """Of a thousand ids 999 are ok, and one error names the field."""
+async def test_one_bad_record_fails_one_id(emulator: KaizenEmulator) -> None:
+    """Of a thousand ids, 999 succeed, and the error of the other one names the missing field."""
     ids = [f"exec_{n}" for n in range(1000)]
     emulator.add_many(ids)
     emulator.add("exec_500", without=["endTime"])
@@ -87,7 +87,7 @@ async def test_one_bad_record_costs_one_record(emulator: KaizenEmulator) -> None
 
 
 async def test_an_endless_stream_is_as_slow_as_its_consumer() -> None:
-    """The server sees no more requests than were consumed, what is in flight and what is read ahead."""
+    """The server sees only requests for results consumed, ids in flight and the read-ahead."""
     with KaizenEmulator(default_life=Life.ended()) as emulator:
         async with KaizenClient(base_url=emulator.base_url, concurrency=5) as client:
             async with client.instructor_executions.stream(f"e{n}" for n in itertools.count()) as outcomes:
@@ -100,8 +100,8 @@ async def test_an_endless_stream_is_as_slow_as_its_consumer() -> None:
         await emulator.until_quiet()
 
 
-async def test_a_server_that_never_answers_ends_with_the_deadline(emulator: KaizenEmulator) -> None:
-    """0.5 s are half a second and no more than a tenth on top, unless the machine is busy each time."""
+async def test_a_silent_server_ends_with_the_deadline(emulator: KaizenEmulator) -> None:
+    """A deadline of 0.5 s ends a lookup within 0.6 s, at least once in five tries on a busy machine."""
     emulator.faults.always(Fault.hang())
     took = []
     async with KaizenClient(base_url=emulator.base_url) as client:
@@ -114,8 +114,8 @@ async def test_a_server_that_never_answers_ends_with_the_deadline(emulator: Kaiz
     await emulator.until_quiet()
 
 
-async def test_a_pause_beyond_the_deadline_is_told_at_once(emulator: KaizenEmulator) -> None:
-    """429 with `Retry-After: 3600` and five seconds: the caller hears it now, with the number."""
+async def test_a_pause_beyond_the_deadline_fails_at_once(emulator: KaizenEmulator) -> None:
+    """A 429 with `Retry-After: 3600` and a deadline of 5 s raise a RateLimitError at once, with the 3600 s."""
     emulator.faults.always(Fault.status(429, headers={"Retry-After": "3600"}))
     async with KaizenClient(base_url=emulator.base_url) as client:
         error, seconds = await seconds_of(client.instructor_executions.get("a", deadline=5))
@@ -129,7 +129,7 @@ async def test_a_pause_beyond_the_deadline_is_told_at_once(emulator: KaizenEmula
     "fault", [Fault.hang(), Fault.stalled_body(), Fault.trickle(0.05), Fault.latency(5)], ids=lambda fault: fault.name
 )
 async def test_an_attempt_is_bounded_whatever_it_hangs_on(emulator: KaizenEmulator, fault: Fault) -> None:
-    """And the next one, on another connection, may do better."""
+    """The attempt timeout ends every kind of slow response, and the next attempt uses another connection."""
     emulator.add("a")
     emulator.faults.next(fault, times=1)
     retry = RetryPolicy(initial_backoff=0)
@@ -143,8 +143,8 @@ async def test_an_attempt_is_bounded_whatever_it_hangs_on(emulator: KaizenEmulat
     await emulator.until_quiet()
 
 
-async def test_a_burst_beyond_a_rate_limit_is_answered_in_the_end() -> None:
-    """The client slows down instead of giving up."""
+async def test_a_burst_beyond_a_rate_limit_succeeds() -> None:
+    """Under a rate limit the client slows down, and every lookup succeeds."""
     with KaizenEmulator(default_life=Life.ended()) as emulator:
         emulator.rate_limit(200, burst=20, retry_after=None)
         async with KaizenClient(base_url=emulator.base_url, retry=RetryPolicy(max_attempts=8)) as client:
@@ -166,7 +166,7 @@ STAGES = {
 async def test_a_cancelled_caller_leaves_no_request_on_the_server(
     emulator: KaizenEmulator, verb: str, fault: Fault
 ) -> None:
-    """Whatever it was waiting for: no task, no slot, and no connection that still is in use."""
+    """A call that is cancelled at any stage leaves no task, occupied slot or used connection."""
     ids = [f"e{n}" for n in range(4)]
     emulator.faults.always(fault)
     retry = RetryPolicy(initial_backoff=20, max_backoff=20)
@@ -183,7 +183,7 @@ async def test_a_cancelled_caller_leaves_no_request_on_the_server(
                     await anext(outcomes)
 
     task = asyncio.create_task(call())
-    while emulator.request_count < (1 if verb == "get" else 2):  # noqa: ASYNC110 - the emulator tells nobody
+    while emulator.request_count < (1 if verb == "get" else 2):  # noqa: ASYNC110 - the emulator has no event to await
         await asyncio.sleep(0.002)
     await asyncio.sleep(0.03)
     task.cancel()
@@ -196,7 +196,7 @@ async def test_a_cancelled_caller_leaves_no_request_on_the_server(
 
 
 async def test_cancelling_in_a_random_moment_leaves_nothing(emulator: KaizenEmulator) -> None:
-    """Two hundred callers given up one after another at moments spread over their life, then the client still works."""
+    """Two hundred pairs of calls, cancelled at different moments, leave nothing behind, and the client still works."""
     emulator.add("a")
     async with KaizenClient(base_url=emulator.base_url, concurrency=3) as client:
         for n in range(200):
@@ -211,7 +211,7 @@ async def test_cancelling_in_a_random_moment_leaves_nothing(emulator: KaizenEmul
 
 
 async def test_retries_reuse_the_connection(emulator: KaizenEmulator) -> None:
-    """An error's body is read to its end, so its connection serves the next attempt."""
+    """A retry reuses the connection, because the client has read the body of the error to its end."""
     emulator.add("a")
     emulator.faults.next(Fault.status(503), times=3)
     async with KaizenClient(base_url=emulator.base_url, retry=SOON) as client:
@@ -221,7 +221,7 @@ async def test_retries_reuse_the_connection(emulator: KaizenEmulator) -> None:
 
 
 async def test_a_server_that_comes_back_is_found_again(emulator: KaizenEmulator) -> None:
-    """The pooled connections of before are all dead; nobody notices."""
+    """Lookups succeed after a server restart, although all pooled connections are dead."""
     emulator.add_many([f"e{n}" for n in range(20)])
     ids = [f"e{n}" for n in range(20)]
     async with KaizenClient(base_url=emulator.base_url, retry=SOON) as client:
@@ -232,7 +232,7 @@ async def test_a_server_that_comes_back_is_found_again(emulator: KaizenEmulator)
 
 
 async def test_a_dead_server_is_not_stormed() -> None:
-    """A thousand lookups of nothing end together at the deadline, for few requests, with the connection's own error."""
+    """A thousand lookups of a dead server fail with their connection errors after at most 300 requests."""
     asyncio.get_running_loop().set_debug(False)
     async with KaizenEmulator(default_life=Life.ended()) as emulator:
         url = emulator.base_url
@@ -244,7 +244,7 @@ async def test_a_dead_server_is_not_stormed() -> None:
 
 
 async def test_closing_under_a_stream_ends_it(emulator: KaizenEmulator) -> None:
-    """Its consumer hears of it, in outcomes and by the error."""
+    """Closing the client gives the stream's ids their outcomes and then raises a ClientClosedError."""
     emulator.faults.always(Fault.hang())
     client = KaizenClient(base_url=emulator.base_url, concurrency=3)
     seen: list[Outcome[InstructorExecution]] = []
@@ -255,7 +255,7 @@ async def test_closing_under_a_stream_ends_it(emulator: KaizenEmulator) -> None:
                 seen.append(outcome)
 
     task = asyncio.create_task(consume())
-    while emulator.request_count < 3:  # noqa: ASYNC110 - the emulator tells nobody
+    while emulator.request_count < 3:  # noqa: ASYNC110 - the emulator has no event to await
         await asyncio.sleep(0.002)
     await client.aclose()
     with pytest.raises(ClientClosedError):
@@ -265,7 +265,7 @@ async def test_closing_under_a_stream_ends_it(emulator: KaizenEmulator) -> None:
 
 
 async def test_ids_may_come_from_a_queue_that_outcomes_feed(emulator: KaizenEmulator) -> None:
-    """A stream in a circle: what comes out decides what goes in."""
+    """A stream works if each outcome adds the next id to its source."""
     emulator.add_many([f"e{n}" for n in range(50)])
     queue: asyncio.Queue[str | None] = asyncio.Queue()
     queue.put_nowait("e0")
@@ -285,7 +285,7 @@ async def test_ids_may_come_from_a_queue_that_outcomes_feed(emulator: KaizenEmul
 
 
 async def test_the_memory_of_a_client_is_freed_with_it(emulator: KaizenEmulator) -> None:
-    """Nothing global holds on to a client that was closed."""
+    """No global object refers to a closed client."""
     emulator.add("a")
     client = KaizenClient(base_url=emulator.base_url)
     await client.instructor_executions.get("a")

@@ -1,4 +1,4 @@
-"""What holds for every input, looked for by Hypothesis: records, mutations of them, headers, statuses, errors, ids."""
+"""Properties that Hypothesis checks for any input: records and mutations of them, headers, statuses, errors and ids."""
 
 import copy
 import json
@@ -31,18 +31,18 @@ T = TypeVar("T")
 EXECUTIONS = Endpoint("instructor/executions/get", InstructorExecution)
 
 searched = settings(max_examples=100, deadline=None, derandomize=True, database=None)
-"""The same search in every run: a gate that fails at random is no gate. `fuzz_decode.py` searches on."""
+"""Every run checks the same inputs, so that the gate never fails at random. `fuzz_decode.py` tries further inputs."""
 
 
 def pickled(something: T) -> T:
-    """Return it after pickling."""
+    """Return a pickled copy."""
     return cast("T", pickle.loads(pickle.dumps(something)))  # noqa: S301 - our own bytes
 
 
 @searched
 @given(records)
 def test_a_record_that_fits_decodes_and_encodes_to_the_same(record: dict[str, Any]) -> None:
-    """What fits the contract comes out whole: encoding the record gives the JSON back."""
+    """Any valid record encodes back to the JSON that it was decoded from."""
     execution = EXECUTIONS.decode(json.dumps(record).encode(), record["id"])
     assert json.loads(msgspec.json.encode(execution)) == record
     assert EXECUTIONS.decode(msgspec.json.encode(execution), record["id"]) == execution
@@ -51,8 +51,8 @@ def test_a_record_that_fits_decodes_and_encodes_to_the_same(record: dict[str, An
 
 @searched
 @given(records, st.dictionaries(texts, json_values, max_size=3))
-def test_fields_that_nobody_knows_change_nothing(record: dict[str, Any], unknown: dict[str, Any]) -> None:
-    """A field added by the server leaves the record as it is."""
+def test_unknown_fields_change_nothing(record: dict[str, Any], unknown: dict[str, Any]) -> None:
+    """A new field of the server does not change the decoded record."""
     body, more = json.dumps(record).encode(), json.dumps({**unknown, **record}).encode()
     assert fuzz_decode.decode(more, record["id"]) == fuzz_decode.decode(body, record["id"]) or set(unknown) & {
         "sessionId"
@@ -62,7 +62,7 @@ def test_fields_that_nobody_knows_change_nothing(record: dict[str, Any], unknown
 @searched
 @given(records)
 def test_a_record_survives_copying_pickling_and_hashing(record: dict[str, Any]) -> None:
-    """Records are values."""
+    """Copies and pickles of a record are equal to it and have the same hash."""
     execution = EXECUTIONS.decode(json.dumps(record).encode(), record["id"])
     for twin in (copy.copy(execution), copy.deepcopy(execution), pickled(execution)):
         assert twin == execution
@@ -72,7 +72,7 @@ def test_a_record_survives_copying_pickling_and_hashing(record: dict[str, Any]) 
 @searched
 @given(mutated(records))
 def test_a_mutated_record_is_a_record_or_a_decode_error(body: bytes) -> None:
-    """Whatever is wrong with an answer, nothing but a DecodeError comes of it."""
+    """Any mutated response gives a record or a DecodeError, and no other error."""
     fuzz_decode.check(body)
 
 
@@ -86,7 +86,7 @@ def test_a_mutated_record_is_a_record_or_a_decode_error(body: bytes) -> None:
 @example(b'{"id":"exec_1","durationMs":1e400}')
 @example(b'{"id":"exec_1","startTime":"2026-12-31T23:59:60Z"}')
 def test_any_bytes_are_a_record_or_a_decode_error(body: bytes) -> None:
-    """Nor of bytes that never were a record."""
+    """Any bytes give a record or a DecodeError, and no other error."""
     fuzz_decode.check(body)
 
 
@@ -97,7 +97,7 @@ def test_any_bytes_are_a_record_or_a_decode_error(body: bytes) -> None:
     st.sampled_from(["T", "t", " "]),
 )
 def test_a_time_in_any_offset_is_the_same_moment(moment: datetime, offset: timedelta, separator: str) -> None:
-    """Times may come with any offset in whole minutes; the moment is what counts."""
+    """A time with any offset in whole minutes decodes to the same moment."""
     aware = moment.replace(tzinfo=timezone(timedelta(minutes=offset // timedelta(minutes=1))))
     text = aware.isoformat().replace("T", separator)
     body = json.dumps({**json.loads(fuzz_decode.DOCUMENTED), "startTime": text}).encode()
@@ -109,7 +109,7 @@ def test_a_time_in_any_offset_is_the_same_moment(moment: datetime, offset: timed
 @searched
 @given(times)
 def test_a_time_without_an_offset_is_in_utc(text: str) -> None:
-    """No time of a record is without a zone, so any two can be compared."""
+    """A time without an offset is read as UTC, so that all times of records can be compared."""
     body = json.dumps({**json.loads(fuzz_decode.DOCUMENTED), "startTime": text.removesuffix("Z")}).encode()
     execution = fuzz_decode.decode(body, fuzz_decode.DOCUMENTED_ID)
     assert isinstance(execution, InstructorExecution)
@@ -120,7 +120,7 @@ def test_a_time_without_an_offset_is_in_utc(text: str) -> None:
 @searched
 @given(texts, st.sampled_from([ExecutionStatus, AuthenticationStatus, ContextAuthenticationStatus]))
 def test_any_status_keeps_its_text(text: str, enum: type[ExecutionStatus]) -> None:
-    """Known or not, a status is its text, in every way that texts are used."""
+    """A known or unknown status compares, prints, hashes, pickles and encodes as its text."""
     status = enum(text)
     assert status == text
     assert str(status) == f"{status}" == status.value == text
@@ -133,7 +133,7 @@ def test_any_status_keeps_its_text(text: str, enum: type[ExecutionStatus]) -> No
 @searched
 @given(ids)
 def test_an_id_travels_as_it_is(execution_id: str) -> None:
-    """The body of a request holds exactly the id."""
+    """The body of a request contains exactly the id."""
     assert json.loads(request_body(execution_id)) == {"id": execution_id}
 
 
@@ -151,7 +151,7 @@ headers = st.dictionaries(
 @searched
 @given(headers, st.floats(-1e12, 1e12))
 def test_a_retry_after_is_a_time_or_nothing(found: dict[str, str], now: float) -> None:
-    """No header makes the client wait a time that is not one, or fail."""
+    """Any header gives a valid number of seconds or None, and never an error."""
     wait = parse_retry_after(CIMultiDict(found), now)
     assert wait is None or 0 <= wait <= LONGEST_INSTRUCTION
 
@@ -159,7 +159,7 @@ def test_a_retry_after_is_a_time_or_nothing(found: dict[str, str], now: float) -
 @searched
 @given(st.integers(0, 10**10 - 1), st.floats(-1e12, 1e12))
 def test_a_retry_after_in_seconds_is_that_many_up_to_a_day(wait: int, now: float) -> None:
-    """Whatever time it is."""
+    """A Retry-After in seconds counts up to the longest accepted time, whatever the clock says."""
     for header, seconds in (("Retry-After", wait), ("retry-after-ms", wait / 1000)):
         believed = seconds if seconds <= LONGEST_INSTRUCTION else None
         assert parse_retry_after(CIMultiDict({header: str(wait)}), now) == believed
@@ -171,8 +171,8 @@ def test_a_retry_after_in_seconds_is_that_many_up_to_a_day(wait: int, now: float
     st.integers(-(10**6), 10**9),
     st.floats(0, 1e12),
 )
-def test_a_retry_after_date_counts_from_the_date_of_the_answer(sent: datetime, wait: int, now: float) -> None:
-    """However wrong a clock is, on either side; a date gone by means now."""
+def test_a_retry_after_date_counts_from_the_date_header(sent: datetime, wait: int, now: float) -> None:
+    """A Retry-After date counts from the Date header, whatever the clocks say. A date in the past means now."""
     sent = sent.replace(microsecond=0)
     found = {"Date": sent, "Retry-After": sent + timedelta(seconds=wait)}
     spoken = CIMultiDict({name: format_datetime(moment, usegmt=True) for name, moment in found.items()})
@@ -188,7 +188,7 @@ def test_a_retry_after_date_counts_from_the_date_of_the_answer(sent: datetime, w
     | st.builds(lambda name, text: json.dumps({name: text}).encode(), st.sampled_from(["message", "error"]), st.text()),
 )
 def test_any_refusal_is_a_status_error(status: int, found: dict[str, str], body: bytes) -> None:
-    """Its status, headers and body, whatever they are, make an error that can be shown and kept."""
+    """Any error status, headers and body give a StatusError with printable text and a short body."""
     error = status_error(status, CIMultiDict(found), body, retried=RETRIED_STATUSES, now=1.7e9)
     assert isinstance(error, StatusError)
     assert isinstance(error, RateLimitError) is (status == 429)
@@ -201,7 +201,7 @@ def test_any_refusal_is_a_status_error(status: int, found: dict[str, str], body:
 @searched
 @given(st.text())
 def test_foreign_text_becomes_printable_and_short(text: str) -> None:
-    """And what was so already stays as it is."""
+    """`printable` makes any text printable and short, and keeps text that already is."""
     shown = printable(text)
     assert shown.isprintable()
     assert len(shown) <= MESSAGE_LIMIT
@@ -222,7 +222,7 @@ errors = st.one_of(
 def test_any_error_survives_pickling_and_copying(
     error: TransportError | StatusError | DecodeError, execution_id: str, attempts: int
 ) -> None:
-    """With all that it holds, its text included, which begins with the id and can be printed."""
+    """Copies and pickles of any error have the same attributes and the same text, which begins with the id."""
     error.execution_id, error.attempts = execution_id, attempts
     for twin in (pickled(error), copy.copy(error), copy.deepcopy(error)):
         assert type(twin) is type(error)
@@ -233,15 +233,15 @@ def test_any_error_survives_pickling_and_copying(
 
 @searched
 @given(st.integers(1, 2000), st.floats(0, 1e6), st.floats(0, 1e6))
-def test_no_policy_makes_a_wait_without_end(attempts: int, initial: float, longest: float) -> None:
-    """The wait before any attempt is a number of seconds, and no more than allowed."""
+def test_back_off_is_bounded_under_any_policy(attempts: int, initial: float, longest: float) -> None:
+    """Under any policy, the wait before an attempt is a number between 0 and max_backoff."""
     policy = RetryPolicy(initial_backoff=initial, max_backoff=longest)
     wait = Retrier(Health(lambda: 0.0, Random(1)), Random(attempts))._wait(TransportError("x"), attempts, policy)
     assert 0 <= wait <= longest
 
 
-def test_the_fuzz_target_finds_what_it_is_there_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A decoder that lets anything else through is caught."""
+def test_the_fuzz_target_finds_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fuzz target fails if the decoder raises another error or returns an invalid result."""
     monkeypatch.setattr(fuzz_decode.EXECUTIONS, "_decode", lambda _: 1 / 0)
     with pytest.raises(AssertionError):
         fuzz_decode.check(b"{}")
@@ -251,5 +251,5 @@ def test_the_fuzz_target_finds_what_it_is_there_for(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_fuzz_target_runs() -> None:
-    """A few thousand inputs, the same ones in every run."""
+    """The fuzz target runs over a few thousand inputs, which are the same in every run."""
     assert fuzz_decode.fuzz(seconds=60, seed=1, most=4000) >= 4000

@@ -1,4 +1,4 @@
-"""What users may rely on: names, signatures, that settings matter, and which way imports go."""
+"""The public API: names, signatures, the effect of each setting, and the direction of imports."""
 
 import ast
 import importlib
@@ -21,8 +21,8 @@ from kaizen_async._transport.transport import Answer
 PACKAGE = Path(kaizen_async.__file__).parent
 
 
-def test_the_public_names_are_these() -> None:
-    """Adding one is a decision, losing one breaks somebody."""
+def test_the_public_names() -> None:
+    """The public names match this list, so that adding or removing a name is a deliberate change."""
     assert kaizen_async.__all__ == [
         "AttemptTimeoutError",
         "Authentication",
@@ -69,17 +69,17 @@ def test_the_public_names_are_these() -> None:
 
 @pytest.mark.parametrize("name", kaizen_async.__all__)
 def test_a_public_name_is_there_and_documented(name: str) -> None:
-    """`help()` says something about each."""
+    """Every public name exists and has a docstring."""
     thing = getattr(kaizen_async, name)
     assert isinstance(thing, str) or inspect.getdoc(thing)
 
 
 PUBLIC_MODULES = ["events", "otel", "testing", "workers"]
-"""Modules that users import names from, beside the package itself. Each says which in `__all__`."""
+"""Modules from which users import names, besides the package itself. Each lists its public names in `__all__`."""
 
 
 def test_the_reference_shows_every_public_name_and_no_other() -> None:
-    """A module in it stands for its `__all__`."""
+    """The reference lists exactly the public names. A module in the reference stands for its `__all__`."""
     reference = Path(__file__).parents[1] / "docs" / "reference.md"
     shown = re.findall(r"^::: kaizen_async\.(\S+)$", reference.read_text(), re.MULTILINE)
     assert len(shown) == len(set(shown))
@@ -87,8 +87,8 @@ def test_the_reference_shows_every_public_name_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("module", PUBLIC_MODULES)
-def test_every_public_module_says_what_it_exports(module: str) -> None:
-    """Each name in its `__all__` is there, and each class is documented."""
+def test_every_public_module_has_valid_exports(module: str) -> None:
+    """Each name in a public module's `__all__` exists, and each class has a docstring."""
     imported = importlib.import_module(f"kaizen_async.{module}")
     for name in imported.__all__:
         thing = getattr(imported, name)
@@ -96,7 +96,7 @@ def test_every_public_module_says_what_it_exports(module: str) -> None:
 
 
 def test_every_error_is_public() -> None:
-    """Whoever may meet one may name it."""
+    """Every error class is public, so that users can catch it."""
     errors = {
         name
         for name, value in vars(kaizen_async.errors).items()
@@ -111,8 +111,8 @@ def parameters(function: Any) -> dict[str, Any]:
     return {name: p.default for name, p in signature.parameters.items() if name != "self"}
 
 
-def test_the_settings_of_the_client_are_these() -> None:
-    """All but the key by name only."""
+def test_the_settings_of_the_client() -> None:
+    """The client's settings match this list, and all but the key are keyword-only."""
     settings = parameters(KaizenClient)
     assert list(settings) == [
         "api_key",
@@ -157,8 +157,8 @@ def test_the_settings_of_the_client_are_these() -> None:
         ("watch", ["ids", "deadline", "poll"]),
     ],
 )
-def test_the_parameters_of_the_verbs_are_these(verb: str, names: list[str]) -> None:
-    """All but the ids by name only."""
+def test_the_parameters_of_the_methods(verb: str, names: list[str]) -> None:
+    """Each method's parameters match this list, and all but the ids are keyword-only."""
     method = getattr(kaizen_async.Executions, verb)
     assert list(parameters(method)) == names
     kinds = [p.kind for p in inspect.signature(method).parameters.values()]
@@ -166,7 +166,7 @@ def test_the_parameters_of_the_verbs_are_these(verb: str, names: list[str]) -> N
 
 
 def test_the_snapshot_of_a_client_is_plain_numbers() -> None:
-    """It can be logged or exported as it is; the totals by path as well."""
+    """The stats of a client are plain numbers, so that they can be logged and exported."""
     stats = KaizenClient().stats()
     assert isinstance(stats, ClientStats)
     assert stats.by_path == {}
@@ -176,7 +176,10 @@ def test_the_snapshot_of_a_client_is_plain_numbers() -> None:
 
 
 async def requests_under(policy: RetryPolicy, replies: list[Answer], tokens: int) -> list[float]:
-    """Return the times of the requests for one execution under a policy, each reply given once and then records."""
+    """Return the times of the requests for one execution under a policy.
+
+    Each reply comes once, and then records follow.
+    """
 
     def play(execution_id: str, number: int) -> Reply:
         return replies[number - 1] if number <= len(replies) else record(execution_id)
@@ -199,17 +202,17 @@ RETRY_FIELDS: dict[str, tuple[RetryPolicy, list[Answer], int, list[float]]] = {
     "statuses": (RetryPolicy(statuses=frozenset({404})), [status(404), BROKEN], 100, [0, 0.25]),
     "budgeted": (RetryPolicy(budgeted=False), [BROKEN], 0, [0, 0.25]),
 }
-"""For each field a policy, the replies before a record, what is left of the budget, and when requests come."""
+"""For each field: a policy, the replies before a record, the budget that is left, and the times of the requests."""
 
 
 def test_every_field_of_the_retry_policy_has_a_case() -> None:
-    """None is decoration."""
+    """Every field of the retry policy has a case above."""
     assert set(RETRY_FIELDS) == set(RetryPolicy.__struct_fields__)
 
 
 @pytest.mark.parametrize("field", RETRY_FIELDS)
 def test_every_field_of_the_retry_policy_changes_what_happens(field: str) -> None:
-    """Requests come at other times, or in another number, than under the policy as it is."""
+    """Each field changes the number or the times of the requests, compared with the default policy."""
     policy, replies, tokens, times = RETRY_FIELDS[field]
 
     @virtual_time
@@ -267,14 +270,14 @@ LAYERS = [
     ["_records.schema", "_records.tolerance", "_transport.response", "_transport.trace"],
     ["errors", "_transport.withhold"],
 ]
-"""The modules, each importing only from rows below its own. The way of a lookup runs from top to bottom."""
+"""The modules in layers. Each module imports only from lower layers. A lookup passes through them from the top down."""
 
 BESIDE = {"_cli", "testing", "workers"}
-"""Folders that stand beside the library: it imports nothing from them."""
+"""Folders beside the library, from which the library imports nothing."""
 
 
 def imports_of(module: str) -> set[str]:
-    """Return the full names of what a module of the package imports, at its top or later."""
+    """Return the full names of all modules that a module of the package imports, anywhere in its code."""
     found: set[str] = set()
     for node in ast.walk(ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text())):
         if isinstance(node, ast.ImportFrom):
@@ -286,7 +289,7 @@ def imports_of(module: str) -> set[str]:
 
 
 def test_every_module_has_its_layer() -> None:
-    """The command and the emulator stand beside the library, and it knows nothing of them."""
+    """Every module of the library is in one layer. The command, the emulator and the workers are outside."""
     paths = (path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py"))
     modules = {".".join(path.parts) for path in paths if path.parts[0] not in BESIDE}
     modules = {module for module in modules if not module.endswith(".__init__")} - {"__main__"}
@@ -295,7 +298,7 @@ def test_every_module_has_its_layer() -> None:
 
 @pytest.mark.parametrize("depth", range(len(LAYERS)))
 def test_imports_go_down_only(depth: int) -> None:
-    """So there are no circles, and whoever reads on reads less and less."""
+    """A module imports only from lower layers, so there are no circular imports."""
     below = {f"kaizen_async.{module}" for layer in LAYERS[depth + 1 :] for module in layer}
     for module in LAYERS[depth]:
         own = {name for name in imports_of(module) if name.split(".")[0] == "kaizen_async"}
@@ -327,8 +330,8 @@ def test_imports_go_down_only(depth: int) -> None:
         ("pydantic_core", {"_records.schema"}),
     ],
 )
-def test_a_foreign_library_is_known_to_few(library: str, modules: set[str]) -> None:
-    """What may change with its versions stands in one place."""
+def test_few_modules_import_each_dependency(library: str, modules: set[str]) -> None:
+    """Only the listed modules import each dependency, so that changes of its API affect few files."""
     users = {
         module for layer in LAYERS for module in layer if any(n.split(".")[0] == library for n in imports_of(module))
     }
@@ -355,13 +358,13 @@ PURE = [
 
 
 @pytest.mark.parametrize("module", PURE)
-def test_what_can_be_decided_without_a_loop_knows_none(module: str) -> None:
-    """So it is tested with plain values."""
+def test_pure_modules_import_no_event_loop(module: str) -> None:
+    """Modules that need no event loop import neither asyncio nor aiohttp, so that tests can use plain values."""
     assert not {name.split(".")[0] for name in imports_of(module)} & {"asyncio", "aiohttp", "tenacity"}
 
 
-def test_importing_the_library_loads_none_of_what_stands_beside_it() -> None:
-    """Nor anything that only the extras bring."""
+def test_importing_the_library_loads_no_extras() -> None:
+    """Importing the library loads neither the command, the emulator and the workers nor packages of extras."""
     script = "import sys, kaizen_async; print(*sorted(sys.modules))"
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=20, check=True)  # noqa: S603 - our own
     loaded = set(ran.stdout.split())
