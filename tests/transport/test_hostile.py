@@ -5,6 +5,7 @@ import gzip
 import importlib
 import json
 import random
+import subprocess
 import sys
 import zlib
 from collections.abc import Callable
@@ -343,3 +344,32 @@ def test_a_record_with_much_json_is_not_remembered() -> None:
     ended.put(endpoint, "b", large)
     assert ended.get(endpoint, "a") is small
     assert ended.get(endpoint, "b") is None
+
+
+FOREIGN_BROTLI = {
+    "none": "sys.modules['brotli'] = sys.modules['brotlicffi'] = None",
+    "brotli 1.1": "sys.modules['brotlicffi'] = None; sys.modules['brotli'] = unlimited('process')",
+    "brotli 1.0": "sys.modules['brotlicffi'] = None; sys.modules['brotli'] = unlimited('decompress')",
+    "brotlicffi": "sys.modules['brotli'] = None; sys.modules['brotlicffi'] = unlimited('process')",
+}
+OFFER = """
+import sys, types
+def unlimited(name):
+    module = types.ModuleType("brotli")
+    module.error = ValueError
+    module.Decompressor = type("Decompressor", (), {{name: lambda self, data: b"hello"}})
+    return module
+{foreign}
+from kaizen_async._transport.encodings import OFFERED
+print(OFFERED)
+"""
+
+
+@pytest.mark.parametrize("foreign", FOREIGN_BROTLI.values(), ids=FOREIGN_BROTLI)
+def test_brotli_is_not_offered_where_it_cannot_be_unpacked_in_steps(foreign: str) -> None:
+    """With such a module, every response in it would fail."""
+    program = OFFER.format(foreign=foreign)
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)  # noqa: S603 - ours
+    assert "gzip, deflate" in ran.stdout
+    assert "br" not in ran.stdout
+    assert "br" in encodings.OFFERED
