@@ -30,6 +30,7 @@ BENCHES: Final = (
     "waiting",
     "polling",
     "workers",
+    "telemetry",
 )
 
 
