@@ -1,4 +1,4 @@
-"""What holds for every test, and the servers that tests talk to."""
+"""Rules for all tests, and the servers that tests use."""
 
 import asyncio
 import inspect
@@ -19,7 +19,7 @@ from kaizen_async.testing import KaizenEmulator
 
 settings.register_profile("kaizen_async", deadline=None)
 settings.load_profile("kaizen_async")
-"""No deadline for a single example: on a busy machine it measures the machine."""
+"""A single example has no deadline, because on a busy machine it would measure the machine."""
 
 asyncio.constants.DEBUG_STACK_DEPTH = 3
 """Frames that asyncio keeps for each task, future and handle in debug mode. Ten would take most of the tests' time."""
@@ -28,7 +28,7 @@ SAMPLES = Path(__file__).parent / "samples"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Where no redis-server is, leave the workers out of the coverage: their tests skip there, and say why."""
+    """Leave the workers out of the coverage without a redis-server, because their tests are then skipped."""
     coverage = getattr(config.pluginmanager.getplugin("_cov"), "cov_controller", None)
     if coverage is not None and coverage.combining_cov is not None and shutil.which("redis-server") is None:
         needs_redis = ["kaizen_async/workers/*", "kaizen_async/_cli/run.py"]
@@ -37,13 +37,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the settings of whoever runs the tests out of them."""
+    """Remove the settings of the user's environment from the tests."""
     for name in ("KAIZEN_API_KEY", "KAIZEN_BASE_URL", "HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
         monkeypatch.delenv(name, raising=False)
 
 
 class _Complaints(logging.Handler):
-    """What asyncio logs as errors: exceptions that nobody retrieved, tasks destroyed while pending, open sessions."""
+    """A handler for errors that asyncio logs, such as unretrieved exceptions, pending tasks and open sessions."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -66,7 +66,7 @@ def _no_complaint_of_asyncio() -> Iterator[None]:
 
 @pytest.fixture
 async def _no_task_left() -> AsyncIterator[None]:
-    """Fail a test that leaves tasks behind. Servers in the test's own loop are fixtures, hence stopped by then."""
+    """Fail a test that leaves tasks behind. Servers in the test's loop are fixtures, so they have stopped by then."""
     yield
     left = asyncio.all_tasks() - {asyncio.current_task()}
     assert not left, left
@@ -80,7 +80,7 @@ def _every_coroutine_test_leaves_no_task(request: pytest.FixtureRequest) -> None
 
 @pytest.fixture
 def emulator() -> Iterator[KaizenEmulator]:
-    """Return an emulator in a thread of its own, so that all tasks and sockets of a test's loop are the client's."""
+    """Return an emulator in its own thread, so that all tasks and sockets of the test's loop are the client's."""
     with KaizenEmulator() as running:
         yield running
 
@@ -103,9 +103,9 @@ class _PatchedResponse(aiohttp.ClientResponse):
 
 @pytest.fixture
 def mocked(monkeypatch: pytest.MonkeyPatch) -> Iterator[aioresponses]:
-    """Return aioresponses, for plain answers without a socket.
+    """Return aioresponses, for plain responses without a socket.
 
-    Its 0.7.9 cannot make responses of aiohttp 3.14, which want a `stream_writer`
+    Its version 0.7.9 cannot create responses of aiohttp 3.14, which need a `stream_writer`
     (https://github.com/pnuckowski/aioresponses/issues/289). Once a release can, `_PatchedResponse` can go.
     """
     if "stream_writer" in inspect.signature(aiohttp.ClientResponse).parameters:

@@ -1,10 +1,10 @@
-"""Bytes in, a record or a DecodeError out: a target for fuzzing, and a fuzzer for it that needs nothing but Hypothesis.
+"""A fuzz target that decodes bytes to a record or a DecodeError, and a fuzzer for it that needs only Hypothesis.
 
-By hand, for ten minutes: `python tests/fuzz_decode.py 600`. It prints how many inputs were tried, and the input that
-broke something if there is one. The tests run a few thousand.
+To run it by hand for ten minutes: `python tests/fuzz_decode.py 600`. It prints the number of inputs, and the input that
+failed if there is one. The tests run a few thousand inputs.
 
-Inputs are of two kinds: a few are records drawn by Hypothesis and mutated as JSON; most are recorded bodies mutated as
-bytes, by a mutator that is plain enough to try thousands a second.
+Inputs are of two kinds. A few are records drawn by Hypothesis and mutated as JSON. Most are recorded bodies mutated as
+bytes by a mutator that is fast enough for thousands of inputs a second.
 """
 
 import argparse
@@ -55,15 +55,15 @@ INTERESTING += [
 ]
 
 FOREIGN = re.compile(r"the response does not fit the record: (\w+): ")
-"""How an error of no known kind is shown: none gets out as it is, since a user's type may raise any."""
+"""The text of an unexpected error in the decoder, which becomes a DecodeError because a user's type may raise any."""
 
 PLAIN_BATCH = 2000
 DRAWN_BATCH = 100
-"""Inputs of each kind in turn."""
+"""Numbers of inputs of each kind that are tried in turn."""
 
 
 def check(body: bytes) -> None:
-    """Decode a body as the answer to a lookup, and fail unless what comes of it is allowed."""
+    """Decode a body as the response to a lookup, and fail unless the result is allowed."""
     for execution_id in (DOCUMENTED_ID, "exec_1"):
         result = decode(body, execution_id)
         if isinstance(result, DecodeError):
@@ -75,7 +75,7 @@ def check(body: bytes) -> None:
 
 
 def decode(body: bytes, execution_id: str) -> InstructorExecution | DecodeError:
-    """Return what a body decodes to; anything but a record or a DecodeError goes through."""
+    """Return the record or the DecodeError of a body. Any other error is raised."""
     try:
         return EXECUTIONS.decode(body, execution_id)
     except DecodeError as error:
@@ -83,7 +83,7 @@ def decode(body: bytes, execution_id: str) -> InstructorExecution | DecodeError:
 
 
 def check_error(error: DecodeError, body: bytes) -> None:
-    """Fail if an error cannot be shown, or stands for something that the decoder should not have raised."""
+    """Fail if an error cannot be shown, or hides an error that the decoder should not have raised."""
     assert str(error).isprintable()
     assert len(str(error)) < 1000
     assert error.body == body[:BODY_LIMIT]
@@ -105,19 +105,19 @@ def mutate(body: bytes, draw: random.Random) -> bytes:
 
 
 def fuzz(seconds: float, seed: int, most: int | None = None) -> int:
-    """Try inputs until the time is over, or so many were tried; return how many."""
+    """Try inputs until the time or the number of inputs is reached, and return the number."""
     draw = random.Random(seed)
     corpus = [sample.read_bytes() for sample in SAMPLES]
     ends_at = time.monotonic() + seconds
     tried = 0
     while time.monotonic() < ends_at and (most is None or tried < most):
         for _ in range(PLAIN_BATCH):
-            check_and_tell(mutate(draw.choice(corpus), draw))
+            check_and_report(mutate(draw.choice(corpus), draw))
         tried += PLAIN_BATCH + _fuzz_records(draw.randrange(2**32))
     return tried
 
 
-def check_and_tell(body: bytes) -> None:
+def check_and_report(body: bytes) -> None:
     """Check an input, and print it if it breaks something."""
     try:
         check(body)
@@ -141,19 +141,19 @@ def _fuzz_records(number: int) -> int:
     def try_records(body: bytes) -> None:
         nonlocal tried
         tried += 1
-        check_and_tell(body)
+        check_and_report(body)
 
     try_records()
     return tried
 
 
 def main() -> None:
-    """Fuzz for a while, and say how much was tried."""
+    """Fuzz for a while, and print the number of inputs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("seconds", type=float)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     arguments = parser.parse_args()
-    logging.disable()  # of statuses that nobody knows
+    logging.disable()  # of unknown statuses
     tried = fuzz(arguments.seconds, arguments.seed)
     sys.stdout.write(f"{tried:,} inputs in {arguments.seconds:.0f} s from seed {arguments.seed}: nothing broke\n")
 

@@ -1,7 +1,7 @@
-"""The same bytes to our own connection and to aiohttp's parser: both must read the same response, or none.
+"""A fuzzer that gives the same bytes to our own connection and to aiohttp's parser, which must read the same response.
 
-By hand, for ten minutes: `python tests/fuzz_responses.py 600`. It prints how many inputs were tried, and the input that
-was read in two ways if there is one. The tests run a few thousand.
+To run it by hand for ten minutes: `python tests/fuzz_responses.py 600`. It prints the number of inputs, and the input
+that the two read differently if there is one. The tests run a few thousand inputs.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from kaizen_async._transport.reading import INTERIM_STATUSES, MOST_INTERIM, Limi
 LIMITS = Limits(3000, 2048, 32)
 BODY = b'{"id":"a","text":"' + b"0123456789" * 8 + b'"}'
 STEPS = 5
-"""Steps of the event loop after each piece, so that both readers come as far as they can."""
+"""Steps of the event loop after each piece, so that both readers finish what they can."""
 MOST_SECONDS = 5.0
 
 
@@ -118,14 +118,14 @@ TOKENS += [b"Connection: close\r\n", b"HTTP/1.1 ", b"HTTP/1.1 100 Continue\r\n\r
 
 
 class Read(NamedTuple):
-    """What a reader made of the bytes."""
+    """The response that a reader has read."""
 
     status: int
     body: bytes
 
 
 class _Transport(asyncio.Transport):
-    """Takes whatever is written, and never closes by itself."""
+    """A transport that discards everything written to it and never closes itself."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ class _Transport(asyncio.Transport):
 
 
 class _Borrowed:
-    """Stands for what aiohttp's connector gives out."""
+    """A replacement for the connection that aiohttp's connector returns."""
 
     def __init__(self, protocol: ResponseHandler) -> None:
         self.protocol = protocol
@@ -167,7 +167,7 @@ class _Borrowed:
 
 
 class _Handler(ResponseHandler):
-    """Notes whether it was given anything to read."""
+    """A handler that records whether it received any data."""
 
     has_read = False
 
@@ -205,7 +205,7 @@ async def _outcome(reading: "Awaitable[Read]") -> Read | str:
         return await reading
     except TooLongHeadError:
         return "too long"
-    except Exception:  # noqa: BLE001 - the two need not fail in the same words
+    except Exception:  # noqa: BLE001 - the two may fail with different errors
         return "error"
 
 
@@ -218,7 +218,7 @@ async def _steps(task: "asyncio.Task[Read | str]") -> bool:
 
 
 async def read_by_aiohttp(pieces: Sequence[bytes]) -> Read | str:
-    """Return what aiohttp's parser reads from bytes that come in pieces, and then end."""
+    """Return the response that aiohttp's parser reads from bytes that arrive in pieces and then end."""
     handler = _handler()
     handler.set_response_params(
         read_until_eof=True, max_line_size=LIMITS.head, max_field_size=LIMITS.head, max_headers=LIMITS.head_lines
@@ -230,13 +230,13 @@ async def read_by_aiohttp(pieces: Sequence[bytes]) -> Read | str:
         if await _steps(task):
             break
         if handler.exception() is not None:
-            # aiohttp does not tell the reader of a body that its framing broke. It would wait for its timeout.
+            # aiohttp does not report broken framing to the reader of a body, which would wait for its timeout.
             task.cancel()
             await asyncio.wait([task])
             return "error"
     handler.connection_lost(None)
     if not await _steps(task):
-        # Nor that the connection ended after a broken piece. Ours must tell.
+        # aiohttp does not report the end of a connection after a broken piece either. Ours must report it.
         task.cancel()
         await asyncio.wait([task])
         return "error"
@@ -244,7 +244,7 @@ async def read_by_aiohttp(pieces: Sequence[bytes]) -> Read | str:
 
 
 async def read_by_us(pieces: Sequence[bytes]) -> tuple[Read | str, bool]:
-    """Return what our own connection reads from bytes that come in pieces, and whether aiohttp's parser helped."""
+    """Return the response that our own connection reads from the pieces, and whether aiohttp's parser helped."""
     buffer = memoryview(bytearray(READ_SIZE))
     handler = _handler()
     borrowed = cast("BorrowedConnection", _Borrowed(handler))
@@ -282,7 +282,7 @@ def mutated(data: bytes, random_: random.Random) -> bytes:
 
 
 def cases(random_: random.Random) -> Iterator[list[bytes]]:
-    """Yield inputs without end: samples, most of them changed, and cut at random."""
+    """Yield inputs endlessly: samples, most of them changed, and cut at random."""
     samples = list(SAMPLES.values())
     while True:
         data = random_.choice(samples)
@@ -293,10 +293,11 @@ def cases(random_: random.Random) -> Iterator[list[bytes]]:
 
 
 async def check(pieces: Sequence[bytes]) -> None:
-    """Fail if the two read different responses, or if only we read one.
+    """Fail if the two read different responses, or if only our connection reads one.
 
-    We may refuse what aiohttp's parser reads in two cases: a head that is too long as a whole, which it does not look
-    at; and a mistake after the response in what is handed over to it, because that comes in fewer pieces then.
+    Our connection may refuse a response that aiohttp's parser reads in two cases: if the head is too long as a whole,
+    which aiohttp does not check, and if there is an error after a response that it hands over to aiohttp's parser,
+    because that parser then gets fewer pieces.
     """
     theirs, (ours, is_handed_over) = await read_by_aiohttp(pieces), await read_by_us(pieces)
     is_same = ours == theirs or not (isinstance(ours, Read) or isinstance(theirs, Read))
@@ -305,7 +306,7 @@ async def check(pieces: Sequence[bytes]) -> None:
 
 
 async def fuzz(seconds: float, seed: int) -> int:
-    """Check inputs for a while; return how many."""
+    """Check inputs for a while, and return their number."""
     until = time.monotonic() + seconds
     tried = 0
     for pieces in cases(random.Random(seed)):
@@ -317,7 +318,7 @@ async def fuzz(seconds: float, seed: int) -> int:
 
 
 def main() -> None:
-    """Fuzz for a while, and say how much was tried."""
+    """Fuzz for a while, and print the number of inputs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("seconds", type=float)
     parser.add_argument("--seed", type=int, default=int(time.time()))

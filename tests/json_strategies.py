@@ -1,4 +1,4 @@
-"""What a server may send, for property tests and fuzzing: records that fit the contract, and all that does not."""
+"""Strategies for property tests and fuzzing: valid records of a server, and invalid ones."""
 
 import json
 from datetime import UTC, datetime
@@ -26,7 +26,7 @@ def changed(**fields: Any) -> bytes:
 
 
 def spelled(moment: datetime) -> str:
-    """Return a time as the API spells it."""
+    """Return a time in the format of the API."""
     return moment.isoformat().replace("+00:00", "Z")
 
 
@@ -58,12 +58,12 @@ records = st.fixed_dictionaries(
     },
     optional={"sessionId": texts},
 )
-"""Records that fit the contract, in the one spelling that the library writes itself."""
+"""Records that fit the contract, in the format that the library writes."""
 
 
 @st.composite
 def mutated(draw: st.DrawFn, records: st.SearchStrategy[dict[str, Any]]) -> bytes:
-    """Return the JSON of a record in which something was replaced, removed, added, doubled or broken."""
+    """Return the JSON of a record with a value replaced, removed, added or broken."""
     answer = draw(records)
     holder: Any = answer
     while True:
@@ -90,7 +90,7 @@ def mutated(draw: st.DrawFn, records: st.SearchStrategy[dict[str, Any]]) -> byte
 
 @st.composite
 def broken(draw: st.DrawFn, body: bytes) -> bytes:
-    """Return bytes that were cut, doubled, overwritten or interrupted somewhere."""
+    """Return bytes that are cut, doubled, overwritten or interrupted at some place."""
     start = draw(st.integers(0, len(body)))
     stop = draw(st.integers(start, len(body)))
     return body[:start] + draw(st.binary(max_size=8)) + draw(st.sampled_from([b"", body[start:stop]])) + body[stop:]

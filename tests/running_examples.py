@@ -1,4 +1,4 @@
-"""The examples as their users run them: real processes, and a real redis-server."""
+"""Helpers to run the examples as users do, with real processes and a real redis-server."""
 
 import importlib.util
 import os
@@ -17,12 +17,12 @@ import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SECONDS = 60.0
-"""How long anything may take that a test waits for."""
+"""Longest time in seconds that a test waits for anything."""
 _LOOK_AGAIN = 0.02
 
 
 def require(*modules: str, program: str = "redis-server", package: str = "redis-server") -> None:
-    """Skip a whole file of tests, saying what to install, if some of what it needs is not there."""
+    """Skip a whole test file if a module or program is missing, and say what to install."""
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
         pytest.skip(f"without {', '.join(missing)}: pip install -e '.[test,examples]'", allow_module_level=True)
@@ -36,7 +36,7 @@ def until(condition: Callable[[], Any], what: str) -> None:
 
 
 def within(seconds: float, condition: Callable[[], Any]) -> bool:
-    """Wait until a condition holds, at most so many seconds; return whether it does."""
+    """Wait until a condition holds or the time is over, and return whether it holds."""
     deadline = time.monotonic() + seconds
     while not (holds := bool(condition())) and time.monotonic() < deadline:
         time.sleep(_LOOK_AGAIN)
@@ -44,14 +44,14 @@ def within(seconds: float, condition: Callable[[], Any]) -> bool:
 
 
 class Running:
-    """A process with all that it starts: a group of its own, of which nothing is left in the end.
+    """A process group that ends completely at the end of the block.
 
     Args:
-        command: What to run.
-        folder: Where.
-        log: The file for what it says, on both streams.
-        settings: Added to the environment.
-        given: The file that it reads as standard input.
+        command: The command line.
+        folder: The working directory.
+        log: The file for the output on both streams.
+        settings: Additional environment variables.
+        given: The file for standard input.
     """
 
     def __init__(
@@ -71,33 +71,33 @@ class Running:
 
     @property
     def said(self) -> str:
-        """What it has said so far."""
+        """The output so far."""
         return self._log.read_text()
 
     def says(self, text: str) -> None:
-        """Wait until it says something."""
+        """Wait until the output contains a text."""
         within(SECONDS, lambda: text in self.said or self.process.poll() is not None)
         assert text in self.said, self.said
 
     def end(self) -> str:
-        """Wait until it ends well; return what it said."""
+        """Wait until the process ends successfully, and return its output."""
         status = self.process.wait(SECONDS)
         assert status == 0, self.said
         return self.said
 
     def stop(self) -> str:
-        """Ask it to end, and wait until it does well, with all that it has started; return what it said."""
+        """Send SIGTERM, wait until the whole group has ended successfully, and return the output."""
         self.process.send_signal(signal.SIGTERM)
         said = self.end()
-        assert not self._is_left(), "its leader has ended, but some of it goes on"
+        assert not self._is_left(), "the leader of the group has ended, but some of its processes still run"
         return said
 
     def signal_all(self, signum: int) -> None:
-        """Send a signal to all of it."""
+        """Send a signal to the whole group."""
         os.killpg(self.process.pid, signum)
 
     def kill(self) -> None:
-        """End all of it at once."""
+        """Kill the whole group."""
         if self._is_left():
             self.signal_all(signal.SIGKILL)
         self.process.wait(SECONDS)
@@ -119,11 +119,11 @@ class Running:
 
 
 class RedisServer(Running):
-    """A redis-server on a free port, which keeps nothing unless the options say so.
+    """A redis-server on a free port, which stores nothing on disk by default.
 
     Attributes:
-        port: Where it listens.
-        url: Where it is.
+        port: The port on which it listens.
+        url: Its URL.
     """
 
     def __init__(self, folder: Path, *options: str, port: int = 0) -> None:

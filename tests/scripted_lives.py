@@ -1,4 +1,4 @@
-"""Executions that begin at 0 and end in virtual time, and what the tests of waits share."""
+"""Executions that start at 0 and end in virtual time, and helpers for the tests of waits."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -14,7 +14,7 @@ from kaizen_async._waiting.scheduler import Scheduler
 
 
 def every(seconds: float, **settings: Any) -> PollPolicy:
-    """Return a policy of polls at even intervals, unless a deadline asks for one sooner."""
+    """Return a policy of polls at even intervals, except for a last poll before a deadline."""
     return PollPolicy(lag_seconds=1e6, min_interval=1, max_interval=seconds, spread=0, learn=False, **settings)
 
 
@@ -28,7 +28,7 @@ def now() -> float:
 
 
 def stamp(seconds: float) -> str:
-    """Return a virtual time as records write it."""
+    """Return a virtual time in the format of records."""
     return datetime.fromtimestamp(LoopClock().wall() - now() + seconds, UTC).isoformat()
 
 
@@ -44,7 +44,7 @@ def ended(execution_id: str, at: float = 1.0, state: str = "Completed", **fields
 
 
 def ending(ends: Mapping[str, float] | float) -> Callable[[str, int], Reply]:
-    """Let each execution end at its time, or all at one."""
+    """Return a play in which each execution ends at its own time, or all at one time."""
 
     def play(execution_id: str, _: int) -> Reply:
         at = ends if isinstance(ends, (int, float)) else ends[execution_id]
@@ -54,7 +54,7 @@ def ending(ends: Mapping[str, float] | float) -> Callable[[str, int], Reply]:
 
 
 def never_ending(execution_id: str, _: int) -> Reply:
-    """Let no execution end."""
+    """Respond with a record that never ends."""
     return running(execution_id)
 
 
@@ -64,24 +64,24 @@ def at_once(play: Callable[[str, int], Reply] = never_ending) -> ScriptedTranspo
 
 
 def polls_of(transport: ScriptedTransport, execution_id: str) -> list[float]:
-    """Return when an execution was polled."""
+    """Return the times of the polls for an execution."""
     return [round(at, 6) for at, asked in transport.sent if asked == execution_id]
 
 
 def scheduler_of(client: KaizenClient) -> Scheduler:
-    """Return what polls for a client."""
+    """Return the scheduler of a client."""
     assert client._scheduler is not None
     return client._scheduler
 
 
 async def outcomes_of(client: KaizenClient, ids: Any, **settings: Any) -> list[Outcome[InstructorExecution]]:
-    """Wait for many, and return all outcomes as they came."""
+    """Wait for ids with `wait_many`, and return all outcomes in order."""
     async with client.instructor_executions.wait_many(ids, **settings) as outcomes:
         return [outcome async for outcome in outcomes]
 
 
 async def changes_of(client: KaizenClient, ids: Any, **settings: Any) -> list[Change[InstructorExecution]]:
-    """Watch, and return all changes."""
+    """Watch ids, and return all changes."""
     async with client.instructor_executions.watch(ids, **settings) as changes:
         return [change async for change in changes]
 
@@ -101,7 +101,7 @@ async def later(ids: Iterable[str], pause: float = 0.0) -> AsyncIterator[str]:
 
 
 async def assert_idle(client: KaizenClient, transport: ScriptedTransport) -> None:
-    """Fail if a client waits for anything, polls anything or means to although nobody waits."""
+    """Fail if a client without callers still waits, polls, or plans to poll."""
     for _ in range(5):
         await asyncio.sleep(0)
     scheduler = scheduler_of(client)

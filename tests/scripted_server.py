@@ -1,12 +1,12 @@
-"""A loopback server that says, byte by byte, what a test scripts, and what tests of a live client share.
+"""A loopback server that sends scripted bytes, and helpers for tests of a live client.
 
     def play(request: Request) -> Script:
         return [RESET] if request.number == 1 else [0.05, ok(request)]
 
     async with ScriptedServer(play) as server, closing(client_for(server), server) as client: ...
 
-A script is a list of bytes to send, seconds to wait, and endings. Whatever the scripts do, the server counts what came
-in and which connections are still open, so that a test sees leaks from the outside.
+A script is a list of bytes to send, seconds to wait, and endings. The server counts requests and open connections, so
+that a test can see leaks from the outside.
 """
 
 import asyncio
@@ -39,11 +39,11 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Ending(Enum):
-    """What becomes of a connection at the end of a script. Without one it stays open for the next request."""
+    """The state of a connection after a script. Without an ending, it stays open for the next request."""
 
     CLOSE = "FIN"
     RESET = "RST"
-    HALF_CLOSE = "FIN, but the server goes on reading"
+    HALF_CLOSE = "FIN, but the server continues to read"
     SILENCE = "the connection stays open and nothing comes"
 
 
@@ -51,7 +51,7 @@ CLOSE, RESET, HALF_CLOSE, SILENCE = Ending.CLOSE, Ending.RESET, Ending.HALF_CLOS
 
 
 class Request(NamedTuple):
-    """What came in, and the how-manieth it is."""
+    """A request, with its position among all requests, among those for its id, and on its connection."""
 
     id: str
     number: int
@@ -85,7 +85,7 @@ def record(execution_id: str = "exec_1", **changes: Any) -> dict[str, Any]:
 
 
 def dump(answer: object) -> bytes:
-    """Return JSON bytes; bytes pass as they are."""
+    """Return a value as JSON bytes. Bytes are returned unchanged."""
     return answer if isinstance(answer, bytes) else json.dumps(answer, separators=(",", ":")).encode()
 
 
@@ -98,7 +98,7 @@ def response(answer: object, status: int = 200, headers: Mapping[str, str] | Non
 
 
 def ok(request: Request) -> bytes:
-    """Return the record that was asked for."""
+    """Return a response with the requested record."""
     return response(record(request.id))
 
 
@@ -111,10 +111,10 @@ class ScriptedServer:
         ssl_context: Serves TLS.
 
     Attributes:
-        requests: All requests, in the order in which they came.
-        asked: How many came for each id.
-        connections: How many connections were accepted.
-        open: How many of them are open now.
+        requests: All requests, in order.
+        asked: Number of requests for each id.
+        connections: Number of accepted connections.
+        open: Number of open connections.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class ScriptedServer:
         await self._server.wait_closed()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Return when a condition on what came in is met."""
+        """Wait until a condition on the received requests is met."""
         async with asyncio.timeout(10):
             while not condition():
                 self._changed.clear()
@@ -200,7 +200,7 @@ class ScriptedServer:
                 return
 
     async def _act(self, script: Script, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Play a script; return whether the connection goes on."""
+        """Play a script, and return whether the connection stays in use."""
         for step in script:
             if writer.transport.is_closing():
                 raise ConnectionResetError
@@ -239,7 +239,7 @@ async def _end(ending: Ending, reader: asyncio.StreamReader, writer: asyncio.Str
 
 
 def run_on(loop: str, main: Coroutine[Any, Any, T], *, debug: bool = True) -> T:
-    """Run a coroutine on one of the LOOPS, and fail if it leaves a task behind or the loop complains."""
+    """Run a coroutine on one of the LOOPS, and fail if it leaves a task behind or the loop reports an error."""
     with asyncio.Runner(loop_factory=LOOPS[loop], debug=debug and loop == "asyncio") as runner:
         return runner.run(_watched(main))
 
@@ -249,7 +249,9 @@ async def _watched(main: Coroutine[Any, Any, T]) -> T:
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
     returned = await main
     await settle()
-    gc.collect(1)  # what a test made is young; a full collection of all that pytest holds takes longer than the test
+    gc.collect(
+        1
+    )  # the test's objects are young, and a full collection of pytest's objects would take longer than the test
     left = asyncio.all_tasks() - {asyncio.current_task()}
     assert not left, f"tasks left behind: {left}"
     complaints = [context for context in complaints if "incoming connection" not in context["message"]]  # the server's
@@ -258,20 +260,20 @@ async def _watched(main: Coroutine[Any, Any, T]) -> T:
 
 
 async def settle(steps: int = 10) -> None:
-    """Let the loop take some steps, so that whatever is ready to run has run."""
+    """Let the loop run some steps, so that all tasks that are ready have run."""
     for _ in range(steps):
         await asyncio.sleep(0)
 
 
 def client_for(server: ScriptedServer | str, **settings: Any) -> KaizenClient:
-    """Return a client that tries three times, with hardly any back-off."""
+    """Return a client that makes three attempts with hardly any back-off."""
     url = server if isinstance(server, str) else server.url
     defaults: dict[str, Any] = {"api_key": "sk-test", "retry": RetryPolicy(max_attempts=3, initial_backoff=0.01)}
     return KaizenClient(base_url=url, **{**defaults, **settings})
 
 
 def assert_idle(client: KaizenClient) -> None:
-    """Fail if a client holds a slot, a request in flight or a wait although nobody waits for anything."""
+    """Fail if an idle client has a slot occupied, a request in flight or a wait."""
     engine = client._engine
     assert engine is not None
     assert client.stats().in_flight == 0
@@ -284,13 +286,13 @@ def assert_idle(client: KaizenClient) -> None:
         pool = getattr(engine.transport, "_pool", None)
         addresses = () if pool is None else pool._addresses.values()
         idle = sum(len(address.idle) for address in addresses)
-        assert len(session.connector._acquired) == idle, "a connection is held for a request that is over"
+        assert len(session.connector._acquired) == idle, "a connection is held for a finished request"
         assert sum(address.capacity.open for address in addresses) == idle
 
 
 @asynccontextmanager
 async def closing(client: KaizenClient, *servers: ScriptedServer) -> AsyncIterator[KaizenClient]:
-    """Close a client at the end, and fail if it was not idle or if a connection to a server stays open."""
+    """Close a client at the end, and fail if it was not idle or a connection to a server stays open."""
     async with client:
         yield client
         await settle()
@@ -303,10 +305,10 @@ Verb = Callable[[KaizenClient, str], Awaitable[Outcome[Any]]]
 
 
 async def outcome_of_get(client: KaizenClient, execution_id: str) -> Outcome[Any]:
-    """Return what `get` comes to, as an outcome."""
+    """Return the result of `get` as an outcome."""
     try:
         found = await client.instructor_executions.get(execution_id)
-    except Exception as error:  # noqa: BLE001 - a foreign one fails the test that looks at it
+    except Exception as error:  # noqa: BLE001 - the test that checks the error fails if it is foreign
         return Outcome(execution_id, None, error, getattr(error, "attempts", -1), 0.0)
     return Outcome(execution_id, found, None, -1, 0.0)
 
@@ -321,7 +323,7 @@ VERBS: dict[str, Verb] = {"get": outcome_of_get, "get_many": outcome_of_get_many
 
 
 def traces_of(error: BaseException) -> str:
-    """Return everything that an error and its causes show when they are printed, logged, pickled or taken apart."""
+    """Return everything that an error and its causes show when they are printed, logged, pickled or inspected."""
     shown = ["".join(traceback.format_exception(error))]
     link: BaseException | None = error
     while link is not None:
@@ -333,7 +335,7 @@ def traces_of(error: BaseException) -> str:
 
 
 async def reach(condition: Callable[[], bool]) -> None:
-    """Return as soon as something has come about."""
+    """Wait until a condition is met."""
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - of what a client does inside, nobody tells
+        while not condition():  # noqa: ASYNC110 - a client has no event for its inner state
             await asyncio.sleep(0.001)

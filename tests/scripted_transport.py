@@ -1,4 +1,4 @@
-"""A transport without a network: it answers what a test says, in virtual time."""
+"""A transport without a network, which sends scripted responses in virtual time."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ from kaizen_async._lookup.health import Health
 from kaizen_async._transport.transport import Answer
 
 NEVER = float("inf")
-"""Seconds of a request that is never answered."""
+"""Latency in seconds of a request without a response."""
 
 AT_ONCE = RetryPolicy(initial_backoff=0, max_backoff=0)
 """Retries without back-off."""
@@ -43,23 +43,23 @@ def record(execution_id: str, **fields: Any) -> Answer:
 
 
 def status(code: int, **headers: str) -> Answer:
-    """Return an answer outside 2xx; a header `Retry-After` is written `retry_after`."""
+    """Return a response outside 2xx. The keyword `retry_after` sets the header `Retry-After`."""
     body = b'{"message": "no such execution"}' if code == 404 else b""
     return Answer(code, {name.title().replace("_", "-"): value for name, value in headers.items()}, body)
 
 
 Reply: TypeAlias = Answer | KaizenError | tuple[float, Answer | KaizenError]
-"""What comes back; with seconds before it if it takes other than the usual time."""
+"""A response or an error, optionally with its latency in seconds."""
 
 
 class ScriptedTransport:
-    """Answers every request by `play(id, number)`, where number counts the requests for that id from 1.
+    """Responds to every request with `play(id, number)`, where number counts the requests for that id from 1.
 
     Attributes:
-        latency: Seconds that a request takes unless the reply says otherwise.
-        sent: When each request came, and for which id.
+        latency: Default duration of a request in seconds.
+        sent: The time and the id of each request.
         open: Requests in flight.
-        most_open: The most there were at a time.
+        most_open: The highest number of requests in flight.
         closed: Whether the client has closed it.
     """
 
@@ -79,25 +79,25 @@ class ScriptedTransport:
 
     @property
     def ids(self) -> list[str]:
-        """The ids asked for, in order."""
+        """The requested ids, in order."""
         return [execution_id for _, execution_id in self.sent]
 
     @property
     def times(self) -> list[float]:
-        """When requests came, in virtual seconds."""
+        """The times of the requests, in virtual seconds."""
         return [round(time, 6) for time, _ in self.sent]
 
     @staticmethod
     def withhold(error: KaizenError) -> KaizenError:
-        """Return the error as it is: there is no key here."""
+        """Return the error unchanged, because there is no key to withhold."""
         return error
 
     def use_key(self, key: str) -> None:
-        """Take a key, which is not needed here."""
+        """Ignore the key, which is not needed."""
 
     @staticmethod
     def request_id(response: Answer) -> str | None:
-        """Return what a server calls a request."""
+        """Return the request id of a response."""
         return response.headers.get("x-request-id")
 
     @staticmethod
@@ -107,18 +107,18 @@ class ScriptedTransport:
         return failure
 
     def reject(self) -> None:
-        """Do nothing: there is no connection."""
+        """Do nothing, because there is no connection."""
 
     @staticmethod
     def begin(url: URL, body: bytes, now: float) -> None:
-        """Begin nothing at once: there is no idle connection."""
+        """Return None, because there is no idle connection."""
 
     async def send_fresh(self, url: URL, body: bytes, is_held: Callable[[], bool]) -> Answer:
-        """Take a request on a new connection. There are no connections here."""
+        """Send a request on a new connection. Here this is the same as `send`."""
         return await self.send(url, body, is_held)
 
     async def send(self, url: URL, body: bytes, is_held: Callable[[], bool]) -> Answer:
-        """Take a request, and answer it."""
+        """Record a request and return its reply."""
         assert not self.closed, "a request after the transport was closed"
         execution_id = json.loads(body)["id"]
         self.sent.append((asyncio.get_running_loop().time(), execution_id))
@@ -136,12 +136,12 @@ class ScriptedTransport:
         return reply
 
     async def close(self) -> None:
-        """Note it."""
+        """Mark the transport as closed."""
         assert not self.open, "closed under open requests"
         self.closed = True
 
     def client(self, **settings: Any) -> KaizenClient:
-        """Return a client that sends through here, and lives in the running loop's time."""
+        """Return a client that uses this transport and the running loop's time."""
         client = KaizenClient(**{"clock": LoopClock(), **settings})
         with mock.patch.object(kaizen_async.client, "Transport", return_value=self):
             client._engine_here()
@@ -149,7 +149,7 @@ class ScriptedTransport:
 
 
 def health_of(client: KaizenClient) -> Health:
-    """Return the health of the server for instructor executions, in the view of a client."""
+    """Return a client's view of the health of the server for instructor executions."""
     kind = client.instructor_executions
     endpoint = next(iter(client._endpoints.values()))
     del kind
@@ -157,17 +157,17 @@ def health_of(client: KaizenClient) -> Health:
 
 
 def throttle(client: KaizenClient, retry_after: float) -> None:
-    """Have a client believe that the server has rejected a request of somebody."""
+    """Report a rejected request of another lookup to the health of a client."""
     health = health_of(client)
     error = RateLimitError("rejected", status=429, retry_after=retry_after, retryable=True)
     health.failed(health.send(), error, "somebody")
 
 
 class SlowToConnect(ScriptedTransport):
-    """Takes 1.5 seconds to connect for ids with "slow" in them; then it asks whether it may still send."""
+    """A transport that takes 1.5 seconds to connect for ids with "slow", and then asks whether it may still send."""
 
     async def send(self, url: URL, body: bytes, is_held: Callable[[], bool]) -> Answer:
-        """Take a request, and answer it; return None if it must not be sent any more."""
+        """Return the reply to a request, or None if the request must not be sent any more."""
         await asyncio.sleep(1.5 if b"slow" in body else 0.0)
         return None if is_held() else await super().send(url, body, is_held)  # type: ignore[return-value]
 

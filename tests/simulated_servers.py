@@ -1,7 +1,7 @@
-"""Servers of many kinds, and a batch of lookups against one of them, in simulated time: seconds of traffic in a moment.
+"""Simulated servers of many kinds, and a batch of lookups against one of them in simulated time.
 
-The batch sends the way the engine does, but without sockets, tasks or a loop. So hundreds of runs with different seeds
-are affordable, and what they show is the work of the rules in `_lookup/health.py` alone.
+The batch sends requests as the engine does, but without sockets, tasks or a loop. This makes hundreds of runs with
+different seeds affordable, and their results depend only on the rules in `_lookup/health.py`.
 """
 
 import heapq
@@ -17,7 +17,7 @@ from kaizen_async._lookup.health import Health
 from kaizen_async._lookup.lookup import EXCUSED_PER_RETRY
 
 Server: TypeAlias = Callable[[float, Random], tuple[float, KaizenError | None]]
-"""Given the time, says how long a response takes and what is wrong with it, if anything."""
+"""A function of the time that returns the duration of a response and its error, if there is one."""
 
 
 def rejection(retry_after: float | None = None) -> RateLimitError:
@@ -38,7 +38,7 @@ def refusal() -> AuthenticationError:
 def token_bucket(
     rate: float, burst: int, error: Callable[[], KaizenError] = rejection, latency: float = 0.005
 ) -> Server:
-    """Return a server that accepts so many at once and so many per second."""
+    """Return a server that accepts a burst and then a number of requests per second."""
     tokens, filled = float(burst), 0.0
 
     def respond(now: float, _: Random) -> tuple[float, KaizenError | None]:
@@ -53,7 +53,7 @@ def token_bucket(
 
 
 def fixed_window(limit: int, seconds: float) -> Server:
-    """Return a server that accepts so many per window, and names the rest of it in whole seconds."""
+    """Return a server that accepts a number of requests per window and names its remaining whole seconds."""
     accepted: dict[int, int] = {}
 
     def respond(now: float, _: Random) -> tuple[float, KaizenError | None]:
@@ -80,7 +80,7 @@ def sliding_window(limit: int) -> Server:
 def limited_concurrency(
     limit: int, latency: float, spread: float = 0.0, error: Callable[[], KaizenError] = rejection
 ) -> Server:
-    """Return a server that rejects at once what exceeds its slots."""
+    """Return a server that rejects requests above its number of slots at once."""
     busy: list[float] = []
 
     def respond(now: float, random: Random) -> tuple[float, KaizenError | None]:
@@ -113,7 +113,7 @@ def outage(begin: float, end: float, latency: float = 0.05, error_latency: float
 
 
 def in_turn(*servers: tuple[float, Server]) -> Server:
-    """Return a server that becomes another at the times given."""
+    """Return a server that behaves like another one after each given time."""
 
     def respond(now: float, random: Random) -> tuple[float, KaizenError | None]:
         return next(server for until, server in servers if now < until)(now, random)
@@ -122,11 +122,11 @@ def in_turn(*servers: tuple[float, Server]) -> Server:
 
 
 class Result(NamedTuple):
-    """How a batch ended.
+    """The result of a batch.
 
     Attributes:
-        sent: When each request was sent.
-        pauses: What the health of the server reported, with the time.
+        sent: The time of each request.
+        reports: The reports of the server's health, with their times.
     """
 
     found: int

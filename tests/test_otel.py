@@ -1,4 +1,4 @@
-"""Spans and metrics, as the SDK's exporters in memory receive them."""
+"""Spans and metrics, as the SDK's in-memory exporters receive them."""
 
 import asyncio
 import contextlib
@@ -53,7 +53,7 @@ RESULT = ("error.type", "http.response.status_code", "http.request.resend_count"
 
 
 class Backend:
-    """Where spans and metrics arrive."""
+    """A backend that collects spans and metrics in memory."""
 
     def __init__(self, **settings: Any) -> None:
         self.tracers = TracerProvider(**settings)
@@ -64,11 +64,11 @@ class Backend:
         self.tracer = self.tracers.get_tracer("the application")
 
     def telemetry(self, **settings: Any) -> Telemetry:
-        """Return a hook that sends everything here."""
+        """Return a hook that sends spans and metrics to this backend."""
         return Telemetry(self.tracers, self.meters, **settings)
 
     def spans(self, name: str | None = None) -> list[ReadableSpan]:
-        """Return the spans that have ended, or those with one name, in the order of their starts."""
+        """Return the finished spans, or those with one name, in the order of their starts."""
         found = [span for span in self._spans.get_finished_spans() if name in {None, span.name}]
         return sorted(found, key=lambda span: span.start_time or 0)
 
@@ -91,7 +91,7 @@ class Backend:
 
 @pytest.fixture(autouse=True)
 def _nothing_is_hidden(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Fail a test in which the hook raises, which only the log would tell, or the SDK complains."""
+    """Fail a test if the hook raises or the SDK logs a warning, because both appear only in the log."""
     yield
     assert not [
         line.getMessage()
@@ -102,12 +102,12 @@ def _nothing_is_hidden(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 @pytest.fixture
 def backend() -> Backend:
-    """Return a place for spans and metrics."""
+    """Return an empty backend for spans and metrics."""
     return Backend()
 
 
 def having(*attributes: dict[str, Any], **others: Any) -> frozenset[tuple[str, Any]]:
-    """Return a set of attributes as `Backend.values` names them."""
+    """Return a set of attributes in the form of `Backend.values`."""
     merged: dict[str, Any] = {}
     for some in attributes:
         merged |= some
@@ -131,7 +131,7 @@ def events_of(span: ReadableSpan) -> list[str]:
 
 
 def parent_of(span: ReadableSpan) -> int | None:
-    """Return the id of the span above."""
+    """Return the id of the parent span."""
     return span.parent.span_id if span.parent else None
 
 
@@ -142,8 +142,8 @@ def id_of(span: ReadableSpan) -> int:
 
 
 @virtual_time
-async def test_a_look_up_is_one_span_in_the_trace_of_its_caller(backend: Backend) -> None:
-    """With its request as a span below it; and the caller's span is current again after it."""
+async def test_a_lookup_is_one_span_in_the_trace_of_its_caller(backend: Backend) -> None:
+    """A lookup is a span in its caller's trace, above the span of its request. The caller's span stays current."""
     async with ScriptedTransport().client(on_event=backend.telemetry()) as client:
         with backend.tracer.start_as_current_span("handler") as handler:
             await client.instructor_executions.get("a")
@@ -173,7 +173,7 @@ async def test_a_look_up_is_one_span_in_the_trace_of_its_caller(backend: Backend
 
 @virtual_time
 async def test_every_attempt_is_a_span_and_every_retry_an_event(backend: Backend) -> None:
-    """An error that was overcome is an attempt's, not the lookup's."""
+    """Each attempt is a span and each retry an event. An error that a retry fixes marks the attempt, not the lookup."""
     transport = ScriptedTransport(lambda i, number: status(503) if number < 3 else record(i))
     async with transport.client(on_event=backend.telemetry()) as client:
         client._random.uniform = lambda _, high: high  # type: ignore[method-assign]
@@ -196,8 +196,10 @@ async def test_every_attempt_is_a_span_and_every_retry_an_event(backend: Backend
     ],
     ids=["404", "misfit", "broken"],
 )
-def test_a_look_up_that_fails_says_so(backend: Backend, reply: Reply, error_type: str, description: str | None) -> None:
-    """By the status or the class of the error; text that may quote the server's answer stays out."""
+def test_a_failed_lookup_has_an_error_type(
+    backend: Backend, reply: Reply, error_type: str, description: str | None
+) -> None:
+    """A failed lookup has the status or error class as its type. Text that may quote the response is left out."""
 
     @virtual_time
     async def play() -> None:
@@ -220,8 +222,8 @@ def test_a_look_up_that_fails_says_so(backend: Backend, reply: Reply, error_type
 
 
 @virtual_time
-async def test_a_cancelled_look_up_ends_its_span(backend: Backend) -> None:
-    """As an error, since there is no result; and nothing counts as in flight any more."""
+async def test_a_cancelled_lookup_ends_its_span(backend: Backend) -> None:
+    """A cancelled lookup ends its span as an error and no longer counts as in flight."""
     async with ScriptedTransport(lambda *_: (NEVER, status(500))).client(on_event=backend.telemetry()) as client:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(client.instructor_executions.get("a"), 3)
@@ -238,8 +240,8 @@ async def test_a_cancelled_look_up_ends_its_span(backend: Backend) -> None:
 
 
 @virtual_time
-async def test_a_look_up_that_shares_a_request_has_a_span_of_its_own(backend: Backend) -> None:
-    """Without attempts, and with a link to the one that sent; the time it waited counts as shared."""
+async def test_a_shared_lookup_has_its_own_span(backend: Backend) -> None:
+    """A lookup that shares a request has its own span, with a link to the sending span and its wait as shared time."""
     async with ScriptedTransport().client(on_event=backend.telemetry()) as client:
         await asyncio.gather(client.instructor_executions.get("a"), client.instructor_executions.get("a"))
     leader, follower = backend.spans(f"look_up {PATH}")
@@ -256,8 +258,8 @@ async def test_a_look_up_that_shares_a_request_has_a_span_of_its_own(backend: Ba
 
 
 @virtual_time
-async def test_the_time_of_look_ups_is_split_into_what_it_went_into(backend: Backend) -> None:
-    """Queue, network and back-off add up to the whole."""
+async def test_the_time_of_lookups_is_split_into_phases(backend: Backend) -> None:
+    """The times in the queue, on the network and in back-off add up to the total time."""
     transport = ScriptedTransport(lambda i, n: status(500) if (i, n) == ("a", 1) else record(i))
     async with transport.client(on_event=backend.telemetry(), concurrency=1) as client:
         client._random.uniform = lambda _, high: high  # type: ignore[method-assign]
@@ -273,8 +275,8 @@ async def test_the_time_of_look_ups_is_split_into_what_it_went_into(backend: Bac
 
 
 @virtual_time
-async def test_requests_under_way_are_counted(backend: Backend) -> None:
-    """While they are."""
+async def test_requests_in_flight_are_counted(backend: Backend) -> None:
+    """The metric of active requests counts the requests in flight."""
     async with ScriptedTransport(latency=10).client(on_event=backend.telemetry(), concurrency=3) as client:
         many = asyncio.create_task(client.instructor_executions.get_many([f"e{n}" for n in range(4)]))
         await asyncio.sleep(5)
@@ -285,7 +287,7 @@ async def test_requests_under_way_are_counted(backend: Backend) -> None:
 
 @virtual_time
 async def test_the_duration_of_requests_follows_the_conventions(backend: Backend) -> None:
-    """Name, unit, attributes and bounds."""
+    """The duration of requests has the name, unit, attributes and bounds of the semantic conventions."""
     replies: dict[str, Reply] = {"a": record("a"), "b": status(404)}
     async with ScriptedTransport(lambda i, _: replies[i]).client(on_event=backend.telemetry()) as client:
         await client.instructor_executions.get_many(["a", "b"])
@@ -300,7 +302,7 @@ async def test_the_duration_of_requests_follows_the_conventions(backend: Backend
 
 @virtual_time
 async def test_pauses_are_counted_and_timed(backend: Backend) -> None:
-    """And noted in the lookups that met them first and last."""
+    """Metrics count and time pauses, and the affected lookups have events for their start and end."""
     replies = iter([status(429, retry_after="20")])
     transport = ScriptedTransport(lambda i, _: next(replies, record(i)))
     async with transport.client(on_event=backend.telemetry()) as client:
@@ -315,7 +317,7 @@ async def test_pauses_are_counted_and_timed(backend: Backend) -> None:
 
 @virtual_time
 async def test_refusals_of_the_retry_budget_are_counted(backend: Backend) -> None:
-    """And noted in the lookup that was refused."""
+    """A metric counts the refusals of the retry budget, and the refused lookup has an event."""
     async with ScriptedTransport(lambda *_: status(500)).client(on_event=backend.telemetry()) as client:
         health_of(client)._budget = -1
         await failing(client)
@@ -325,7 +327,7 @@ async def test_refusals_of_the_retry_budget_are_counted(backend: Backend) -> Non
 
 @virtual_time
 async def test_a_wait_is_a_span_above_its_polls(backend: Backend) -> None:
-    """In the trace of its caller, whose own span stays the current one."""
+    """A wait is a span above its polls in its caller's trace, and the caller's span stays current."""
     async with ScriptedTransport(ending(2.0), latency=0).client(on_event=backend.telemetry()) as client:
         with backend.tracer.start_as_current_span("handler") as handler:
             await client.instructor_executions.wait("a", poll=EVERY_SECOND)
@@ -347,8 +349,8 @@ async def test_a_wait_is_a_span_above_its_polls(backend: Backend) -> None:
 
 
 @virtual_time
-async def test_a_wait_that_fails_says_so(backend: Backend) -> None:
-    """By the error that it raises."""
+async def test_a_failed_wait_has_an_error_type(backend: Backend) -> None:
+    """The span of a failed wait has the type and text of its error."""
     async with ScriptedTransport(never_ending).client(on_event=backend.telemetry()) as client:
         with pytest.raises(DeadlineExceededError):
             await client.instructor_executions.wait("a", deadline=3, poll=EVERY_TEN)
@@ -361,7 +363,7 @@ async def test_a_wait_that_fails_says_so(backend: Backend) -> None:
 
 @virtual_time
 async def test_the_polls_of_two_callers_stay_in_their_traces(backend: Backend) -> None:
-    """Although one scheduler and its one timer start them all."""
+    """Each poll is in the trace of its own caller, although one scheduler starts all polls."""
 
     async def handle(execution_id: str) -> None:
         with backend.tracer.start_as_current_span(f"handler of {execution_id}"):
@@ -383,7 +385,7 @@ async def test_the_polls_of_two_callers_stay_in_their_traces(backend: Backend) -
 
 @pytest.mark.parametrize("verb", ["wait_many", "watch"])
 def test_a_wait_for_many_is_one_span_and_not_current_in_its_block(backend: Backend, verb: str) -> None:
-    """What the caller does in the block belongs to the caller."""
+    """A wait for many ids is one span, and the caller's span stays current in the block."""
 
     @virtual_time
     async def play() -> None:
@@ -405,8 +407,8 @@ def test_a_wait_for_many_is_one_span_and_not_current_in_its_block(backend: Backe
 
 
 @virtual_time
-async def test_a_look_up_that_is_not_sampled_still_counts() -> None:
-    """Metrics do not depend on which traces are kept."""
+async def test_an_unsampled_lookup_still_counts() -> None:
+    """Metrics count all lookups, whether or not their traces are sampled."""
     backend = Backend(sampler=ALWAYS_OFF)
     transport = ScriptedTransport(lambda i, n: status(500) if (i, n) == ("a", 1) else ended(i, 0))
     async with transport.client(on_event=backend.telemetry()) as client:
@@ -420,7 +422,7 @@ async def test_a_look_up_that_is_not_sampled_still_counts() -> None:
 
 @virtual_time
 async def test_a_shared_poll_is_linked_to_the_one_that_was_sent(backend: Backend) -> None:
-    """To the span of the wait that it belonged to, in those of the others; what has no span cannot be linked to."""
+    """A wait that shares a poll links to the span of the wait that sent it. A context without a span gives no link."""
     async with ScriptedTransport(ending(5)).client(on_event=backend.telemetry()) as client:
         wait = client.instructor_executions.wait
         await asyncio.gather(wait("a", poll=EVERY_TEN), wait("a", poll=EVERY_TEN))
@@ -436,7 +438,7 @@ async def test_a_shared_poll_is_linked_to_the_one_that_was_sent(backend: Backend
 @pytest.mark.parametrize("spans", [True, False])
 @virtual_time
 async def test_a_request_that_a_pause_holds_ends_its_span(backend: Backend, *, spans: bool) -> None:
-    """It was not sent, and is not active during the pause; the one after the pause has a span of its own."""
+    """A request that a pause holds ends its span without an error. The request after the pause has a new span."""
     transport = SlowToConnect(lambda i, n: status(429, retry_after="20") if (i, n) == ("a", 1) else record(i))
     async with transport.client(on_event=backend.telemetry(spans=spans), attempt_timeout=3) as client:
         many = asyncio.create_task(client.instructor_executions.get_many(["a", "slow"]))
@@ -449,8 +451,8 @@ async def test_a_request_that_a_pause_holds_ends_its_span(backend: Backend, *, s
     assert not any("error.type" in attributes for attributes in held)
 
 
-async def test_the_type_of_an_error_is_what_really_happened(backend: Backend) -> None:
-    """Not the class that stands for all of its kind."""
+async def test_the_error_type_is_the_specific_class(backend: Backend) -> None:
+    """The error type of an attempt is the class of the underlying error, not its general class."""
     async with KaizenEmulator() as emulator:
         url = emulator.base_url
     async with KaizenClient(base_url=url, on_event=backend.telemetry()) as client:
@@ -484,21 +486,21 @@ async def test_a_request_that_is_sent_again_on_another_connection_is_a_retry(
 
 
 @virtual_time
-async def test_without_an_sdk_look_ups_go_on_and_nothing_comes_out(caplog: pytest.LogCaptureFixture) -> None:
-    """The application decides whether there is one."""
+async def test_without_an_sdk_lookups_work(caplog: pytest.LogCaptureFixture) -> None:
+    """Without an SDK, lookups work and nothing is logged, because the application decides whether to use one."""
     async with ScriptedTransport().client(on_event=Telemetry()) as client:
         assert (await client.instructor_executions.get("a")).id == "a"
     assert not caplog.records
 
 
-def test_an_event_of_a_later_version_is_let_pass() -> None:
-    """As every hook should."""
+def test_an_unknown_event_is_ignored() -> None:
+    """The hook ignores events of later versions."""
     event: Any = object()
     Telemetry()(event)
 
 
 class Number(msgspec.Struct, frozen=True):
-    """A record whose status is none of the kind that has a text."""
+    """A record whose status is a number."""
 
     id: str
     status: int
@@ -506,7 +508,7 @@ class Number(msgspec.Struct, frozen=True):
 
 @virtual_time
 async def test_a_record_without_a_status_is_described_without_one(backend: Backend) -> None:
-    """For instance one of the caller's own."""
+    """The span of a record without a text status has no status attribute."""
     transport = ScriptedTransport(lambda i, _: record(i, status=7))
     async with transport.client(on_event=backend.telemetry()) as client:
         await client.lookups("numbers/get", Number).get("a")
@@ -525,7 +527,7 @@ def instrumented(backend: Backend) -> Iterator[None]:
 
 
 def assert_nested(backend: Backend, *, attempts: int) -> None:
-    """Fail unless the spans of aiohttp's instrumentation are below that of the lookup, and alone describe requests."""
+    """Fail unless aiohttp's spans are below the lookup's span and are the only spans of requests."""
     (look_up,) = backend.spans(f"look_up {PATH}")
     requests = backend.spans("POST")
     assert [parent_of(request) for request in requests] == [id_of(look_up)] * attempts
@@ -540,7 +542,7 @@ def assert_nested(backend: Backend, *, attempts: int) -> None:
 async def test_the_spans_of_an_instrumented_aiohttp_nest_in_ours(
     backend: Backend, instrumented: None, emulator: KaizenEmulator
 ) -> None:
-    """Also those of the session that the client opens itself."""
+    """The spans of an instrumented aiohttp are below the lookup's span, also in the client's own session."""
     emulator.add("exec_1")
     emulator.faults.next(Fault.status(503))
     hook = backend.telemetry(aiohttp_instrumented=True)
@@ -550,7 +552,7 @@ async def test_the_spans_of_an_instrumented_aiohttp_nest_in_ours(
 
 
 async def test_the_spans_of_an_instrumented_session_nest_in_ours(backend: Backend, emulator: KaizenEmulator) -> None:
-    """One that the caller has opened and passed in."""
+    """The spans of an instrumented session that is passed in are below the lookup's span."""
     emulator.add("exec_1")
     hook = backend.telemetry(aiohttp_instrumented=True)
     tracing = create_trace_config(tracer_provider=backend.tracers)
@@ -563,7 +565,7 @@ async def test_the_spans_of_an_instrumented_session_nest_in_ours(backend: Backen
 
 
 async def test_an_instrumented_request_carries_the_trace_to_the_server(backend: Backend, instrumented: None) -> None:
-    """In the header that the W3C has defined for it."""
+    """An instrumented request sends the trace in the W3C header `traceparent`."""
     seen: list[str] = []
 
     async def answer(request: web.Request) -> web.Response:
@@ -580,8 +582,8 @@ async def test_an_instrumented_request_carries_the_trace_to_the_server(backend: 
     assert seen[0].split("-")[1] == f"{look_up.context.trace_id:032x}"
 
 
-async def test_no_key_and_no_body_come_out(backend: Backend, emulator: KaizenEmulator) -> None:
-    """Neither of a request nor of an answer, whether it is a record or an error."""
+async def test_telemetry_shows_no_key_and_no_body(backend: Backend, emulator: KaizenEmulator) -> None:
+    """Spans and metrics contain neither the key nor the body of a response."""
     emulator.add("exec_1", Life.ended(), record={"sessionId": "in the record"})
     emulator.faults.next(Fault.status(500, body=b'{"message": "in the error"}'))
     hook = backend.telemetry()
@@ -593,8 +595,8 @@ async def test_no_key_and_no_body_come_out(backend: Backend, emulator: KaizenEmu
     assert not [text for text in ("very-secret", "in the record", "in the error") if text in shown]
 
 
-def test_the_api_is_all_it_takes() -> None:
-    """The SDK is the application's, and so is what it costs to load."""
+def test_the_hook_imports_only_the_api() -> None:
+    """The hook loads only the API of OpenTelemetry, not the SDK."""
     script = "import sys, kaizen_async.otel; print(*sys.modules)"
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=20, check=True)  # noqa: S603
     assert "opentelemetry.trace" in ran.stdout
@@ -604,7 +606,7 @@ def test_the_api_is_all_it_takes() -> None:
 
 @virtual_time
 async def test_an_outage_is_counted_and_timed(backend: Backend) -> None:
-    """By what everything failed with; and the client's health is a metric, before, during and after."""
+    """Metrics count and time an outage by its error, and report the client's health before, during and after it."""
     broken = [True]
     transport = ScriptedTransport(lambda i, _: status(502) if broken[0] else record(i))
 
@@ -632,7 +634,7 @@ async def test_an_outage_is_counted_and_timed(backend: Backend) -> None:
 
 @virtual_time
 async def test_the_state_of_clients_is_read_when_metrics_are_collected(backend: Backend) -> None:
-    """Executions that are waited for, lookups in the queue, pace; nothing of a client that is gone."""
+    """Collecting metrics reads the number of awaited executions and queued lookups of each client."""
     async with ScriptedTransport(never_ending).client(on_event=[print, backend.telemetry()]) as client:
         waiting = asyncio.create_task(client.instructor_executions.wait("a", poll=EVERY_TEN))
         await asyncio.sleep(5)
@@ -645,8 +647,8 @@ async def test_the_state_of_clients_is_read_when_metrics_are_collected(backend: 
 
 
 @virtual_time
-async def test_polls_and_all_else_can_go_without_spans(backend: Backend) -> None:
-    """Metrics stay. A caller's span is still sent to the server."""
+async def test_spans_can_be_switched_off(backend: Backend) -> None:
+    """Without spans for polls or for everything, metrics stay, and the caller's span is still sent to the server."""
     seen: list[dict[str, str]] = []
 
     def note(event: object) -> None:
@@ -669,7 +671,7 @@ async def test_polls_and_all_else_can_go_without_spans(backend: Backend) -> None
 
 @virtual_time
 async def test_events_beyond_the_limit_of_a_span_are_counted(backend: Backend) -> None:
-    """The SDK would drop them without a word."""
+    """The span counts the events beyond its limit, which the SDK drops silently."""
     ids = [f"e{number}" for number in range(150)]
     async with (
         ScriptedTransport(ending(5)).client(on_event=backend.telemetry()) as client,
@@ -683,7 +685,7 @@ async def test_events_beyond_the_limit_of_a_span_are_counted(backend: Backend) -
 
 @virtual_time
 async def test_ids_that_fail_in_a_wait_for_many_are_in_its_span(backend: Backend) -> None:
-    """Each with its error, and in a metric."""
+    """Each failed id of a wait is an event with its error in the span, and counts in a metric."""
     transport = ScriptedTransport(lambda i, _: status(404) if i == "a" else ending(5)(i, 0))
     async with (
         transport.client(on_event=backend.telemetry()) as client,
@@ -698,7 +700,7 @@ async def test_ids_that_fail_in_a_wait_for_many_are_in_its_span(backend: Backend
 
 @virtual_time
 async def test_a_batch_is_a_span_above_its_lookups(backend: Backend) -> None:
-    """With the numbers of those that found a record and those that failed."""
+    """A batch is a span above its lookups, with the numbers of successes and failures."""
     transport = ScriptedTransport(lambda i, _: status(404) if i == "a" else record(i))
     async with transport.client(on_event=backend.telemetry()) as client:
         await client.instructor_executions.get_many(["a", "b", "c"])
@@ -709,8 +711,8 @@ async def test_a_batch_is_a_span_above_its_lookups(backend: Backend) -> None:
 
 
 @virtual_time
-async def test_what_a_server_makes_up_is_no_label(backend: Backend) -> None:
-    """An endless number of statuses would be an endless number of time series."""
+async def test_an_unknown_status_is_not_a_label(backend: Backend) -> None:
+    """Metrics label unknown statuses as `_OTHER`, so that a server cannot create endless time series."""
     transport = ScriptedTransport(lambda i, _: ended(i, 0, state="x" * 100_000))
     async with transport.client(on_event=backend.telemetry()) as client:
         with contextlib.suppress(KaizenError):
@@ -721,7 +723,10 @@ async def test_what_a_server_makes_up_is_no_label(backend: Backend) -> None:
 
 @virtual_time
 async def test_a_hedge_is_a_second_span_and_losing_is_no_error(backend: Backend) -> None:
-    """The span of the request that was aborted says so, and the metrics count who won."""
+    """A hedge is a second span.
+
+    The aborted request is marked as lost without an error, and metrics count the winners.
+    """
     replies = {
         "won": ((NEVER, record("won")), record("won")),
         "lost": ((0.15, record("lost")), (NEVER, record("lost"))),
@@ -755,7 +760,7 @@ async def test_a_hedge_is_a_second_span_and_losing_is_no_error(backend: Backend)
 
 
 async def counted(backend: Backend, **settings: Any) -> dict[str, dict[frozenset[tuple[str, Any]], float]]:
-    """Return what metrics count of lookups that end in every way, on kept-alive connections."""
+    """Return the metrics of lookups that end in every way, on kept-alive connections."""
     async with KaizenEmulator(default_life=Life.ended()) as emulator:
         server = emulator.base_url.rpartition(":")[2].strip("/")
         emulator.faults.next(Fault.status(503), id="retried")
@@ -787,7 +792,7 @@ async def counted(backend: Backend, **settings: Any) -> dict[str, dict[frozenset
 
 @pytest.mark.parametrize("way", ["metrics only", "sampler off"])
 async def test_without_recorded_spans_the_same_is_counted(way: str) -> None:
-    """Although lookups whose first request brings the record take no events then."""
+    """Without recorded spans the metrics are the same, although successful lookups then create no events."""
     settings = {"sampler": ALWAYS_OFF} if way == "sampler off" else {}
     light = await counted(Backend(**settings), spans=way == "sampler off")
     assert light == await counted(Backend())
@@ -796,7 +801,7 @@ async def test_without_recorded_spans_the_same_is_counted(way: str) -> None:
 
 
 async def test_the_trace_of_the_caller_goes_to_the_server_without_spans(backend: Backend) -> None:
-    """Also with requests that take no events, but not if an instrumentation of aiohttp sends it."""
+    """Without spans, requests still carry the caller's trace, unless an instrumented aiohttp sends it."""
     async with KaizenEmulator(default_life=Life.ended()) as emulator:
         for is_instrumented in (False, True):
             telemetry = backend.telemetry(spans=False, aiohttp_instrumented=is_instrumented)
@@ -815,7 +820,7 @@ async def test_the_trace_of_the_caller_goes_to_the_server_without_spans(backend:
 async def test_an_observer_that_raises_is_reported_once(
     emulator: KaizenEmulator, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A sampler of the user's may. Lookups continue."""
+    """An error of the user's sampler is logged once, and lookups continue."""
     sampler = Mock(should_sample=Mock(side_effect=ZeroDivisionError))
     async with KaizenClient(base_url=emulator.base_url, on_event=Backend(sampler=sampler).telemetry()) as kaizen:
         emulator.add_many(["exec_1", "exec_2"])

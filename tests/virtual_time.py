@@ -1,4 +1,4 @@
-"""Time that passes when everybody waits: hours of back-off in a moment, and every figure exact."""
+"""Virtual time passes when all tasks wait. Hours of back-off take a moment, and every figure is exact."""
 
 import asyncio
 import functools
@@ -11,7 +11,7 @@ P = ParamSpec("P")
 
 
 class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[misc,valid-type]
-    """Passes the time at once that a loop would wait for its next timer. A loop asks it once in each of its steps."""
+    """A selector that advances virtual time to the next timer at once. The loop calls it once in each step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,14 +24,14 @@ class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[misc,valid-ty
         if self.steps_left == 0:
             self.at_step()
         elif not events:
-            assert timeout is not None, "every task waits, and no timer will wake one"
+            assert timeout is not None, "all tasks are waiting, and no timer will wake them"
             self.now += timeout
         self.steps_left -= 1
         return events
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop that never waits. For tasks, timers and futures; real sockets would never become ready."""
+    """An event loop that never waits. It serves tasks, timers and futures, but real sockets never become ready."""
 
     def __init__(self) -> None:
         self._jumping = _JumpingSelector()
@@ -42,7 +42,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self._jumping.now
 
     def after_steps(self, steps: int, callback: Callable[[], object]) -> None:
-        """Call back after that many steps of the loop, however much time they take."""
+        """Call back after a number of loop steps, whatever their duration."""
         self._jumping.steps_left = steps
         self._jumping.at_step = callback
 
@@ -58,7 +58,7 @@ class LoopClock:
         return asyncio.get_running_loop().time()
 
     def wall(self) -> float:
-        """Return seconds since an epoch of the test's own."""
+        """Return seconds since an epoch of the tests."""
         return 1_700_000_000.0 + self.time()
 
     def call_at(self, when: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
@@ -66,14 +66,14 @@ class LoopClock:
         return asyncio.get_running_loop().call_at(when, callback)
 
     def hold(self) -> None:
-        """Do nothing: a scripted request takes virtual time too."""
+        """Do nothing, because a scripted request takes virtual time too."""
 
     def release(self) -> None:
         """Do nothing."""
 
 
 def run(main: Coroutine[Any, Any, None], *, debug: bool = True) -> None:
-    """Run a coroutine in virtual time, in asyncio's debug mode unless there is a lot to do; fail if tasks are left."""
+    """Run a coroutine in virtual time and fail if tasks are left. Debug mode is on unless the test is large."""
 
     async def checked() -> None:
         await main
@@ -85,7 +85,7 @@ def run(main: Coroutine[Any, Any, None], *, debug: bool = True) -> None:
 
 
 def virtual_time(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
-    """Make a test that runs in virtual time of a coroutine function."""
+    """Turn a coroutine function into a test that runs in virtual time."""
 
     @functools.wraps(test)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:

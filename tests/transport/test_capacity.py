@@ -1,4 +1,4 @@
-"""How many connections an address allows is learned from those that fail because there are too many, and only these."""
+"""An address learns its limit of connections only from failures that a limit explains."""
 
 import asyncio
 import errno
@@ -15,7 +15,7 @@ IDS = [f"e{number}" for number in range(60)]
 
 
 async def opened(count: int) -> Capacity:
-    """Return the capacity of an address to which that many connections are open."""
+    """Return the capacity of an address with a number of open connections."""
     capacity = Capacity()
     for _ in range(count):
         assert not capacity.add()
@@ -23,7 +23,7 @@ async def opened(count: int) -> Capacity:
 
 
 def refuse(capacity: Capacity, error: Exception = RESET_ERROR, *, is_expected: bool = False) -> bool:
-    """End one of the connections; return whether a limit explains that."""
+    """End one of the connections, and return whether a limit explains that."""
     capacity.remove()
     try:
         capacity.refused(error, is_expected=is_expected)
@@ -35,7 +35,7 @@ def refuse(capacity: Capacity, error: Exception = RESET_ERROR, *, is_expected: b
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("most", [1, 5])
 def test_lookups_wait_for_the_connections_that_a_server_accepts(most: int, loop: str) -> None:
-    """The server resets all others before their first response. One attempt is allowed, and none is lost."""
+    """If the server resets all connections above a limit, lookups wait for a connection, and none fails."""
 
     def play(request: Request) -> Script:
         return [0.005, ok(request)] if request.connection <= most else [RESET]
@@ -53,8 +53,8 @@ def test_lookups_wait_for_the_connections_that_a_server_accepts(most: int, loop:
     run_on(loop, main())
 
 
-async def test_resets_of_a_third_of_all_requests_cost_attempts_only() -> None:
-    """They end connections that have served responses, too. No lookup is lost, and every request is counted."""
+async def test_many_resets_lose_no_lookup() -> None:
+    """If the server resets a third of all requests, every lookup succeeds and every request is counted."""
 
     def play(request: Request) -> Script:
         return [RESET] if request.number % 3 == 0 else [ok(request)]
@@ -68,7 +68,7 @@ async def test_resets_of_a_third_of_all_requests_cost_attempts_only() -> None:
 
 
 async def test_the_deadline_ends_the_wait_for_a_connection() -> None:
-    """What was never sent is not an attempt."""
+    """The deadline ends the wait for a connection, and the unsent request does not count as an attempt."""
     async with ScriptedServer(lambda request: [0.3, ok(request)]) as server:
         async with closing(client_for(server), server) as client:
             first = asyncio.create_task(client.instructor_executions.get("a"))
@@ -85,7 +85,10 @@ async def test_the_deadline_ends_the_wait_for_a_connection() -> None:
 
 
 async def test_a_connection_beyond_the_limit_is_tried_from_time_to_time() -> None:
-    """Less often each time it fails; and if it works, more are."""
+    """The client tries one more connection from time to time, less often after each failure.
+
+    Success raises the limit.
+    """
     capacity = await opened(3)
     assert refuse(capacity)
     assert capacity.most == 2
@@ -106,13 +109,13 @@ async def test_a_connection_beyond_the_limit_is_tried_from_time_to_time() -> Non
 
 @pytest.mark.parametrize("error", [RESET_ERROR, NO_FILES], ids=["reset", "no files"])
 async def test_a_limit_is_given_up_when_failures_do_not_vanish(error: Exception) -> None:
-    """Unless this machine is what lacks something: that is never the server."""
+    """The client drops a limit that does not prevent failures, unless a resource of this machine causes them."""
     capacity = await opened(5)
     assert refuse(capacity, error)
     waiter = asyncio.create_task(capacity.room())
     await settle()
     for _ in range(8):
-        capacity.failed()  # nothing has worked since, so this is one failure
+        capacity.failed()  # no connection has worked since, so these count as one failure
         capacity.responses += 2
         capacity.failed()
     assert (capacity.most is None) == (error is RESET_ERROR)
@@ -125,7 +128,7 @@ async def test_a_limit_is_given_up_when_failures_do_not_vanish(error: Exception)
 
 
 async def test_the_last_connection_ends_all_waits() -> None:
-    """If it works no more, waiting is of no use; and without a limit there is nothing to wait for."""
+    """When the last connection fails, all waits for a connection end. Without a limit there is no wait."""
     capacity = await opened(3)
     assert await capacity.room()
     assert refuse(capacity)
@@ -145,8 +148,8 @@ def refuse_last(capacity: Capacity) -> bool:
     return refuse(capacity)
 
 
-async def test_a_cancelled_wait_passes_its_turn_on() -> None:
-    """It leaves the queue, or wakes up the next."""
+async def test_a_cancelled_wait_wakes_the_next() -> None:
+    """A cancelled wait for a connection leaves the queue, or wakes the next wait."""
     capacity = await opened(2)
     assert refuse(capacity)
     gone, woken, third, cancelled, last = (asyncio.create_task(capacity.room()) for _ in range(5))
@@ -169,11 +172,11 @@ async def test_a_cancelled_wait_passes_its_turn_on() -> None:
     ("error", "advice"), [(RESET_ERROR, "set concurrency to this number"), (NO_FILES, "ulimit -n")]
 )
 async def test_one_warning_names_the_limit(error: Exception, advice: str, caplog: pytest.LogCaptureFixture) -> None:
-    """And how to raise it; but not if the limit is gone, or not reached any more."""
+    """One warning names the limit and how to raise it. There is none if the limit is gone or no longer reached."""
     capacity = await opened(3)
     assert refuse(capacity, error)
     capacity._warn()
-    assert not caplog.text  # nothing has worked yet, so this may be an outage
+    assert not caplog.text  # no connection has worked yet, so this may be an outage
     capacity.responses = 1
     capacity._warn()
     assert "only 2 connections can be open at once" in caplog.text
@@ -185,7 +188,7 @@ async def test_one_warning_names_the_limit(error: Exception, advice: str, caplog
 
 
 async def test_a_waiter_is_woken_to_try_one_more() -> None:
-    """While others wait on, they are woken after that."""
+    """A waiting lookup is woken to try one more connection, and the others are woken after it."""
     capacity = await opened(2)
     assert refuse(capacity)
     assert await asyncio.gather(capacity.room(), capacity.room()) == [True, True]

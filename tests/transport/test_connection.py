@@ -1,4 +1,4 @@
-"""Our own connection reads what aiohttp's parser reads, or leaves it to that."""
+"""Our own connection reads the same responses as aiohttp's parser, or hands them over to it."""
 
 import itertools
 import random
@@ -28,14 +28,14 @@ MOST_CUTS = 120
 
 @pytest.mark.parametrize("sample", fuzz_responses.SAMPLES.values(), ids=fuzz_responses.SAMPLES)
 async def test_a_response_is_read_alike_wherever_it_is_cut(sample: bytes) -> None:
-    """Whole, and in two pieces cut at every position of the head and the beginning of the body."""
+    """Both readers agree on a response as a whole and cut at any position of its beginning."""
     await fuzz_responses.check([sample])
     for position in range(1, min(len(sample), MOST_CUTS)):
         await fuzz_responses.check(fuzz_responses.cut(sample, [position]))
 
 
 async def test_changed_responses_are_read_alike() -> None:
-    """A few thousand broken in small ways, the same in every run; `fuzz_responses.py` searches on."""
+    """Both readers agree on a few thousand broken responses, the same in every run."""
     for pieces in itertools.islice(fuzz_responses.cases(random.Random(1)), CASES):
         await fuzz_responses.check(pieces)
 
@@ -45,7 +45,7 @@ async def test_changed_responses_are_read_alike() -> None:
     "later", [[response(record("another"))], [SILENCE]], ids=["the record of another id", "no response"]
 )
 def test_the_next_attempt_takes_a_new_connection(later: Script, loop: str) -> None:
-    """Where a kept connection was silent or out of step, the others that are kept may be so too."""
+    """After a kept connection was silent or out of step, the next attempt opens a new one."""
 
     def play(request: Request) -> Script:
         return [0.02, ok(request)] if request.number_on_connection == 1 else later
@@ -62,8 +62,8 @@ def test_the_next_attempt_takes_a_new_connection(later: Script, loop: str) -> No
     run_on(loop, main())
 
 
-async def test_a_mock_that_comes_later_gets_the_request(mocked: aioresponses) -> None:
-    """And once it is gone, our own connection sends again."""
+async def test_a_mock_installed_later_gets_the_request(mocked: aioresponses) -> None:
+    """A mock that is installed later gets the requests, and after its removal our own connection sends again."""
     async with ScriptedServer() as server, client_for(server) as client:
         url = f"{server.url}/instructor/executions/get"
         mocked.stop()
@@ -78,7 +78,7 @@ async def test_a_mock_that_comes_later_gets_the_request(mocked: aioresponses) ->
 
 
 def test_an_equal_head_is_read_once_and_others_are_forgotten() -> None:
-    """A server that names every request in the head would otherwise fill the memory."""
+    """The parser caches equal heads, up to a limit, because a server may send a different head each time."""
     head = b"HTTP/1.1 200 OK\r\nX-Served: %d\r\nContent-Length: 2"
     first = parse_head(head % 0, 10)
     assert first is not None

@@ -1,4 +1,4 @@
-"""Many hostile responses at once cost the event loop little: they are cut short, or read in small steps."""
+"""Many hostile responses at once hardly delay the event loop, because they are refused early or read in small steps."""
 
 import asyncio
 import gzip
@@ -74,11 +74,11 @@ noise = random.Random(1).randbytes(150_000)
 @every_packer
 @pytest.mark.parametrize("body", [b"", b"{}", noise, b" " * 1_000_000, noise[:70_000] + b"a" * 300_000], ids=len)
 def test_a_body_is_unpacked_in_small_steps(coding: str, pack: Callable[[bytes], bytes], body: bytes) -> None:
-    """Each piece is small, together they are the body, and a body that was cut off is an error."""
+    """Unpacking gives small pieces that form the body, and a truncated body raises an error."""
     packed = pack(body)
     pieces = list(encodings.unpack(coding, packed))
     assert b"".join(pieces) == body
-    assert max(map(len, pieces)) < 2 * PIECE  # the limit of brotli is a soft one
+    assert max(map(len, pieces)) < 2 * PIECE  # brotli's limit is approximate
     for end in {0, len(packed) // 2, len(packed) - 1}:
         with pytest.raises(UnpackError):
             list(encodings.unpack(coding, packed[:end]))
@@ -90,7 +90,7 @@ def test_a_body_is_unpacked_in_small_steps(coding: str, pack: Callable[[bytes], 
     ids=["gzip", "zstd"],
 )
 def test_a_body_of_many_empty_parts_is_refused(coding: str, part: bytes) -> None:
-    """A few parts are read, as the standards ask for."""
+    """A body may have a few parts, as the standards require, but not many."""
     assert b"".join(encodings.unpack(coding, part * MOST_MEMBERS)) == b""
     with pytest.raises(UnpackError, match="too many parts"):
         list(encodings.unpack(coding, part * (MOST_MEMBERS + 1)))
@@ -103,7 +103,7 @@ def in_chunks(body: bytes, size: int) -> bytes:
 
 
 async def met(script: Script, **settings: Any) -> Outcome[Any]:
-    """Return the outcome of one lookup that meets a script; a second one must find a record."""
+    """Return the outcome of a lookup with a scripted response, after a second lookup that must succeed."""
     async with (
         ScriptedServer(lambda request: script if request.id == "bad" else [ok(request)]) as server,
         closing(client_for(server, **settings), server) as kaizen,
@@ -116,7 +116,7 @@ async def met(script: Script, **settings: Any) -> Outcome[Any]:
 
 @everywhere
 def test_chunks_of_one_byte_are_read_up_to_a_number(loop: str) -> None:
-    """A server that writes each token alone is served; one that never ends is given up."""
+    """A response in chunks of one byte is read, up to a number of chunks."""
 
     async def main() -> None:
         long = record("bad", workflow={"id": "wf_1", "name": "x" * 12_000})
@@ -131,7 +131,7 @@ def test_chunks_of_one_byte_are_read_up_to_a_number(loop: str) -> None:
 
 @pytest.fixture
 def by_post(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let requests go through `session.post`, as on a version of aiohttp that our own connection is not tested with."""
+    """Send requests through `session.post`, as on versions of aiohttp that our own connection does not support."""
     monkeypatch.setattr(transport, "is_supported", lambda: False)
 
 
@@ -139,7 +139,7 @@ def by_post(monkeypatch: pytest.MonkeyPatch) -> None:
 @needs_zstd
 @pytest.mark.usefixtures("by_post")
 def test_empty_streams_are_refused_before_aiohttp_unpacks_them(loop: str) -> None:
-    """Aiohttp makes a decoder of zstd for each of them."""
+    """The client refuses many empty zstd streams before aiohttp creates a decoder for each."""
 
     async def main() -> None:
         head = b"HTTP/1.1 200 OK\r\nContent-Encoding: zstd\r\nContent-Length: 9000\r\n\r\n"
@@ -153,7 +153,7 @@ def test_empty_streams_are_refused_before_aiohttp_unpacks_them(loop: str) -> Non
 @everywhere
 @pytest.mark.usefixtures("by_post")
 def test_a_response_that_keeps_the_parser_busy_is_given_up(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What counts is processor time of this thread, so that a busy machine gives up nothing."""
+    """The client gives up a response by the parser's CPU time of this thread, which a busy machine does not change."""
     spent = iter(range(10**9))
     monkeypatch.setattr(session, "thread_time", lambda: next(spent) / 20)
 
@@ -175,7 +175,7 @@ def test_a_response_that_keeps_the_parser_busy_is_given_up(loop: str, monkeypatc
 def test_large_records_are_decoded_in_different_steps(
     loop: str, is_supported: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between two of them, everything else that runs in the loop has its turn."""
+    """The loop runs other tasks between the decoding of two large records."""
     seen: list[str] = []
     decode = Endpoint.decode
 
@@ -210,7 +210,7 @@ def test_large_records_are_decoded_in_different_steps(
 def test_a_pause_of_the_garbage_collector_is_not_charged_to_a_response(
     loop: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may fall into the parser, and takes long where a program holds many objects."""
+    """A pause of the garbage collector does not count as time of the parser."""
     spent = iter(range(10**9))
     monkeypatch.setattr(session, "thread_time", lambda: next(spent) * 1.0)
 
@@ -221,7 +221,7 @@ def test_a_pause_of_the_garbage_collector_is_not_charged_to_a_response(
 
 
 def hungry(request: Request) -> list[bytes]:
-    """Return a response of a hundred bytes whose unpacker takes 16 MiB."""
+    """Return a response of a hundred bytes that needs 16 MiB to unpack."""
     packed = brotli.compress(b" " * 50_000_000, quality=2, lgwin=24)
     return [response(packed, headers={"Content-Encoding": "br"}) if request.id != "good" else ok(request)]
 
@@ -229,7 +229,7 @@ def hungry(request: Request) -> list[bytes]:
 @everywhere
 @pytest.mark.parametrize("is_supported", [True, False], ids=["own connection", "session.post"])
 def test_one_hungry_body_is_unpacked_at_a_time(loop: str, is_supported: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fifty at once would take 800 MiB, and more than a second without a turn for anything else."""
+    """Bodies that need much memory are unpacked one at a time, because fifty at once would take 800 MiB."""
     steps: list[int] = []
     alive: list[int] = []
     count = now = 0
@@ -268,7 +268,7 @@ def test_one_hungry_body_is_unpacked_at_a_time(loop: str, is_supported: bool, mo
     monkeypatch.setitem(encodings._NEW, "br", Unpacker)
     monkeypatch.setattr(brotli, "Decompressor", Unpacker)
     run_on(loop, main())
-    assert len(steps) == 20 + is_supported  # our own connection tries one as it comes
+    assert len(steps) == 20 + is_supported  # our own connection tries one as it arrives
     assert len(set(steps[is_supported:])) == 20
     assert max(alive) == 1
 
@@ -276,7 +276,7 @@ def test_one_hungry_body_is_unpacked_at_a_time(loop: str, is_supported: bool, mo
 @everywhere
 @pytest.mark.usefixtures("by_post")
 def test_the_turn_of_a_hungry_body_ends_with_its_attempt(loop: str) -> None:
-    """The header may come in pieces, behind interim responses, and in any case. A silent body keeps no other one."""
+    """A silent packed body does not block other packed bodies, in whatever form its headers arrive."""
     heads = [
         b"HTTP/1.1 200 OK\r\nContent-Encoding: br\r\nContent-Length: 9\r\n\r\n",
         b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\nCONTENT-ENCODING:BR\r\nContent-Length: 9\r\n\r\n",
@@ -307,7 +307,7 @@ TEXTS = [";" * 1_000_000, "a" * 1_000_000, " " * 1_000_000 + "x", "reset" + "a" 
 
 @pytest.mark.parametrize("value", [SPACES + b"\0", SPACES + b"x" + SPACES + b"\0", b"a " * 500_000 + b"\0"])
 def test_a_long_header_line_is_read_in_one_pass(value: bytes) -> None:
-    """The square of its length would be an hour."""
+    """Parsing a long header line takes linear time. Quadratic time would be an hour."""
     line = b"X:" + value
     parse_head(b"HTTP/1.1 200 OK\r\n" + line, 256)
     is_plain_interim([b"HTTP/1.1 103 Early Hints", line])
@@ -316,14 +316,14 @@ def test_a_long_header_line_is_read_in_one_pass(value: bytes) -> None:
 @pytest.mark.parametrize("text", TEXTS, ids=lambda text: text[:6])
 @pytest.mark.parametrize("name", ["RateLimit", "RateLimit-Reset", "Retry-After", "Retry-After-Ms", "Date"])
 def test_a_long_header_that_names_a_time_is_read_in_one_pass(name: str, text: str) -> None:
-    """The square of its length would be an hour."""
+    """Parsing a long header with a time takes linear time. Quadratic time would be an hour."""
     error = status_error(429, CIMultiDict({"Retry-After": "x", name: text}), b"", retried=(), now=0.0)
     assert error.retry_after is None
 
 
 @everywhere
 def test_an_interim_response_has_no_more_lines_than_a_final_one(loop: str) -> None:
-    """Its lines are looked at again whenever more of them come."""
+    """The limit of header lines also applies to interim responses, because the client reads their lines repeatedly."""
 
     async def main() -> None:
         for end in (b"", b"\r\n"):
@@ -335,7 +335,7 @@ def test_an_interim_response_has_no_more_lines_than_a_final_one(loop: str) -> No
 
 
 def test_a_record_with_much_json_is_not_remembered() -> None:
-    """An unknown field costs no attribute, but the JSON behind the record is kept with it."""
+    """A record with much JSON in unknown fields is not kept, because its JSON would be kept too."""
     endpoint = Endpoint("get", InstructorExecution)
     small = endpoint.decode(json.dumps(record("a")).encode(), "a")
     large = endpoint.decode(json.dumps(record("b", zorp="x" * 400_000)).encode(), "b")

@@ -14,7 +14,7 @@ from kaizen_async._transport.reading import Limits, read_body
 
 
 async def test_a_recorder_gets_plain_bytes_and_text() -> None:
-    """It stores copies, in YAML for instance, which does not know our classes. The request itself is sent as usual."""
+    """A recorder gets plain bytes and text, which it can store, for example as YAML. The request is sent unchanged."""
     seen: list[dict[str, Any]] = []
     genuine = aiohttp.ClientSession._request
 

@@ -1,4 +1,4 @@
-"""Connections that are opened early, kept for a while, and replaced; and names that resolve to addresses."""
+"""Connections are opened early, kept for a while, and replaced. Names resolve to addresses."""
 
 import asyncio
 import logging
@@ -22,7 +22,7 @@ ADDRESS = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 80))]
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_connections_are_open_before_they_are_needed(loop: str) -> None:
-    """A burst uses them, and a second warm-up opens only what is missing."""
+    """`warm_up` opens only missing connections, and a burst of lookups uses them."""
 
     async def scenario() -> None:
         async with ScriptedServer(lambda request: [ok(request)]) as server, client_for(server) as client:
@@ -37,7 +37,7 @@ def test_connections_are_open_before_they_are_needed(loop: str) -> None:
 
 
 async def test_a_server_that_is_down_cannot_be_warmed_up() -> None:
-    """The error says so, and nothing was retried."""
+    """`warm_up` raises a TransportError if the server is down, and does not retry."""
     async with ScriptedServer(lambda request: [ok(request)]) as server:
         client = client_for(server)
     async with client:
@@ -46,7 +46,7 @@ async def test_a_server_that_is_down_cannot_be_warmed_up() -> None:
 
 
 async def test_an_old_connection_is_replaced() -> None:
-    """So a busy client follows changes of DNS."""
+    """The client replaces a connection after connection_max_age, so that it follows changes of DNS."""
     async with ScriptedServer(lambda request: [ok(request)]) as server:
         async with client_for(server, connection_max_age=0.02) as client:
             await client.instructor_executions.get("a")
@@ -56,7 +56,7 @@ async def test_an_old_connection_is_replaced() -> None:
 
 
 async def test_idle_connections_are_closed() -> None:
-    """Each when its own time is over, although nobody asks for one."""
+    """The client closes each idle connection after idle_seconds, without further requests."""
     async with ScriptedServer(lambda request: [ok(request)]) as server:
         async with client_for(server, connections=ConnectionPolicy(idle_seconds=0.05)) as client:
             await client.warm_up(2)
@@ -68,7 +68,7 @@ async def test_idle_connections_are_closed() -> None:
 
 
 async def test_a_name_resolves_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And an error of the system's resolver is raised where the name was asked for."""
+    """A name resolves in a thread, and an error of the system's resolver is raised in the caller."""
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_options: ADDRESS)
     (found,) = await ThreadResolver().resolve("some.host", 80)
     assert (found["host"], found["port"], found["hostname"]) == ("127.0.0.1", 80, "some.host")
@@ -78,8 +78,8 @@ async def test_a_name_resolves_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> N
     await ThreadResolver().close()
 
 
-async def test_a_resolver_that_is_late_disturbs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether the caller has been cancelled, or the loop is closed."""
+async def test_a_late_resolver_raises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resolver that returns after its caller was cancelled or its loop was closed raises nothing."""
     goes_on = threading.Event()
     threads: list[Any] = []
 
@@ -109,7 +109,7 @@ async def test_a_resolver_that_is_late_disturbs_nobody(monkeypatch: pytest.Monke
 def test_a_name_is_this_machine_if_all_its_addresses_are(
     addresses: list[str], *, is_here: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that does not resolve is not."""
+    """A name counts as local only if it resolves and all its addresses are local."""
 
     def found(*_args: Any, **_options: Any) -> Any:
         if not addresses:
@@ -121,13 +121,13 @@ def test_a_name_is_this_machine_if_all_its_addresses_are(
 
 
 def test_loopback_addresses_have_many_spellings() -> None:
-    """127.0.0.0/8, ::1 also with a scope, and IPv4 mapped to IPv6."""
+    """Loopback includes 127.0.0.0/8, ::1 with a scope, and IPv4 addresses mapped to IPv6."""
     assert all(map(is_loopback, ["127.0.0.1", "127.255.0.9", "::1", "::1%lo", "::ffff:127.0.0.1"]))
     assert not any(map(is_loopback, ["192.0.2.1", "::2", "::ffff:192.0.2.1", "localhost"]))
 
 
 async def test_a_lookup_that_crashes_gives_back_its_slot_and_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also on the short way, which sends the first request at once."""
+    """A lookup that crashes frees its slot and its connection, also in the fast first attempt."""
     async with ScriptedServer(lambda request: [ok(request)]) as server:
         async with client_for(server, concurrency=1) as client:
             await client.instructor_executions.get("a")
@@ -142,7 +142,7 @@ async def test_a_lookup_that_crashes_gives_back_its_slot_and_connection(monkeypa
 
 
 async def test_a_request_in_the_moment_of_closing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first bytes of an unusual response come in the step in which the client cuts what is in flight."""
+    """A close ends a request whose first response bytes arrive in the same loop step."""
     half = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;x\r\n"
     received = Connection.buffer_updated
 
@@ -160,8 +160,8 @@ async def test_a_request_in_the_moment_of_closing_is_cut_off(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("seconds", [0.1, 0.0])
-async def test_what_is_left_of_an_attempt_may_be_less_than_the_time_to_the_next_sweep(seconds: float) -> None:
-    """So a timeout for it sets a timer of its own, however far the sweep is."""
+async def test_a_short_timeout_sets_its_own_timer(seconds: float) -> None:
+    """A timeout that ends before the next sweep sets its own timer."""
     clock = SystemClock()
     sweep = Sweep(clock, clock.time, 400.0, lambda late: None)
     async with asyncio.timeout(5):
@@ -171,7 +171,7 @@ async def test_what_is_left_of_an_attempt_may_be_less_than_the_time_to_the_next_
 
 
 async def test_a_timer_that_is_due_has_nothing_left() -> None:
-    """Also in the moment between its end and the call."""
+    """A timer that is due has no time left, also before its callback has run."""
     clock = SystemClock()
     called = asyncio.Event()
     timer = RunningTimer(clock, 0.01, math.inf, called.set)
@@ -180,7 +180,7 @@ async def test_a_timer_that_is_due_has_nothing_left() -> None:
 
 
 async def test_a_logger_that_raises_leaves_slots_and_connections_as_they_are(caplog: pytest.LogCaptureFixture) -> None:
-    """The lookup fails with that error; nothing is given back twice."""
+    """If a logging filter raises, the lookup fails with that error and frees its slot and connection once."""
 
     def refuse(record: logging.LogRecord) -> bool:
         raise RuntimeError("a filter of the user's")

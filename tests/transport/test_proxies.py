@@ -1,4 +1,4 @@
-"""Which proxy a request goes through, and that a wrong setting is refused instead of ignored."""
+"""The client chooses a proxy from its setting or the environment, and refuses invalid settings."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ API = URL("https://api.example.com/v1/")
     ],
 )
 def test_a_proxy_is_read_with_or_without_a_scheme(url: Any, shown: str, has_password: bool) -> None:
-    """Its password is kept apart and does not show."""
+    """A proxy URL needs no scheme, and its password does not appear in any repr."""
     proxy = parse_proxy(url, "proxy")
     assert str(proxy.url) == shown
     assert (proxy.authorization is not None) == has_password
@@ -50,7 +50,7 @@ def test_a_proxy_is_read_with_or_without_a_scheme(url: Any, shown: str, has_pass
 def test_a_proxy_that_cannot_be_used_is_refused_by_name(
     url: Any, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a setting, and in the environment. The key must not take the direct route, and no password shows."""
+    """An invalid proxy is refused with the name of its setting or variable, and without its password."""
     with pytest.raises((TypeError, ValueError), match=message) as caught:
         KaizenClient("key", proxy=url)
     assert str(caught.value).startswith("proxy ")
@@ -83,7 +83,7 @@ def test_a_proxy_that_cannot_be_used_is_refused_by_name(
     ],
 )  # fmt: skip
 def test_the_environment_names_a_proxy(environment: dict[str, str], proxy: str | None) -> None:
-    """By the scheme of the URL, unless NO_PROXY names the host."""
+    """The environment variable for the URL's scheme gives the proxy, unless NO_PROXY names the host."""
     found = environment_proxy(API, environment)
     assert (None if found is None else str(found.url)) == proxy
 
@@ -103,13 +103,13 @@ def test_the_environment_names_a_proxy(environment: dict[str, str], proxy: str |
     ],
 )
 def test_no_proxy_knows_ranges_of_addresses(host: str, no_proxy: str, is_excluded: bool) -> None:
-    """In the notation of CIDR, for both versions of IP."""
+    """NO_PROXY accepts address ranges in CIDR notation for both versions of IP."""
     found = environment_proxy(URL(f"http://{host}/"), {"http_proxy": "http://a:1", "no_proxy": no_proxy})
     assert (found is None) == is_excluded
 
 
 def test_a_cgi_program_does_not_take_a_proxy_from_a_request() -> None:
-    """There, HTTP_PROXY is what the visitor sent as a header `Proxy`."""
+    """In a CGI program HTTP_PROXY is ignored, because it contains the visitor's header `Proxy`."""
     environment = {"HTTP_PROXY": "http://a:1", "REQUEST_METHOD": "GET"}
     assert environment_proxy(URL("http://h/"), environment) is None
     assert environment_proxy(URL("http://h/"), {**environment, "http_proxy": "http://b:2"}) is not None
@@ -117,7 +117,7 @@ def test_a_cgi_program_does_not_take_a_proxy_from_a_request() -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "::ffff:127.0.0.1"])
 def test_all_addresses_of_this_machine_are_known(host: str) -> None:
-    """In every spelling."""
+    """Every spelling of a loopback address counts as local."""
     assert is_loopback(host)
     assert not is_loopback("10.0.0.1")
     assert not is_loopback("example.com")

@@ -27,7 +27,7 @@ from kaizen_async.errors import BODY_LIMIT
 def answered(
     status: int, body: bytes = b"", headers: dict[str, str] | None = None, retried: frozenset[int] = RETRIED_STATUSES
 ) -> StatusError:
-    """Return the error for an answer."""
+    """Return the error for a response."""
     return status_error(status, CIMultiDict(headers or {}), body, retried=retried, now=0.0)
 
 
@@ -48,14 +48,14 @@ def answered(
     ],
 )
 def test_a_status_has_its_class(status: int, error: type[StatusError]) -> None:
-    """There are classes where a caller would branch, and one for the rest."""
+    """Each status has its error class, and all other statuses share one."""
     made = answered(status)
     assert type(made) is error
     assert made.status == status
 
 
 def test_the_policys_statuses_are_retried_and_no_others() -> None:
-    """400 Bad Request will be bad again; 503 may pass."""
+    """Only the statuses of the policy are retryable."""
     retried = {status for status in range(300, 600) if answered(status).retryable}
     assert retried == {408, 420, 425, 429, 500, 502, 503, 504, 507, 509, *range(520, 528), 529, 530}
     assert answered(404, retried=frozenset({404})).retryable
@@ -80,8 +80,11 @@ def test_the_policys_statuses_are_retried_and_no_others() -> None:
         (403, b'{"error":"no"}', "the server answered 403 Forbidden: no; check api_key or KAIZEN_API_KEY"),
     ],
 )
-def test_the_reason_says_what_the_server_said_if_it_can_be_read(status: int, body: bytes, reason: str) -> None:
-    """Error bodies are not documented: JSON with a message, HTML of a gateway and nothing at all are all fine."""
+def test_the_reason_has_the_servers_message(status: int, body: bytes, reason: str) -> None:
+    """The reason has the server's message if the body is JSON with a message.
+
+    HTML and empty bodies are accepted too.
+    """
     error = answered(status, body)
     assert error.reason == reason
     assert error.body == body[:BODY_LIMIT]
@@ -89,7 +92,7 @@ def test_the_reason_says_what_the_server_said_if_it_can_be_read(status: int, bod
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirect_is_an_error_that_says_why(status: int) -> None:
-    """Following it would carry the key elsewhere."""
+    """A redirect is an error, because following it would send the key to another server."""
     assert "redirects are not followed" in answered(status, headers={"Location": "https://x.example"}).reason
 
 
@@ -121,7 +124,7 @@ LATER = "Mon, 23 Nov 2026 12:00:30 GMT"
     ],
 )
 def test_retry_after_is_read_in_every_form(headers: dict[str, str], wait: float | None) -> None:
-    """Seconds, milliseconds, HTTP dates counted from the server's own clock; in the past means now."""
+    """Retry-After is read as seconds, milliseconds, or a date by the server's clock. A past date means now."""
     assert parse_retry_after(CIMultiDict(headers), SENT.timestamp()) == wait
 
 
@@ -154,20 +157,20 @@ def test_retry_after_is_read_in_every_form(headers: dict[str, str], wait: float 
     ],
 )
 @pytest.mark.parametrize("header", ["Retry-After", "Retry-After-Ms"])
-def test_a_malformed_retry_after_is_as_if_not_there(header: str, text: str) -> None:
-    """It never raises, and never makes anybody wait for ever."""
+def test_a_malformed_retry_after_is_ignored(header: str, text: str) -> None:
+    """A malformed Retry-After is ignored, so it never raises and never causes an endless wait."""
     assert parse_retry_after(CIMultiDict({header: text}), SENT.timestamp()) is None
 
 
 def test_any_date_that_parses_gives_a_wait_from_now() -> None:
-    """Round trip through the standard library's own formatter."""
+    """A date from the standard library's formatter gives the right number of seconds."""
     for ahead in (0, 1, 86_400):
         date = format_datetime(datetime.fromtimestamp(SENT.timestamp() + ahead, UTC), usegmt=True)
         assert parse_retry_after(CIMultiDict({"Retry-After": date}), SENT.timestamp()) == ahead
 
 
-def test_the_error_of_an_answer_carries_its_retry_after() -> None:
-    """Callers read it off `.retry_after`."""
+def test_the_error_of_a_response_has_its_retry_after() -> None:
+    """The error of a response has the Retry-After in seconds as an attribute."""
     assert answered(429, headers={"Retry-After": "3600"}).retry_after == 3600
     assert answered(503).retry_after is None
 
@@ -213,7 +216,7 @@ NOW = int(SENT.timestamp())
 def test_a_reset_is_a_time_to_wait_where_a_quota_is_exhausted(
     status: int, headers: dict[str, str], wait: float | None
 ) -> None:
-    """In every form in which servers name it; Retry-After comes first. Else it comes with every response."""
+    """If a quota is exhausted, its reset header gives the time to wait. Retry-After takes precedence."""
     error = status_error(status, CIMultiDict(headers), b"", retried=RETRIED_STATUSES, now=NOW)
     assert error.retry_after == wait
 
@@ -232,8 +235,8 @@ def test_a_reset_is_a_time_to_wait_where_a_quota_is_exhausted(
         (404, False, False),
     ],
 )
-def test_what_throttles(status: int, bare: bool, timed: bool) -> None:
-    """Some statuses always do, some if they name a time, and the policy that retries 429 retries them all."""
+def test_which_statuses_throttle(status: int, bare: bool, timed: bool) -> None:
+    """Some statuses always throttle, and some only with a Retry-After."""
     for throttles, headers in ((bare, {}), (timed, {"Retry-After": "1"})):
         error = answered(status, headers=headers)
         assert is_throttling(error) is throttles
@@ -243,7 +246,7 @@ def test_what_throttles(status: int, bare: bool, timed: bool) -> None:
 
 
 def test_a_403_that_names_a_time_is_about_the_rate_and_not_the_key() -> None:
-    """Advice about the key would mislead."""
+    """A 403 with a Retry-After is a RateLimitError and gives no advice about the key."""
     error = answered(403, headers={"Retry-After": "1"})
     assert isinstance(error, RateLimitError)
     assert "api_key" not in error.reason
@@ -273,5 +276,5 @@ HTML = b"<html>"
     ],
 )
 def test_each_error_has_its_verdict(error: KaizenError, expected: Verdict) -> None:
-    """About the id, the pace, the server, the client, or nothing."""
+    """Each error has a verdict: it concerns the id, the pace, the server, the client, or nothing of these."""
     assert verdict(error) is expected

@@ -1,4 +1,4 @@
-"""The HTTP attempt itself: what the server sees, what is read, and what becomes of aiohttp's errors."""
+"""A single HTTP attempt: what the server receives, what the client reads, and how aiohttp's errors are translated."""
 
 import asyncio
 import base64
@@ -56,7 +56,7 @@ KEY = "s3cr3t-key"
 
 @asynccontextmanager
 async def own_session(**settings: Any) -> AsyncIterator[Transport]:
-    """Yield a transport that opens its session itself, and sends by the short way."""
+    """Yield a transport that opens its own session and uses its own connections."""
     made = Transport(headers=request_headers(KEY), max_response_bytes=100_000, **settings)
     try:
         yield made
@@ -66,7 +66,7 @@ async def own_session(**settings: Any) -> AsyncIterator[Transport]:
 
 @asynccontextmanager
 async def own_session_the_long_way(**settings: Any) -> AsyncIterator[Transport]:
-    """Yield a transport that opens its session itself, on a version of aiohttp that the short way is not tested on."""
+    """Yield a transport that opens its own session on a version of aiohttp that its own connections do not support."""
     with mock.patch.object(transport, "is_supported", return_value=False):
         async with own_session(**settings) as made:
             yield made
@@ -74,7 +74,7 @@ async def own_session_the_long_way(**settings: Any) -> AsyncIterator[Transport]:
 
 @asynccontextmanager
 async def given_session(**settings: Any) -> AsyncIterator[Transport]:
-    """Yield a transport that uses a session of the caller's."""
+    """Yield a transport that uses a passed-in session."""
     async with aiohttp.ClientSession() as session, own_session(session=session, **settings) as made:
         yield made
 
@@ -99,7 +99,7 @@ async def refusal(sender: Transport, server: ScriptedServer) -> KaizenError:
 
 @EVERY_WAY
 async def test_a_request_is_a_json_post_with_our_headers(way: Callable[..., Any]) -> None:
-    """The same by every way; one Content-Length, and nothing that would give the key away elsewhere."""
+    """Every kind of transport sends the same JSON POST with the same headers."""
     async with ScriptedServer() as server, way() as sender:
         answer = await send(sender, server, "prefix/get it")
         assert answer.status == 200
@@ -119,13 +119,13 @@ async def test_a_request_is_a_json_post_with_our_headers(way: Callable[..., Any]
 
 
 def test_without_a_key_no_authorization_is_sent() -> None:
-    """A proxy may add one."""
+    """Without a key, the headers have no Authorization."""
     assert "Authorization" not in request_headers(None)
     assert request_headers("k")["Authorization"] == "Bearer k"
 
 
 def test_the_key_shows_in_no_repr() -> None:
-    """Neither of the header nor of whatever holds it."""
+    """The repr of the headers does not show the key."""
     assert KEY not in repr(request_headers(KEY))
     assert KEY not in f"{request_headers(KEY)}"
     assert Secret("x") == "x"
@@ -133,7 +133,7 @@ def test_the_key_shows_in_no_repr() -> None:
 
 @EVERY_WAY
 async def test_connections_are_kept_and_used_again(way: Callable[..., Any]) -> None:
-    """After answers of every kind, errors with a body included: a retry must not cost a handshake."""
+    """The client reuses a connection after responses of every kind, including errors with a body."""
     replies = [
         ok,
         lambda _: response({"message": "no"}, 500),
@@ -157,7 +157,7 @@ async def test_connections_are_kept_and_used_again(way: Callable[..., Any]) -> N
 
 @pytest.mark.parametrize("way", [own_session, own_session_the_long_way], ids=lambda way: way.__name__)
 async def test_as_many_connections_are_opened_as_there_are_requests_at_once(way: Callable[..., Any]) -> None:
-    """There is no pool limit below ours; aiohttp's own would be 100."""
+    """The number of connections has no limit below the client's own, although aiohttp's default is 100."""
     async with ScriptedServer(lambda _: [SILENCE]) as server, way() as sender:
         tasks = [asyncio.create_task(send(sender, server, execution_id=f"e{n}")) for n in range(110)]
         await server.until(lambda: len(server.requests) == 110)
@@ -170,7 +170,7 @@ async def test_as_many_connections_are_opened_as_there_are_requests_at_once(way:
 
 @EVERY_WAY
 async def test_cookies_of_the_server_are_not_sent_back(way: Callable[..., Any]) -> None:
-    """Unless the caller's session keeps them, which for an IP address it does not."""
+    """The client does not send cookies back to the server."""
 
     def play(request: Request) -> Script:
         return [response(record(request.id), headers={"Set-Cookie": "session=1"})]
@@ -186,8 +186,8 @@ PACKINGS: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "deflate
 
 @EVERY_WAY
 @pytest.mark.parametrize("packing", PACKINGS)
-async def test_packed_answers_are_unpacked(way: Callable[..., Any], packing: str) -> None:
-    """With every codec that is announced."""
+async def test_packed_responses_are_unpacked(way: Callable[..., Any], packing: str) -> None:
+    """The client unpacks responses in every encoding that it announces."""
 
     def play(request: Request) -> Script:
         packed = PACKINGS[packing](json.dumps(record(request.id)).encode())
@@ -200,14 +200,14 @@ async def test_packed_answers_are_unpacked(way: Callable[..., Any], packing: str
 
 @functools.cache
 def bomb(packing: str) -> bytes:
-    """Return what unpacks to 20 MB."""
+    """Return a small body that unpacks to 20 MB."""
     return PACKINGS[packing](b"[" + b" " * 20_000_000)
 
 
 @EVERY_WAY
 @pytest.mark.parametrize("packing", PACKINGS)
-async def test_an_answer_that_unpacks_to_too_much_is_given_up_early(way: Callable[..., Any], packing: str) -> None:
-    """A few bytes that unpack to 20 MB cost neither the memory nor the time."""
+async def test_a_response_that_unpacks_to_too_much_is_refused(way: Callable[..., Any], packing: str) -> None:
+    """The client refuses a response that would unpack to 20 MB, without using the memory or the time."""
 
     def play(_: Request) -> Script:
         return [response(bomb(packing), headers={"Content-Encoding": packing})]
@@ -222,8 +222,8 @@ async def test_an_answer_that_unpacks_to_too_much_is_given_up_early(way: Callabl
 
 
 @EVERY_WAY
-async def test_the_largest_answer_allowed_is_taken(way: Callable[..., Any]) -> None:
-    """The limit itself is no excess; a byte more is."""
+async def test_the_largest_allowed_response_is_accepted(way: Callable[..., Any]) -> None:
+    """A response of exactly max_response_bytes is accepted, and one more byte is refused."""
     sizes = iter([100_000, 100_001])
 
     def play(_: Request) -> Script:
@@ -236,7 +236,7 @@ async def test_the_largest_answer_allowed_is_taken(way: Callable[..., Any]) -> N
 
 @EVERY_WAY
 async def test_of_an_endless_error_only_the_beginning_is_read(way: Callable[..., Any]) -> None:
-    """The status is what counts."""
+    """The client reads only the beginning of an endless error body, because it needs only the status."""
 
     def play(_: Request) -> Script:
         return [b"HTTP/1.1 502 Bad Gateway\r\n\r\n" + b"x" * 300_000, SILENCE]
@@ -250,7 +250,7 @@ async def test_of_an_endless_error_only_the_beginning_is_read(way: Callable[...,
 
 @EVERY_WAY
 async def test_a_body_that_comes_in_pieces_is_put_together(way: Callable[..., Any]) -> None:
-    """In order and whole."""
+    """A body that arrives in pieces is complete and in order."""
     whole = bytes(range(256)) * 100
 
     def play(_: Request) -> Script:
@@ -264,8 +264,8 @@ async def test_a_body_that_comes_in_pieces_is_put_together(way: Callable[..., An
 
 @EVERY_WAY
 @pytest.mark.parametrize("body", [b"", b"{}"])
-async def test_bytes_after_an_answer_spoil_it(way: Callable[..., Any], body: bytes) -> None:
-    """Nobody knows which part of what came was meant, also when the answer itself is empty."""
+async def test_bytes_after_a_response_make_it_invalid(way: Callable[..., Any], body: bytes) -> None:
+    """Bytes after a response raise a TransportError, because the client cannot know which part is the response."""
 
     def play(_: Request) -> Script:
         return [response(body, headers={"Content-Length": str(len(body))}) + b"left over", SILENCE]
@@ -279,7 +279,7 @@ async def test_bytes_after_an_answer_spoil_it(way: Callable[..., Any], body: byt
 
 @EVERY_WAY
 async def test_a_cancelled_request_closes_its_connection(way: Callable[..., Any]) -> None:
-    """Before the answer and in the midst of it: the next request must not read what is left of this one."""
+    """A cancelled request closes its connection, so that no later request reads the rest of its response."""
     scripts: list[Script] = [[SILENCE], [b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc", SILENCE]]
     numbers = itertools.count()
 
@@ -300,7 +300,7 @@ async def test_a_cancelled_request_closes_its_connection(way: Callable[..., Any]
 
 
 async def test_a_session_of_our_own_is_opened_by_the_first_request_and_closed_once() -> None:
-    """Making a transport costs no socket; closing it twice does no harm."""
+    """The first request opens the session, and closing it twice is harmless."""
     async with ScriptedServer() as server:
         sender = Transport(headers=request_headers(None), max_response_bytes=1000)
         assert not sender.is_open
@@ -315,7 +315,7 @@ async def test_a_session_of_our_own_is_opened_by_the_first_request_and_closed_on
 
 
 async def test_a_session_that_was_passed_in_is_left_open() -> None:
-    """Who opened it closes it."""
+    """The transport does not close a session that is passed in."""
     async with ScriptedServer() as server, aiohttp.ClientSession() as session:
         sender = Transport(headers=request_headers(None), max_response_bytes=1000, session=session)
         await send(sender, server)
@@ -326,7 +326,7 @@ async def test_a_session_that_was_passed_in_is_left_open() -> None:
 
 
 async def test_a_session_that_was_passed_in_keeps_its_ways() -> None:
-    """Its headers, tracing and connector apply; its timeout and its redirects do not."""
+    """The headers, tracing and connector of a passed-in session apply. Its timeout and redirects do not."""
     seen = []
 
     async def on_request_start(*_: Any) -> None:
@@ -350,8 +350,8 @@ async def test_a_session_that_was_passed_in_keeps_its_ways() -> None:
         assert seen == ["start", "start"]
 
 
-async def test_a_closed_session_that_was_passed_in_is_said_to_be_closed() -> None:
-    """It is the caller's doing, and no fault of the network."""
+async def test_a_closed_session_is_reported() -> None:
+    """A closed passed-in session raises a ClientClosedError, not an error of the network."""
     session = aiohttp.ClientSession()
     await session.close()
     async with ScriptedServer() as server, own_session(session=session) as sender:
@@ -361,8 +361,8 @@ async def test_a_closed_session_that_was_passed_in_is_said_to_be_closed() -> Non
         assert isinstance(error.__cause__, RuntimeError)
 
 
-async def test_a_fault_of_the_callers_tracing_fails_one_look_up() -> None:
-    """It comes as the cause, and no further attempt would mend it."""
+async def test_an_error_in_the_callers_tracing_fails_one_lookup() -> None:
+    """An error in the caller's tracing fails the lookup without a retry, as the cause of a TransportError."""
 
     async def buggy(*_: Any) -> None:
         raise RuntimeError("my bug")
@@ -377,16 +377,16 @@ async def test_a_fault_of_the_callers_tracing_fails_one_look_up() -> None:
         assert not caught.value.retryable
 
 
-async def test_a_fault_of_our_own_is_not_dressed_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It comes out as it is."""
+async def test_a_bug_of_the_library_is_raised_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug in the library raises its own error and not a TransportError."""
     monkeypatch.setattr(Pool, "open", mock.Mock(side_effect=ZeroDivisionError))
     async with ScriptedServer() as server, own_session() as sender:
         with pytest.raises(ZeroDivisionError):
             await send(sender, server)
 
 
-async def test_what_is_held_is_not_sent() -> None:
-    """The connection made for it is kept for the next."""
+async def test_a_held_request_is_not_sent() -> None:
+    """A held request is not sent, and its new connection serves the next request."""
     async with ScriptedServer() as server, own_session() as sender:
         assert await sender.send(URL(server.url) / "get", request_body("a"), lambda: True) is None
         assert server.requests == []
@@ -394,8 +394,8 @@ async def test_what_is_held_is_not_sent() -> None:
         assert (len(server.requests), server.requests[0].connection) == (1, 1)
 
 
-async def test_a_large_answer_is_refused_with_its_beginning() -> None:
-    """Not with the piece that was one too many."""
+async def test_a_large_response_is_refused_with_its_beginning() -> None:
+    """The error for a large response keeps the beginning of its body."""
     answer = response(b'{"head":' + b"x" * 300_000)
     async with ScriptedServer(lambda _: [answer]) as server, own_session() as sender:
         error = await refusal(sender, server)
@@ -408,7 +408,7 @@ PROXIED = pytest.mark.parametrize("way", [own_session, own_session_the_long_way]
 
 @PROXIED
 async def test_a_proxy_gets_the_whole_request(way: Callable[..., Any]) -> None:
-    """With the whole URL, the key for the server, and its own name and password."""
+    """A proxy gets the whole URL, the key for the server, and its own credentials."""
     async with ScriptedServer() as proxy, ScriptedServer() as server:
         async with way(proxy=parse_proxy(f"http://me:pass%20word@127.0.0.1:{proxy.port}", "proxy")) as sender:
             await send(sender, server)
@@ -421,10 +421,10 @@ async def test_a_proxy_gets_the_whole_request(way: Callable[..., Any]) -> None:
 
 @PROXIED
 @pytest.mark.parametrize(("status", "retryable"), [(407, False), (401, False), (403, False), (502, True), (503, True)])
-async def test_a_proxy_that_refuses_is_told_from_a_server_that_does(
+async def test_a_refusal_of_the_proxy_is_an_error_of_the_proxy(
     way: Callable[..., Any], status: int, retryable: bool
 ) -> None:
-    """Its response to CONNECT is not the API's; its status says whether trying again may help. No password shows."""
+    """The proxy's refusal of CONNECT is reported as such, without a password. Its status decides whether to retry."""
 
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -448,7 +448,7 @@ async def test_a_proxy_that_refuses_is_told_from_a_server_that_does(
 
 @EVERY_WAY
 async def test_errors_of_the_network_show_no_key(way: Callable[..., Any]) -> None:
-    """Neither in text, nor in a traceback with all its causes, nor in what is pickled."""
+    """An error of the network shows no key in its text, traceback, causes or pickle."""
 
     def play(_: Request) -> Script:
         return [b"HTTP/1.1 200 OK\r\nContent-Length: nonsense\r\n\r\n", CLOSE]
@@ -464,8 +464,8 @@ async def test_errors_of_the_network_show_no_key(way: Callable[..., Any]) -> Non
         assert KEY.encode() not in pickle.dumps(error)
 
 
-async def test_a_connection_lost_before_the_request_is_told_from_one_lost_under_it() -> None:
-    """Nothing was written to it."""
+async def test_a_connection_lost_before_the_request() -> None:
+    """A connection lost before the request has its own error, because nothing was sent."""
     async with ScriptedServer() as server, own_session() as sender:
         await send(sender, server)
         target = sender._pool.target(URL(server.url) / "get")
@@ -479,8 +479,8 @@ async def test_a_connection_lost_before_the_request_is_told_from_one_lost_under_
         assert len(server.requests) == 1
 
 
-def test_the_short_way_is_taken_only_on_versions_that_it_was_tested_on() -> None:
-    """On others the way of aiohttp's own does the work."""
+def test_own_connections_need_a_tested_version_of_aiohttp() -> None:
+    """The client uses its own connections only on tested versions of aiohttp, and aiohttp's on others."""
     assert session_post.is_supported()
     assert session_post.is_supported("3.14.99")
     assert not session_post.is_supported("3.12.0")
@@ -488,7 +488,7 @@ def test_the_short_way_is_taken_only_on_versions_that_it_was_tested_on() -> None
 
 
 def instance_of(cls: type[BaseException]) -> BaseException:
-    """Return an exception of aiohttp's, made of whatever its constructor asks for."""
+    """Return an exception of aiohttp's, created with the arguments that its constructor needs."""
     key = mock.Mock(host="h", port=1, ssl=None, is_ssl=False)
     info = aiohttp.RequestInfo(URL("http://h"), "POST", mock.MagicMock(), URL("http://h"))
     known = {
@@ -532,7 +532,7 @@ FOREIGN = [
 
 @pytest.mark.parametrize("cls", FOREIGN, ids=lambda cls: cls.__name__)
 def test_every_error_of_aiohttp_has_one_of_ours(cls: type[Exception]) -> None:
-    """Also one that a later version adds: none comes through as it is, and none is taken for an HTTP status."""
+    """Every error of aiohttp, also of later versions, is translated to a TransportError."""
     error = translate(instance_of(cls))  # type: ignore[arg-type]
     assert type(error) is TransportError
     certain = issubclass(
@@ -563,21 +563,21 @@ def test_every_error_of_aiohttp_has_one_of_ours(cls: type[Exception]) -> None:
         (aiohttp.ClientConnectionError("?"), False),
     ],
 )
-def test_a_dropped_connection_is_told_from_other_faults(foreign: Exception, disconnected: bool) -> None:
-    """Its first retry does not wait."""
+def test_a_dropped_connection_is_marked(foreign: Exception, disconnected: bool) -> None:
+    """The error of a dropped connection is marked, because its first retry does not wait."""
     error = translate(foreign)
     assert isinstance(error, TransportError)
     assert error.disconnected is disconnected
     assert not error.garbled
 
 
-def test_a_text_without_words_is_replaced_by_the_name_of_the_error() -> None:
-    """Some errors of the system come without a text."""
+def test_an_empty_error_text_becomes_the_class_name() -> None:
+    """An error without a text gets the name of its class as its text."""
     assert translate(aiohttp.ClientConnectionError()).reason == "the connection failed: ClientConnectionError"
 
 
-def test_what_a_missing_codec_would_read_is_not_tried_again() -> None:
-    """The next answer would be packed the same way."""
+def test_a_missing_codec_is_not_retried() -> None:
+    """A response in an encoding whose package is missing is not retried, because the next one would have it too."""
     foreign = aiohttp.ClientPayloadError("400")
     foreign.__cause__ = http_exceptions.ContentEncodingError("Can not decode br. Please install `Brotli`")
     error = translate(foreign)
@@ -586,8 +586,8 @@ def test_what_a_missing_codec_would_read_is_not_tried_again() -> None:
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_a_server_that_answers_before_it_is_asked_is_heard(loop: str) -> None:
-    """An overloaded one says so as soon as it is connected to, which is no reason to connect again and again."""
+def test_an_early_response_is_used(loop: str) -> None:
+    """The client uses an error that an overloaded server sends before the request, and does not connect again."""
 
     async def main() -> None:
         refusal = response({"message": "overloaded"}, 503)
@@ -605,8 +605,8 @@ def test_a_server_that_answers_before_it_is_asked_is_heard(loop: str) -> None:
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_a_flood_of_interim_answers_is_cut_short(loop: str) -> None:
-    """It is no answer, and worth one more attempt only."""
+def test_a_flood_of_interim_responses_is_cut_short(loop: str) -> None:
+    """Endless interim responses raise a TransportError after one more attempt."""
 
     async def main() -> None:
         flood = b"HTTP/1.1 100 Continue\r\n\r\n" * 10_000
@@ -619,7 +619,7 @@ def test_a_flood_of_interim_answers_is_cut_short(loop: str) -> None:
 
 
 async def test_a_key_of_one_common_character_is_withheld_all_the_same() -> None:
-    """What stands in its place holds it again, and is not searched once more."""
+    """A key that occurs in its own replacement is withheld once, without endless replacement."""
     answer = response(b'{"id": "*", "logins": "*"}')
     async with ScriptedServer(lambda _: [answer]) as server, client_for(server, api_key="*") as client:
         with pytest.raises(DecodeError):

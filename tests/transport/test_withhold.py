@@ -1,4 +1,4 @@
-"""No text that quotes the API key shows it, in whatever way the key is written there."""
+"""No text that quotes the API key shows it, in any encoding."""
 
 import base64
 import html
@@ -40,7 +40,7 @@ BASE64 = {
 
 @pytest.mark.parametrize("spell", SPELLINGS.values(), ids=SPELLINGS)
 def test_every_spelling_is_withheld(spell: Callable[[str], str]) -> None:
-    """Only the key is replaced: what stands around it stays."""
+    """The key is replaced in every encoding, and the text around it stays unchanged."""
     said = f"the key {spell(KEY)}, twice: {spell(KEY)}."
     assert Withholder(KEY).text(said) == f"the key {WITHHELD}, twice: {WITHHELD}."
     assert Withholder(KEY).body(said.encode()) == f"the key {WITHHELD}, twice: {WITHHELD}.".encode()
@@ -49,7 +49,7 @@ def test_every_spelling_is_withheld(spell: Callable[[str], str]) -> None:
 @pytest.mark.parametrize("before", ["", ":", "ab", "Bearer "])
 @pytest.mark.parametrize("encode", BASE64.values(), ids=BASE64)
 def test_base64_is_withheld_wherever_the_key_stands_in_it(encode: Callable[[str], str], before: str) -> None:
-    """What is left are the characters before the key, and at its ends those that a few bits of it are in."""
+    """In base64, only the characters before the key and a few bits at its ends remain."""
     left = Withholder(KEY).text(encode(before + KEY)).split(WITHHELD)
     assert len(left) == 2
     assert encode(before + "x").startswith(left[0])
@@ -58,34 +58,34 @@ def test_base64_is_withheld_wherever_the_key_stands_in_it(encode: Callable[[str]
 
 @given(st.integers(0, len(KEY)), st.integers(0, len(KEY)), st.sampled_from(sorted(SPELLINGS)))
 def test_a_part_of_the_key_is_withheld(start: int, end: int, spelling: str) -> None:
-    """A message may cut off any part of what it quotes. Eight characters in a row are never shown."""
+    """Eight or more consecutive characters of the key are replaced, because a message may contain a part of it."""
     shown = Withholder(KEY).text(f"{SPELLINGS[spelling](KEY[start:end])} …")
     assert shown.endswith(" …")
     assert (WITHHELD in shown) == (end - start >= 8)
 
 
 @given(st.text(st.characters(codec="latin-1", exclude_characters="sk"), max_size=200))
-def test_what_holds_no_key_stays_as_it_is(said: str) -> None:
-    """Whatever is escaped in it."""
+def test_text_without_the_key_is_unchanged(said: str) -> None:
+    """Text without the key is unchanged, also with escaped characters."""
     assert Withholder("sksksksksksk").text(said) == said
     assert Withholder("").text(said) == said
 
 
 @given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E, exclude_characters="\\%&*"), min_size=8))
 def test_any_key_is_withheld(key: str) -> None:
-    """Whatever characters it consists of, except those that escape others."""
+    """Any key is replaced in plain text, JSON, HTML and URLs."""
     for spell in (str, lambda key: json.dumps(key)[1:-1], html.escape, urllib.parse.quote):
         assert Withholder(key).text(f"<{spell(key)}>") == f"<{WITHHELD}>"
 
 
 @pytest.mark.parametrize("key", ["k", "key", "sk-test"])
 def test_a_short_key_is_withheld_as_a_whole(key: str) -> None:
-    """Parts of it would be parts of too many words."""
+    """Only the whole of a short key is replaced, because its parts occur in many words."""
     assert Withholder(key).text(f"<{key}>") == f"<{WITHHELD}>"
 
 
 def test_nothing_shows_the_key() -> None:
-    """Not even a debugger that takes values apart, or cuts long ones."""
+    """No repr shows the key, also in containers and slices."""
     secret, in_bytes = Secret(KEY), SecretBytes(KEY.encode())
     for shown in (secret, in_bytes, [secret], {"a": secret}, secret[:80], in_bytes[:80], Withholder(KEY)):
         assert KEY[:8] not in repr(shown)
