@@ -40,7 +40,7 @@ class Answer:
 
     def __post_init__(self) -> None:
         check_type("status", self.status, int)
-        check_number("status", self.status, 200, 599, "Fault.raw() sends any bytes")
+        check_number("status", self.status, 200, 999, "Fault.raw() sends any bytes")
         check_type("body", self.body, bytes, "encode it first")
         check_type("headers", self.headers, Mapping)
 

@@ -16,12 +16,13 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
+from kaizen_async._transport.request_id import REQUEST_ID_HEADERS
 from kaizen_async._transport.withhold import Withholder
 from kaizen_async.config import resolve_base_url
 from kaizen_async.testing.faults import Answer
 from kaizen_async.testing.server import LoopbackServer
 
-_KEPT_HEADERS: Final = ("content-type", "retry-after", "retry-after-ms")
+_KEPT_HEADERS: Final = ("content-type", "retry-after", "retry-after-ms", *REQUEST_ID_HEADERS)
 _KEPT_PREFIXES: Final = ("ratelimit", "x-ratelimit")
 _UPSTREAM_SECONDS: Final = 60.0
 
@@ -100,7 +101,7 @@ class Recorder:
         await self._session.close()
 
     async def _pass_on(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Pass one request on, and note what came back. Without a response from there, the client gets a 502."""
+        """Pass one request on, and note what came back. If nothing comes, the client and the file get a 502."""
         body = await request.read()
         headers = {
             name: value for name, value in request.headers.items() if name.lower() in {"authorization", "content-type"}
@@ -112,7 +113,7 @@ class Recorder:
             ) as response:
                 answer = Answer(response.status, await response.read(), dict(_kept(response.headers.items())))
         except (aiohttp.ClientError, TimeoutError) as error:
-            return Answer.message(502, f"the recorder got no response: {type(error).__name__}").response()
+            answer = Answer.message(502, f"the recorder got no response: {type(error).__name__}")
         self._note(request.path, body, answer, headers.get("Authorization", ""))
         return answer.response()
 

@@ -480,7 +480,9 @@ async def test_responses_are_recorded_and_replayed(tmp_path: Path) -> None:
         real.add("exec_1", Life.running())
         real.faults.next(
             Fault.status(
-                503, headers={"Retry-After": "0", "X-RateLimit-For": "secret-key"}, body=b"key secret-key \xff"
+                503,
+                headers={"Retry-After": "0", "X-RateLimit-For": "secret-key", "X-Request-Id": "r_1"},
+                body=b"key secret-key \xff",
             ),
             id="exec_2",
         )
@@ -499,12 +501,15 @@ async def test_responses_are_recorded_and_replayed(tmp_path: Path) -> None:
                     assert response.status == 401
     text = file.read_text()
     assert "secret-key" not in text
-    assert len(text.splitlines()) == 5
+    assert len(text.splitlines()) == 6
     async with KaizenEmulator() as emulator, client_of(emulator) as kaizen:
         emulator.replay(file)
         seen = [await status_of(kaizen, "exec_1") for _ in range(3)]
         assert seen == ["InProgress", "Failed", "Failed"]
-        assert await status_of(kaizen, "exec_2") == 503
+        with pytest.raises(StatusError) as caught:
+            await kaizen.instructor_executions.get("exec_2", retry=ONCE)
+        assert (caught.value.status, caught.value.request_id) == (503, "r_1")
+        assert await status_of(kaizen, "exec_4") == 502
         assert await status_of(kaizen, "exec_5") == 404
     file.write_text("{}\n")
     with pytest.raises(ValueError, match="line 1 is not a recorded response"):
