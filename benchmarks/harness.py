@@ -23,6 +23,9 @@ OURS = ("ours_get_many", "ours_stream", "ours_get")
 BARE = ("raw_sockets", "bare", "bare_workers")
 PEERS = (
     "ry",
+    "wreq",
+    "pyreqwest",
+    "pycurl_multi",
     "apify",
     "apify_bytes",
     "zyte",
@@ -159,7 +162,10 @@ class WorkerFailedError(Exception):
 def run(job: Job) -> dict[str, Any]:
     """Run one job in a process of its own."""
     command = [sys.executable, str(WORKER), json.dumps(dataclasses.asdict(job))]
-    done = subprocess.run(command, capture_output=True, text=True, env=clean_environment(), check=False, timeout=1800)
+    environment = clean_environment()
+    if job.authority is not None:
+        environment["SSL_CERT_FILE"] = job.authority
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=1800)
     if done.returncode:
         raise WorkerFailedError((done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1][:200])
     measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -50,6 +50,9 @@ http {{
     {pieces}
     server {{
         listen 127.0.0.1:{port} backlog=4096;
+        listen 127.0.0.1:{tls_port} ssl backlog=4096;
+        ssl_certificate {directory}/server.pem;
+        ssl_certificate_key {directory}/server.key;
         location = /dropped {{ internal; return 204; }}
         {locations}
     }}
@@ -58,6 +61,11 @@ http {{
 _NGINX_LOCATION = """
 location = /{size}kb/instructor/executions/get {{ mirror /dropped; empty_gif; error_page 405 =200 @answer{size}; }}
 location @answer{size} {{ return 200 "{before}$execution_id{after}"; }}
+location = /{size}kb-gzip/instructor/executions/get {{ mirror /dropped; empty_gif; error_page 405 =200 @packed{size}; }}
+location @packed{size} {{
+    gzip on; gzip_types application/json; gzip_min_length 1; gzip_comp_level 1;
+    return 200 "{before}$execution_id{after}";
+}}
 """
 _NGINX_PIECE_BYTES = 4000
 """nginx takes no string longer than 4096 bytes in its configuration."""
@@ -69,10 +77,14 @@ class Server:
 
     name: str
     port: int
+    tls_port: int | None = None
+    authority: Path | None = None
+    """The certificate of who signed the server's, for clients that speak TLS."""
 
-    def base_url(self, kilobytes: int) -> str:
-        """Return the base URL below which records of that size are served."""
-        return f"http://127.0.0.1:{self.port}/{kilobytes}kb/"
+    def base_url(self, kilobytes: int, *, tls: bool = False, packed: bool = False) -> str:
+        """Return the base URL below which records of that size are served, packed by gzip and in chunks if wanted."""
+        start = f"https://localhost:{self.tls_port}" if tls else f"http://127.0.0.1:{self.port}"
+        return f"{start}/{kilobytes}kb{'-gzip' if packed else ''}/"
 
     def counters(self) -> dict[str, Any]:
         """Return what an `answering.py` server has counted."""
@@ -92,13 +104,14 @@ def fast(kind: str = "auto") -> Iterator[Server]:
     if nginx is None:
         sys.exit("nginx is not installed (Debian: apt-get install nginx)")
     with tempfile.TemporaryDirectory(prefix="bench-nginx-") as name:
-        directory, port = Path(name), _free_port()
+        directory, port, tls_port = Path(name), _free_port(), _free_port()
         directory.chmod(0o755)
-        (directory / "nginx.conf").write_text(_nginx_config(directory, port))
+        _make_certificates(directory)
+        (directory / "nginx.conf").write_text(_nginx_config(directory, port, tls_port))
         command = [nginx, "-e", "stderr", "-p", name, "-c", f"{name}/nginx.conf"]
         with _process(command, stdout=subprocess.DEVNULL) as process:
             _await_port(port, process)
-            yield Server(f"{_nginx_version(nginx)}, one worker", port)
+            yield Server(f"{_nginx_version(nginx)}, one worker", port, tls_port, directory / "authority.pem")
 
 
 @contextmanager
@@ -149,14 +162,31 @@ def _nginx_version(nginx: str) -> str:
     return found[0] if found else "nginx"
 
 
-def _nginx_config(directory: Path, port: int) -> str:
+def _make_certificates(directory: Path) -> None:
+    """Make a certificate for localhost, and the authority that signs it: some clients take no self-signed one."""
+    (directory / "server.ext").write_text("subjectAltName=DNS:localhost\nextendedKeyUsage=serverAuth\n")
+    key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes"
+    signing = "-CA authority.pem -CAkey authority.key -CAcreateserial -extfile server.ext"
+    for command in (
+        f"req -x509 {key} -keyout authority.key -out authority.pem -days 30 -subj /CN=benchmarks",
+        f"req {key} -keyout server.key -out server.csr -subj /CN=localhost",
+        f"x509 -req -in server.csr -out server.pem -days 30 {signing}",
+    ):
+        subprocess.run(["openssl", *command.split()], cwd=directory, check=True, capture_output=True)
+
+
+def _nginx_config(directory: Path, port: int, tls_port: int) -> str:
     pieces: list[str] = []
     locations = []
     for size in data.SIZES:
         before, after = (_nginx_pieces(part.decode(), pieces) for part in data.template(size))
         locations.append(_NGINX_LOCATION.format(size=size, before=before, after=after))
     return _NGINX.format(
-        directory=directory, port=port, pieces="\n".join(pieces), locations=textwrap.indent("".join(locations), " " * 8)
+        directory=directory,
+        port=port,
+        tls_port=tls_port,
+        pieces="\n".join(pieces),
+        locations=textwrap.indent("".join(locations), " " * 8),
     )
 
 

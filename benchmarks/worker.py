@@ -41,6 +41,8 @@ class Job:
     in_flight: int | None = None
     patience: float = 60.0
     """Seconds after which a storm or an outage is cut short."""
+    authority: str | None = None
+    """File with the certificate of an authority that the contender trusts, for https."""
     traced: bool = False
     """Whether memory is counted allocation by allocation rather than as the process's."""
 

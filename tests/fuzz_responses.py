@@ -50,6 +50,7 @@ SAMPLES: dict[str, bytes] = {
     "chunk extension": _response(_CHUNKED, body=b"3;a=b\r\nabc\r\n0\r\n\r\n"),
     "trailer": _response(_CHUNKED, body=_chunked(BODY, end=b"0\r\nX-A: b\r\n\r\n")),
     "gzip": _sized(_PACKED, b"Content-Encoding: gzip"),
+    "gzip after a vertical tab": _sized(_PACKED, b"Content-Encoding:\x0b gzip"),
     "gzip in chunks": _response(_CHUNKED, b"Content-Encoding: gzip", body=_chunked(_PACKED[:9], _PACKED[9:])),
     "damaged gzip": _sized(_PACKED[:30] + b"!" + _PACKED[31:], b"Content-Encoding: gzip"),
     "half gzip": _sized(_PACKED[:30], b"Content-Encoding: gzip"),

@@ -1,7 +1,7 @@
 """Every contender against one fast server: processor time, throughput, latency, memory."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import server
 from chart import bar_chart
@@ -11,35 +11,70 @@ from worker import Job, load
 
 ABOUT = "kaizen_async beside its peers, the bare loop and raw sockets"
 CHART = Path(__file__).parent.parent / "results" / "peers.svg"
-_MAIN = (50, 1)
+
+
+class Cell(NamedTuple):
+    """What differs between two tables."""
+
+    concurrency: int = 50
+    size: int = 1
+    tls: bool = False
+    packed: bool = False
+    uvloop: bool = False
+
+    def __str__(self) -> str:
+        scheme, loop = "https" if self.tls else "http", "uvloop" if self.uvloop else "asyncio"
+        records = f"{self.size} KB records{', gzip in chunks' if self.packed else ''}"
+        return f"{self.concurrency} in flight, {records}, {scheme}, {loop}"
+
+
+_MAIN = Cell()
+_WAYS = [
+    Cell(tls=tls, packed=packed, uvloop=uvloop)
+    for packed in (False, True)
+    for tls in (False, True)
+    for uvloop in (False, True)
+][1:]
+"""The other ways to send the same: over TLS, packed, and on the other event loop."""
 
 
 def run(plan: Plan) -> Report:
-    """Measure each cell of concurrency and record size."""
+    """Measure each cell."""
     names = plan.chosen((*OURS, *BARE, *PEERS))
+    sizes = [Cell(1), Cell(500), Cell(50, 20)]
     cells = plan.choose(
         quick=[_MAIN],
-        default=[_MAIN, (1, 1), (10, 1), (500, 1), (50, 20)],
-        full=[_MAIN, (1, 1), (10, 1), (500, 1), (50, 20), (1, 20), (10, 20), (500, 20)],
+        default=[_MAIN, *sizes, *(way for way in _WAYS if not (way.packed and (way.tls or way.uvloop)))],
+        full=[_MAIN, *sizes, Cell(10), Cell(1, 20), Cell(500, 20), *_WAYS],
     )
     figures: dict[str, Any] = {}
     tables = []
     with server.fast(plan.server) as running:
-        for concurrency, size in cells:
-            jobs = [_job(name, plan, running.base_url(size), concurrency) for name in names]
-            results = rounds(jobs, plan.choose(quick=2, default=3 if (concurrency, size) == _MAIN else 2, full=5))
-            figures[f"{concurrency} in flight, {size} KB"] = results.as_json()
-            tables.append(_table(results, names, f"{concurrency} in flight, {size} KB records", running.name))
-            if (concurrency, size) == _MAIN and plan.effort != "quick" and not plan.only:
+        for cell in cells:
+            if running.tls_port is None and (cell.tls or cell.packed):
+                continue  # only nginx does that
+            jobs = [_job(name, plan, running, cell) for name in names]
+            results = rounds(jobs, plan.choose(quick=2, default=3 if cell == _MAIN else 2, full=5))
+            figures[str(cell)] = results.as_json()
+            tables.append(_table(results, names, str(cell), running.name))
+            if cell == _MAIN and plan.effort != "quick" and not plan.only:
                 _draw(results, names, running.name)
     return Report(tables, figures)
 
 
-def _job(name: str, plan: Plan, base_url: str, concurrency: int) -> Job:
+def _job(name: str, plan: Plan, running: server.Server, cell: Cell) -> Job:
     look_ups = plan.choose(quick=2000, default=3000, full=10000)
     if load(name).slow:
-        look_ups = max(look_ups // 6, 2 * concurrency)
-    return Job("speed", name, base_url, concurrency, look_ups, plan.uvloop)
+        look_ups = max(look_ups // 6, 2 * cell.concurrency)
+    return Job(
+        "speed",
+        name,
+        running.base_url(cell.size, tls=cell.tls, packed=cell.packed),
+        cell.concurrency,
+        look_ups,
+        cell.uvloop or plan.uvloop,
+        authority=str(running.authority) if cell.tls else None,
+    )
 
 
 def _ranked(results: Results, names: list[str]) -> list[str]:
@@ -79,6 +114,6 @@ def _draw(results: Results, names: list[str], server_name: str) -> None:
         if figure:
             value = figure.show() if ratio is None or name == REFERENCE else f"{figure.show()}  ({ratio:.1f} x)"
             bars.append((title(name), figure.median, value, name in OURS))
-    subtitle = f"µs, 50 in flight, 1 KB records, {server_name} on loopback; less is better"
+    subtitle = f"µs on a logarithmic scale, 50 in flight, 1 KB records, {server_name} on loopback; less is better"
     CHART.parent.mkdir(exist_ok=True)
     CHART.write_text(bar_chart("Processor time per lookup", subtitle, bars))

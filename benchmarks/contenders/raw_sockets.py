@@ -1,6 +1,7 @@
 """The floor: asyncio transports, a hand-written request and the least parsing that finds the body."""
 
 import asyncio
+import ssl
 from typing import cast
 from urllib.parse import urlsplit
 
@@ -69,8 +70,9 @@ class Contender(contender.Contender):
         self._decode = msgspec.json.Decoder(LeanExecution).decode
         self._encode = msgspec.json.Encoder().encode
         loop = asyncio.get_running_loop()
+        context = ssl.create_default_context() if address.scheme == "https" else None
         opened = [
-            await loop.create_connection(Connection, str(address.hostname), address.port or 80)
+            await loop.create_connection(Connection, str(address.hostname), address.port or 80, ssl=context)
             for _ in range(self.concurrency)
         ]
         self._idle = [connection for _, connection in opened]

@@ -97,7 +97,7 @@ async def read_body(
         TooLargeError: The body of a success is larger than allowed.
         UnpackError: The body is damaged.
     """
-    coding = headers.get("Content-Encoding", "").strip().lower()
+    coding = headers.get("Content-Encoding", "").strip(" \t").lower()
     if is_packed and sum(name.lower() == "content-encoding" for name, _ in headers.items()) > 1:
         raise UnpackError("it has more than one Content-Encoding")
     if coding == "x-gzip":
