@@ -11,10 +11,11 @@ from typing import Any, Final, Self
 
 import msgspec
 
-from kaizen_async.workers.errors import RunCancelledError, UnknownRunError
+from kaizen_async.errors import printable
+from kaizen_async.workers.errors import RunCancelledError, RunError, UnknownRunError
 from kaizen_async.workers.options import Execution, decode_options
 from kaizen_async.workers.shards import RunOutcome, lines_of
-from kaizen_async.workers.store import Store
+from kaizen_async.workers.store import Store, log
 from kaizen_async.workers.tasks import end
 
 LEASE_MS: Final = 10_000
@@ -37,6 +38,16 @@ class _Batch(msgspec.Struct, frozen=True):
     count: int
     size: int
     """Bytes in Redis."""
+
+
+class _Outline(msgspec.Struct):
+    """What every outcome has. All else of its line is checked to be JSON."""
+
+    number: int
+    id: str
+
+
+_outline: Final = msgspec.json.Decoder(_Outline)
 
 
 class Follower:
@@ -73,12 +84,16 @@ class Follower:
         self._acked_at = -ACK_SECONDS
         self._decoder: msgspec.json.Decoder[Any] | None = None
         self._run_id = b""
+        self._trouble = ""
 
     async def __aenter__(self) -> Self:
         stored = await self._store.command("HMGET", self._key, "options", "acked", "id")
         if stored[0] is None:
             raise UnknownRunError(self._unknown)
-        kind: Any = decode_options(stored[0]).record
+        try:
+            kind: Any = decode_options(stored[0] if all(stored) else b"").record
+        except ValueError:
+            raise RunError(f"what Redis holds of run {self._name} cannot be read; purge the run") from None
         self._decoder = msgspec.json.Decoder(RunOutcome[kind])
         self._acked = self._last = stored[1].decode()
         self._run_id = stored[2]
@@ -143,15 +158,27 @@ class Follower:
         if entries and await self._store.command("HGET", self._key, "id") != self._run_id:
             raise UnknownRunError(self._unknown)  # and these may be outcomes of another run that took the name
         for entry, fields in entries:
-            lines = list(lines_of(fields[b"b"]))
+            lines = self._lines_in(fields.get(b"b", b""))
             self._lines.extend(lines)
-            self._unhandled.append(_Batch(entry.decode(), len(lines), len(fields[b"b"])))
+            self._unhandled.append(_Batch(entry.decode(), len(lines), len(fields[b"b"]) if lines else 0))
             self._last = entry.decode()
         return bool(entries)
+
+    def _lines_in(self, batch: bytes) -> list[bytes]:
+        """Return the outcomes of a batch; none if no worker wrote it."""
+        try:
+            lines = list(lines_of(batch))
+            for line in lines:
+                _outline.decode(line)
+        except ValueError as error:
+            log.warning("run %s: a batch that is not of outcomes is left out: %s", self._name, printable(str(error)))
+            return []
+        return lines
 
     async def _is_over(self) -> bool:
         """Return whether nothing will come any more."""
         await self._acknowledge()
+        await self._look_for_trouble()
         _, *producing = self._tasks
         if not self._has_lease or self._state == "running" or not all(task.done() for task in producing):
             return False
@@ -162,6 +189,13 @@ class Follower:
         if self._state == "cancelled":
             raise RunCancelledError(f"run {self._name} was cancelled; what was recorded before has been read")
         return True
+
+    async def _look_for_trouble(self) -> None:
+        """Report why workers cannot work on the run, and that they can again."""
+        trouble = printable((await self._store.command("HGET", self._key, "trouble") or b"").decode(errors="replace"))
+        if trouble != self._trouble:
+            self._store.report_trouble(trouble and f"a worker cannot work on the run: {trouble:.200}")
+        self._trouble = trouble
 
     async def _acknowledge(self, lease_ms: int = LEASE_MS) -> None:
         """Let Redis forget what was handled, keep the lease of the only reader, and learn the state of the run."""

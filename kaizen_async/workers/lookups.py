@@ -25,7 +25,7 @@ class LookupSession(Session):
     def __init__(self, *args: object) -> None:
         super().__init__(*args)  # type: ignore[arg-type]
         self._ready: deque[tuple[Held, int]] = deque()
-        self._in_flight: dict[str, deque[tuple[Held, int]]] = {}
+        self._in_flight: dict[str, list[tuple[Held, int]]] = {}
         self._open: dict[int, int] = {}
         self._few_ready = asyncio.Event()
         self._shard_size = AHEAD
@@ -90,18 +90,21 @@ class LookupSession(Session):
     def _hand_out(self) -> Iterator[str]:
         """Yield ids while there are some: of all shards, the next one included if it is there in time."""
         while self._ready and not self._is_over:
-            held, place = self._ready.popleft()
+            held, place = entry = self._ready.popleft()
             if len(self._ready) < AHEAD:
                 self._few_ready.set()
             if held.lost:
                 continue
             execution_id = held.shard.ids[place]
-            self._in_flight.setdefault(execution_id, deque()).append((held, place))
+            same = self._in_flight.get(execution_id)
+            if same is None:
+                self._in_flight[execution_id] = [entry]
+            else:
+                same.append(entry)
             yield execution_id
 
     def _take_back(self, execution_id: str) -> tuple[Held, int]:
-        places = self._in_flight[execution_id]
-        found = places.popleft()
-        if not places:
+        same = self._in_flight[execution_id]
+        if len(same) == 1:
             del self._in_flight[execution_id]
-        return found
+        return same.pop()

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from kaizen_async.outcomes import Outcome
+from kaizen_async.workers.errors import RunError
 from kaizen_async.workers.shards import Shard, line_of, pack, pack_shard
 from kaizen_async.workers.store import Store
 from kaizen_async.workers.tasks import end
@@ -105,6 +106,7 @@ class Recorder:
         self._bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._flushing: asyncio.Task[None] | None = None
+        self._failure: RunError | None = None
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -114,6 +116,7 @@ class Recorder:
 
     def put_line(self, held: Held, place: int, line: bytes, *, failed: bool) -> None:
         """Add an outcome that is a line already."""
+        self._raise_failure()
         if held.lost or place not in held.left:
             return
         held.put(place, line, failed=failed)
@@ -130,7 +133,11 @@ class Recorder:
         return self._idle.wait() if self._count >= MOST_UNRECORDED else None
 
     async def flush(self) -> None:
-        """Record all that was added."""
+        """Record all that was added.
+
+        Raises:
+            RunError: Redis refused it for good.
+        """
         while self._pending or not self._idle.is_set():
             self._flush_soon()
             await self._idle.wait()
@@ -145,9 +152,8 @@ class Recorder:
             self._flushing = asyncio.ensure_future(self._flush())
 
     def _raise_failure(self) -> None:
-        task = self._flushing
-        if task is not None and task.done() and not task.cancelled() and (error := task.exception()) is not None:
-            raise error
+        if self._failure is not None:
+            raise self._failure
 
     async def _flush(self) -> None:
         """Record one batch. Only one is on its way, so the batches of a shard stay in order."""
@@ -161,6 +167,9 @@ class Recorder:
             )
             for held, is_ours in zip(shards, replies, strict=True):
                 held.lost = held.lost or not is_ours
+        except RunError as error:
+            self._failure = error
+            return
         finally:
             self._idle.set()
         self._on_recorded(shards)

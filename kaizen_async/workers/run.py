@@ -185,7 +185,10 @@ class Run:
         new = (uuid.uuid4().hex, Input(size).digest)
         arguments = (self._store.runs, self.name, options.encoded(), self._keep_ms, *new)
         encoded, run_id = await self._store.script("create", self._key, *arguments, ANY_RUN)
-        stored = decode_options(encoded)
+        try:
+            stored = decode_options(encoded or b"")
+        except ValueError:
+            raise RunError(f"what Redis holds of run {self.name} cannot be read; purge the run") from None
         if stored != options:
             raise OtherInputError(
                 f"run {self.name} was started with {_described(stored)}, not with {_described(options)}; "
@@ -278,6 +281,12 @@ class Run:
             UnknownRunError: The run does not exist.
         """
         facts = await self._facts()
+        try:
+            return await self._status_of(facts)
+        except (KeyError, ValueError):
+            raise RunError(f"what Redis holds of run {self.name} cannot be read; purge the run") from None
+
+    async def _status_of(self, facts: dict[str, str]) -> RunStatus:
         waiting = await self._store.command("LLEN", f"{self._key}:todo")
         delayed = await self._store.command("ZCARD", f"{self._key}:later")
         held = await self._store.command("HLEN", f"{self._key}:held")

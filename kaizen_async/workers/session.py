@@ -75,6 +75,7 @@ class Session(ABC):
 
     Attributes:
         state: Of the run.
+        run_id: The argument.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class Session(ABC):
         self._store = store
         self._worker = worker
         self._run = run
-        self._run_id = run_id
+        self.run_id = run_id
         self._executions: Any = options.executions_of(kaizen)
         self._limits = limits
         self._recorder = Recorder(store, run, run_id, self._on_recorded)
@@ -245,4 +246,4 @@ class Session(ABC):
                 await self._script("leave", self._worker)
 
     async def _script(self, name: str, *arguments: Any) -> Any:
-        return await self._store.script(name, self._store.run(self._run), *arguments, self._run_id)
+        return await self._store.script(name, self._store.run(self._run), *arguments, self.run_id)

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections import Counter, deque
+from collections import Counter
 from contextlib import suppress
 from typing import Any, Final
 
@@ -89,13 +89,13 @@ class WaitSession(Session):
         return self._executions.wait_many((), deadline=None, checkpoint=aged.plain())
 
     async def _take(self, held: Held, stream: Any) -> None:
-        places: dict[str, deque[int]] = {}
-        for place in sorted(held.left):
-            places.setdefault(held.shard.ids[place], deque()).append(place)
+        places: dict[str, list[int]] = {}
+        for place in held.left:
+            places.setdefault(held.shard.ids[place], []).append(place)
         async with stream as outcomes:
             async for outcome in outcomes:
                 if found := places.get(outcome.id):
-                    self._judge(held, found.popleft(), outcome)
+                    self._judge(held, found.pop(), outcome)
                 if (room := self._recorder.room()) is not None:
                     await room
                 if held.lost:

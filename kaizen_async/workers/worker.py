@@ -192,12 +192,21 @@ class Worker:
             log.info("works on run %s", run)
             try:
                 await session.serve()
+            except RunError as error:
+                await self._report(run, session, error)
             finally:
                 del self._sessions[run]
                 if not self._sessions:
                     self._idle.set()
             is_purged = session.state == "unknown"
             log.info("run %s is %s", run, {"running": "left", "unknown": "purged"}.get(session.state, session.state))
+
+    async def _report(self, run: str, session: Session, error: RunError) -> None:
+        """Tell the log and the reader of a run why this worker cannot work on it. Other runs are not concerned."""
+        text = printable(str(error))
+        log.error("run %s cannot be worked on: %s", run, text)
+        with suppress(RunError):
+            await self._store.script("trouble", self._store.run(run), text, session.run_id)
 
     async def _session_of(self, run: str) -> Session | None:
         """Return a session of a run, unless the run cannot be worked on or is worked on already."""
@@ -220,8 +229,8 @@ class Worker:
         while True:
             try:
                 await invite(self._store, self._broker, self.id)
-            except RunError:
-                log.exception("the heartbeat failed")
+            except RunError as error:
+                log.warning("the heartbeat failed: %s", error)
             await asyncio.sleep(BEAT_SECONDS)
 
 

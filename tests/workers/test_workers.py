@@ -23,6 +23,7 @@ from kaizen_async.workers import (  # noqa: E402
     OtherInputError,
     Run,
     RunCancelledError,
+    RunError,
     RunOutcome,
     UnknownRunError,
     register,
@@ -417,6 +418,41 @@ async def test_a_shard_that_fails_again_and_again_is_set_aside(
         500,
     )
     assert (status.set_aside, status.failed, emulator.requests_for("bad")) == (1, 1, 10)
+
+
+@pytest.mark.parametrize("part", ["", "todo", "members"])
+async def test_a_run_that_cannot_be_worked_on_concerns_no_other(site: Site, redis: Any, part: str) -> None:
+    """Its reader gets to know why."""
+    troubles: list[str] = []
+    async with site.run("bad", on_trouble=troubles.append) as bad:
+        await bad.produce(numbered(3))
+        await redis.delete(site.key("bad", part))
+        await redis.set(site.key("bad", part), '{"foreign":1}')
+        async with site.worker() as broker, site.run("good", broker) as good:
+            await redis.sadd(f"{{{site.namespace}}}:runs", "bad")
+            await good.produce(numbered(3))
+            assert_once_each(await all_of(good), numbered(3))
+            with pytest.raises(RunError, match="refused a command: WRONGTYPE"):
+                await bad.status()
+            if part == "todo":
+                bad.broker = broker
+                reading = asyncio.create_task(all_of(bad))
+                await until(lambda: bool(troubles))
+                reading.cancel()
+                await asyncio.gather(reading, return_exceptions=True)
+                assert troubles[0].startswith("a worker cannot work on the run: Redis at ")
+
+
+@pytest.mark.parametrize("facts", [{"options": "{}"}, {"options": "junk", "state": "running"}, {"state": "running"}])
+async def test_a_run_that_cannot_be_read_is_named(site: Site, redis: Any, facts: dict[str, str]) -> None:
+    """Whatever is asked of it. It can be purged."""
+    async with site.run("r") as run:
+        await redis.hset(site.key("r"), mapping={"id": "x", **facts})
+        for action in (run.produce(["a"]), run.status(), all_of(run)):
+            with pytest.raises(RunError):
+                await action
+        await run.purge()
+        await run.produce(["a"])
 
 
 @pytest.mark.parametrize("stored", [b"", b"no zlib", b"x\x9c", pack(b"{}"), pack(b'{"ids":["a"]}'), pack(b"\0" * 99)])

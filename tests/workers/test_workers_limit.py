@@ -150,6 +150,33 @@ async def test_a_foreign_pause_is_believed_for_six_hours_at_most(server: RedisSe
 
 
 @virtual_time
+async def test_what_is_no_schedule_is_replaced(server: RedisServer) -> None:
+    """Neither numbers that are none nor keys of another type lift the limit or stop the workers."""
+    async with workers(server, 1, 10) as (limit,):
+        store, key = limit._store, limit._key
+        for foreign in (
+            ("SET", key, "nan"),
+            ("SET", key, "-inf"),
+            ("LPUSH", key, "x"),
+            ("HSET", f"{key}:pause", "a", 1),
+        ):
+            await store.command("DEL", foreign[1])
+            await store.command(*foreign)
+            began = now()
+            for _ in range(20):
+                await limit.take_turn()
+            assert 1.5 < now() - began < 2.5
+        for foreign in (("SET", f"{key}:pause", "nan"), ("LPUSH", f"{key}:pause", "x")):
+            await store.command("DEL", f"{key}:pause")
+            await store.command(*foreign)
+            limit.pause(3)
+            began = now()
+            await asyncio.sleep(0.1)
+            await limit.take_turn()
+            assert 2.9 < now() - began < 3.3
+
+
+@virtual_time
 async def test_unused_permits_go_back(server: RedisServer) -> None:
     """Those of a request that is cancelled while it waits, and those of a worker that stops."""
     async with workers(server, 2, 1) as (first, second):

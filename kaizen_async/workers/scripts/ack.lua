@@ -14,7 +14,7 @@ if mine then
         redis.call('XDEL', key.out, ARGV[5])
         redis.call('HSET', run, 'acked', ARGV[5])
         redis.call('HINCRBY', run, 'read', ARGV[6])
-        redis.call('HINCRBY', run, 'unread_bytes', -ARGV[7])
+        redis.call('HINCRBY', run, 'unread_bytes', 0 - ARGV[7])
     end
     keep(ARGV[1])
 end

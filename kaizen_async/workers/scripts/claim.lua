@@ -47,5 +47,8 @@ while #claimed <= most do
         })
     end
 end
+if #claimed > 1 then
+    redis.call('HDEL', run, 'trouble')
+end
 keep(ARGV[1])
 return claimed

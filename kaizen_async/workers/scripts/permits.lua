@@ -5,7 +5,17 @@
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 redis.call('DEL', KEYS[1] .. ':none')
-local paused = tonumber(redis.call('GET', KEYS[1] .. ':pause') or '0') or 0
+local function stored(key)
+    local value = redis.pcall('GET', key)
+    if type(value) == 'table' then -- of another type: no worker wrote that
+        redis.call('DEL', key)
+        return 0
+    end
+    local number = tonumber(value or '0') or 0
+    return number == number and number or 0
+end
+
+local paused = stored(KEYS[1] .. ':pause')
 local pause = math.min(math.max(paused - now, 0), ARGV[6] * 1000000)
 if now + pause < paused then -- no worker asked for that: it ends after the longest pause
     redis.call('SET', KEYS[1] .. ':pause', string.format('%.0f', now + pause), 'PX', math.ceil(pause / 1000))
@@ -15,7 +25,7 @@ if rate == 0 then
     return {pause, wanted, 0, 0}
 end
 local interval, ahead = 1000000 / rate, ARGV[4] * 1000000
-local free = tonumber(redis.call('GET', KEYS[1]) or '0') or 0
+local free = stored(KEYS[1])
 -- No honest schedule is further ahead: what is in Redis is input, too.
 free = math.min(free, now + ahead + interval) - returned * interval
 free = math.max(free, now - ARGV[5] * 1000000)

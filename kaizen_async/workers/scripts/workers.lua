@@ -13,10 +13,12 @@ local live = redis.call('ZCOUNT', KEYS[1], now - ARGV[4], '+inf')
 local reply = {live}
 for _, name in ipairs(redis.call('SMEMBERS', ARGV[2])) do
     local run = ARGV[1] .. name
-    if redis.call('HGET', run, 'state') ~= 'running' then
+    -- What is not as this package writes it concerns that run only.
+    local state = redis.pcall('HGET', run, 'state')
+    local members = redis.pcall('ZCOUNT', run .. ':members', now - ARGV[4], '+inf')
+    if state ~= 'running' or type(members) ~= 'number' then
         redis.call('SREM', ARGV[2], name)
     else
-        local members = redis.call('ZCOUNT', run .. ':members', now - ARGV[4], '+inf')
         local missing = math.max(live, 1) - members
         if missing > 0 and not redis.call('GET', run .. ':invited') then
             -- Workers that are busy leave invitations in the queue, so repeated ones become rare.
