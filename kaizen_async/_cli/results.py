@@ -47,6 +47,8 @@ def require_resumable(options: OutputOptions) -> None:
     """
     if options.file is None or str(options.file) == "-":
         raise click.UsageError("--resume needs --output FILE, the file with the results so far")
+    if options.file.exists() and not options.file.is_file():
+        raise click.UsageError(f"{printable(str(options.file))} is not a regular file; --resume needs one")
     if options.only_failed or options.resolved in ("ids", "table"):
         raise click.UsageError(
             "--resume needs all results in the file, as JSON or CSV: leave out --only-failed, --only-ids and --format"
