@@ -1,4 +1,4 @@
-"""Turns, bounded waits and closing: what every lookup of a client shares, in virtual time."""
+"""Slots, bounded waits and closing, which all lookups of a client share, in virtual time."""
 
 import asyncio
 import math
@@ -29,7 +29,7 @@ def now() -> float:
 
 
 def assert_idle(client: KaizenClient, transport: ScriptedTransport) -> None:
-    """Fail if anything is held although nothing is in flight."""
+    """Fail if an idle client holds a slot, a queue entry or a request."""
     engine = client._engine
     assert engine is not None
     assert not engine._sending
@@ -41,8 +41,8 @@ def assert_idle(client: KaizenClient, transport: ScriptedTransport) -> None:
 
 
 @virtual_time
-async def test_no_more_requests_than_concurrency_are_under_way() -> None:
-    """A hundred callers share three slots, first come first served."""
+async def test_no_more_requests_in_flight_than_concurrency() -> None:
+    """A hundred lookups share three slots in the order of their arrival."""
     transport = ScriptedTransport()
     async with transport.client(concurrency=3) as client:
         ids = [f"e{n}" for n in range(100)]
@@ -55,7 +55,7 @@ async def test_no_more_requests_than_concurrency_are_under_way() -> None:
 
 @virtual_time
 async def test_a_client_does_not_begin_with_all_its_requests_at_once() -> None:
-    """Fifty go first. What the server accepts opens more slots, and so does its silence, within a second."""
+    """A client starts with fifty requests. Successes, and also a silent server, open more slots within a second."""
     transport = ScriptedTransport(latency=0.02)
     async with transport.client(concurrency=500) as client:
         await client.instructor_executions.get_many([f"e{n}" for n in range(5000)])
@@ -71,7 +71,7 @@ async def test_a_client_does_not_begin_with_all_its_requests_at_once() -> None:
 
 @virtual_time
 async def test_an_attempt_that_takes_too_long_is_cut_off_and_retried() -> None:
-    """`attempt_timeout` bounds one request, not the lookup."""
+    """`attempt_timeout` bounds one request, and the lookup retries after it."""
 
     def play(execution_id: str, number: int) -> Reply:
         return (NEVER, record(execution_id)) if number == 1 else record(execution_id)
@@ -84,8 +84,8 @@ async def test_an_attempt_that_takes_too_long_is_cut_off_and_retried() -> None:
 
 
 @virtual_time
-async def test_an_attempt_that_takes_too_long_says_so() -> None:
-    """It is a timeout of the attempt, not of the deadline."""
+async def test_an_attempt_that_times_out_raises_its_own_error() -> None:
+    """An attempt that takes too long raises an AttemptTimeoutError, not a DeadlineExceededError."""
     transport = ScriptedTransport(latency=NEVER)
     async with transport.client(attempt_timeout=2, retry=ONCE) as client:
         error = await failing(client)
@@ -96,7 +96,7 @@ async def test_an_attempt_that_takes_too_long_says_so() -> None:
 
 @virtual_time
 async def test_the_deadline_ends_an_attempt() -> None:
-    """It passes first, so it is what is told."""
+    """A deadline that passes before the attempt timeout raises a DeadlineExceededError."""
     transport = ScriptedTransport(latency=NEVER)
     async with transport.client(attempt_timeout=30, deadline=0.5) as client:
         error = await failing(client)
@@ -109,7 +109,7 @@ async def test_the_deadline_ends_an_attempt() -> None:
 
 @virtual_time
 async def test_the_deadline_counts_the_wait_for_a_slot() -> None:
-    """Nothing was sent, and the error says that too."""
+    """The deadline includes the wait for a slot, and its error says that nothing was sent."""
     transport = ScriptedTransport(latency=NEVER)
     async with transport.client(concurrency=1, attempt_timeout=10, deadline=None, retry=ONCE) as client:
         first = asyncio.create_task(failing(client, "first"))
@@ -125,8 +125,8 @@ async def test_the_deadline_counts_the_wait_for_a_slot() -> None:
 
 
 @virtual_time
-async def test_without_a_deadline_a_look_up_waits_for_its_slot_as_long_as_it_takes() -> None:
-    """None is no limit."""
+async def test_without_a_deadline_a_lookup_waits_for_its_slot() -> None:
+    """A lookup without a deadline waits for its slot without limit."""
     transport = ScriptedTransport(lambda execution_id, _: (10_000, record(execution_id)))
     async with transport.client(concurrency=1, attempt_timeout=20_000, deadline=None) as client:
         executions = client.instructor_executions
@@ -135,8 +135,8 @@ async def test_without_a_deadline_a_look_up_waits_for_its_slot_as_long_as_it_tak
 
 
 @virtual_time
-async def test_a_throttling_answer_holds_everybody_back() -> None:
-    """Others of the same client send nothing before the server's time has passed either."""
+async def test_a_throttling_response_pauses_all_lookups() -> None:
+    """After a throttling response, no lookup of the client sends a request before the server's time has passed."""
 
     def play(execution_id: str, number: int) -> Reply:
         return status(429, retry_after="5") if execution_id == "a" and number == 1 else record(execution_id)
@@ -156,8 +156,8 @@ async def test_a_throttling_answer_holds_everybody_back() -> None:
 
 
 @virtual_time
-async def test_a_pause_longer_than_the_deadline_is_told_at_once_and_nothing_is_sent() -> None:
-    """The caller need not wait to hear it."""
+async def test_a_pause_beyond_the_deadline_fails_at_once() -> None:
+    """During a pause beyond its deadline, a lookup fails at once and sends nothing."""
     transport = ScriptedTransport(lambda *_: status(429, retry_after="3600"))
     async with transport.client(deadline=5) as client:
         first = await failing(client, "a")
@@ -179,8 +179,8 @@ async def test_a_pause_longer_than_the_deadline_is_told_at_once_and_nothing_is_s
 
 
 @virtual_time
-async def test_whoever_waits_at_the_gate_when_it_closes_again_waits_on() -> None:
-    """A turn reserved in an epoch that is over is no turn."""
+async def test_a_second_pause_keeps_lookups_waiting() -> None:
+    """Lookups that wait in a pause continue to wait if a second pause follows."""
 
     def play(execution_id: str, number: int) -> Reply:
         throttled = (execution_id, number) in {("a", 1), ("a", 2)}
@@ -199,8 +199,8 @@ async def test_whoever_waits_at_the_gate_when_it_closes_again_waits_on() -> None
 
 
 @virtual_time
-async def test_closing_refuses_what_comes_after() -> None:
-    """A closed client sends nothing, in any verb."""
+async def test_a_closed_client_refuses_lookups() -> None:
+    """A closed client refuses lookups by every method and sends nothing."""
     transport = ScriptedTransport()
     client = transport.client()
     await client.aclose()
@@ -215,7 +215,7 @@ async def test_closing_refuses_what_comes_after() -> None:
 
 @virtual_time
 async def test_closing_ends_requests_queues_and_back_offs_at_once() -> None:
-    """Whoever waits gets a ClientClosedError, nobody is cancelled, and nothing is sent any more."""
+    """A close ends requests, queued lookups and back-offs at once with a ClientClosedError, without a cancellation."""
 
     def play(execution_id: str, number: int) -> Reply:
         return status(500) if execution_id == "backing off" else (NEVER, record(execution_id))
@@ -241,7 +241,7 @@ async def test_closing_ends_requests_queues_and_back_offs_at_once() -> None:
 
 @virtual_time
 async def test_closing_ends_a_wait_at_the_gate() -> None:
-    """A pause of the server's does not keep anybody in a closed client."""
+    """A close ends lookups that wait in a pause of the server."""
     transport = ScriptedTransport(lambda *_: status(429, retry_after="50"))
     client = transport.client(deadline=100)
     tasks = [asyncio.create_task(failing(client, name)) for name in "ab"]
@@ -254,7 +254,7 @@ async def test_closing_ends_a_wait_at_the_gate() -> None:
 
 @virtual_time
 async def test_a_drain_lets_requests_finish_but_nothing_new_begin() -> None:
-    """What was sent may still be answered; what waits for a slot or in back-off is refused at once."""
+    """A drain lets sent requests finish, and refuses queued lookups and retries at once."""
 
     def play(execution_id: str, number: int) -> Reply:
         return (3, record(execution_id)) if execution_id == "slow" else (NEVER, record(execution_id))
@@ -279,7 +279,7 @@ async def test_a_drain_lets_requests_finish_but_nothing_new_begin() -> None:
 
 @virtual_time
 async def test_a_drain_ends_with_the_last_request() -> None:
-    """Nobody waits for time to pass when all is answered."""
+    """A drain ends as soon as its last request has finished."""
     transport = ScriptedTransport(latency=2)
     client = transport.client()
     task = asyncio.create_task(client.instructor_executions.get("a"))
@@ -290,8 +290,8 @@ async def test_a_drain_ends_with_the_last_request() -> None:
 
 
 @virtual_time
-async def test_a_drain_with_nothing_under_way_takes_no_time() -> None:
-    """So does closing twice."""
+async def test_a_drain_without_requests_takes_no_time() -> None:
+    """A drain without requests in flight returns at once, also a second time."""
     transport = ScriptedTransport()
     client = transport.client()
     await client.aclose(drain=1000)
@@ -301,7 +301,7 @@ async def test_a_drain_with_nothing_under_way_takes_no_time() -> None:
 
 @pytest.mark.parametrize(("first", "second", "ends"), [(100, 2, 3), (100, 0, 1), (2, 100, 2)])
 def test_a_second_close_may_shorten_a_drain_but_not_prolong_it(first: float, second: float, ends: float) -> None:
-    """Both calls return when all is closed."""
+    """A second close can shorten a drain but not extend it. Both calls return when the client is closed."""
 
     @virtual_time
     async def play() -> None:
@@ -321,8 +321,8 @@ def test_a_second_close_may_shorten_a_drain_but_not_prolong_it(first: float, sec
 
 
 @virtual_time
-async def test_a_cancelled_close_can_be_taken_up_again() -> None:
-    """The drain goes on for the requests; a later call closes the rest."""
+async def test_a_cancelled_close_can_be_repeated() -> None:
+    """After a cancelled close, the requests in flight continue, and the next close closes the client."""
     transport = ScriptedTransport(latency=NEVER)
     client = transport.client()
     task = asyncio.create_task(failing(client))
@@ -340,7 +340,7 @@ async def test_a_cancelled_close_can_be_taken_up_again() -> None:
 @pytest.mark.parametrize("steps", range(12))
 @pytest.mark.parametrize("closings", [1, 2])
 def test_closing_at_any_step_leaves_nothing_behind(steps: int, closings: int) -> None:
-    """Even just as a slot changes hands, a deadline passes or the first close is being heard of."""
+    """A close at any step leaves nothing behind, also while a slot changes hands or a deadline passes."""
 
     @virtual_time
     async def play() -> None:
@@ -367,8 +367,8 @@ def test_closing_at_any_step_leaves_nothing_behind(steps: int, closings: int) ->
 
 
 @virtual_time
-async def test_what_gives_up_at_the_gate_gives_its_moment_back() -> None:
-    """However many lookups are cancelled while they wait for the pace, the next is not kept waiting for them."""
+async def test_cancelled_lookups_free_their_place_in_the_pace() -> None:
+    """Lookups that are cancelled while they wait for the pace do not delay the next lookup."""
     transport = ScriptedTransport(
         lambda execution_id, _: status(429, retry_after="1") if execution_id == "a" else record(execution_id)
     )
@@ -387,7 +387,7 @@ async def test_what_gives_up_at_the_gate_gives_its_moment_back() -> None:
 
 @virtual_time
 async def test_the_error_before_is_the_cause_of_not_being_sent_again() -> None:
-    """A lookup that failed, and may not be repeated since others were throttled, tells both."""
+    """A lookup that cannot be retried in a pause raises the pause's error, with its own failure as the cause."""
     replies = {"a": status(500), "b": status(429, retry_after="3600")}
     transport = ScriptedTransport(lambda execution_id, _: replies[execution_id])
     async with transport.client(retry=RetryPolicy(initial_backoff=1), deadline=60) as client:
@@ -402,8 +402,8 @@ async def test_the_error_before_is_the_cause_of_not_being_sent_again() -> None:
 
 
 @virtual_time
-async def test_what_connects_while_the_gate_closes_is_sent_after_the_pause() -> None:
-    """It is asked once more when there is a connection, then waits its turn anew, with the attempt's whole time."""
+async def test_a_request_that_connects_in_a_pause_waits() -> None:
+    """A request that is still connecting when a pause starts is sent after the pause, with a new attempt timeout."""
 
     class Connecting(ScriptedTransport):
         async def send(self, url: URL, body: bytes, is_held: Callable[[], bool]) -> Answer | None:
@@ -423,8 +423,8 @@ async def test_what_connects_while_the_gate_closes_is_sent_after_the_pause() -> 
 
 @virtual_time
 @pytest.mark.parametrize("end", ["the deadline", "closing"])
-async def test_what_is_held_after_connecting_ends_in_time(end: str) -> None:
-    """The deadline and the client's end hold for it as for everything."""
+async def test_a_held_request_ends_in_time(end: str) -> None:
+    """The deadline and a close end a request that a pause holds after it has connected."""
 
     class Held(ScriptedTransport):
         async def send(self, *_: object) -> None:
@@ -443,7 +443,7 @@ async def test_what_is_held_after_connecting_ends_in_time(end: str) -> None:
 
 @virtual_time
 async def test_a_lookup_cancelled_just_as_an_outage_ends_it_leaves_nothing_behind() -> None:
-    """Its turn is neither given nor refused, and the others end unsent."""
+    """A lookup that is cancelled at the end of an outage leaves nothing behind, and the other lookups end unsent."""
     transport = ScriptedTransport(lambda *_: status(502))
     async with transport.client(deadline=10) as client:
         batch = asyncio.create_task(client.instructor_executions.get_many([f"e{n}" for n in range(100)]))
@@ -461,7 +461,7 @@ async def test_a_lookup_cancelled_just_as_an_outage_ends_it_leaves_nothing_behin
 
 @virtual_time
 async def test_a_lookup_with_a_longer_deadline_outlives_the_end_of_the_others() -> None:
-    """The client's deadline ends those that have no other. This one keeps probing, and gets its record."""
+    """In an outage, a lookup with a longer deadline than the client's continues to probe and gets its record."""
     transport = ScriptedTransport(lambda execution_id, _: status(502) if now() < 100 else record(execution_id))
     async with transport.client(deadline=10) as client:
         patient = asyncio.create_task(client.instructor_executions.get("patient", deadline=300))
@@ -475,7 +475,7 @@ async def test_a_lookup_with_a_longer_deadline_outlives_the_end_of_the_others() 
 
 @virtual_time
 async def test_connections_are_opened_in_time_or_not_at_all() -> None:
-    """Within the client's deadline if it has one, and not once it is closed."""
+    """`warm_up` respects the client's deadline, and a closed client refuses it."""
 
     class Slow(ScriptedTransport):
         async def warm_up(self, _: URL, count: int) -> None:

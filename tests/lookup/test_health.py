@@ -1,4 +1,4 @@
-"""The health of the server as a client sees it: the rules one by one, and against servers of all kinds."""
+"""A client's view of the server's health: its rules one by one, and against servers of all kinds."""
 
 import math
 from collections.abc import Callable
@@ -28,7 +28,7 @@ SEEDS = range(10)
 
 
 def paused(error: Any) -> Health:
-    """Return the health of a server in a pause, at time 0 of a clock that stands still."""
+    """Return the health of a server in a pause, with a clock that stands still at 0."""
     health = Health(lambda: 0.0, Random(0))
     for number in [health.send() for _ in range(40)]:
         health.failed(number, error, number)
@@ -36,8 +36,8 @@ def paused(error: Any) -> Health:
     return health
 
 
-def test_a_probe_that_is_given_up_is_made_up_for_at_once_unless_another_is_in_flight() -> None:
-    """A cancelled caller neither prolongs a pause nor multiplies its probes."""
+def test_a_cancelled_probe_is_replaced() -> None:
+    """A cancelled probe is replaced at once if no other probe is in flight, so it does not extend a pause."""
     health = paused(failure())
     first, second = health.send(), health.send()
     assert health.delay() > 0
@@ -48,7 +48,7 @@ def test_a_probe_that_is_given_up_is_made_up_for_at_once_unless_another_is_in_fl
 
 
 def test_probes_of_a_loop_that_ended_keep_nobody_waiting() -> None:
-    """Their results will never come."""
+    """Probes of an event loop that has ended do not delay later requests."""
     health = paused(failure())
     health.send()
     health.forget_in_flight()
@@ -58,7 +58,7 @@ def test_probes_of_a_loop_that_ended_keep_nobody_waiting() -> None:
 
 
 def limited() -> Any:
-    """Return the error of nginx when it limits the rate: a 503 without a time."""
+    """Return the error of nginx's rate limit: a 503 without a Retry-After."""
     return failure(503)
 
 
@@ -86,7 +86,7 @@ LIMITS: dict[str, tuple[Callable[[], Server], int, float, float, float]] = {
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", LIMITS)
 def test_a_limit_is_found_and_used(name: str, seed: int) -> None:
-    """Whatever it is a limit of: nothing is lost, little is sent in vain, and what the server gives is taken."""
+    """Under any kind of limit, no lookup is lost, few requests are wasted, and the limit is used fully."""
     server, count, floor, time_factor, request_factor = LIMITS[name]
     result = Batch(server(), count, seed=seed).run()
     assert result.found == count
@@ -97,8 +97,8 @@ def test_a_limit_is_found_and_used(name: str, seed: int) -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("retry_after", [None, 1.0])
 @pytest.mark.parametrize("latency", [0.02, 0.2])
-def test_rejections_by_chance_slow_nobody_down(latency: float, retry_after: float | None, seed: int) -> None:
-    """One in five at any rate, quick rejections or not: each concerns the lookup that got it, and no other."""
+def test_random_rejections_slow_nothing_down(latency: float, retry_after: float | None, seed: int) -> None:
+    """If the server rejects one request in five at random, only the affected lookups are delayed."""
     server = by_chance(0.2, lambda: rejection(retry_after), latency, 0.002 if latency > 0.1 else None)
     count = int(200 / latency)
     result = Batch(server, count, seed=seed).run()
@@ -113,10 +113,13 @@ def test_rejections_by_chance_slow_nobody_down(latency: float, retry_after: floa
 @pytest.mark.parametrize(
     ("seconds", "latency", "error_latency"), [(0.3, 0.05, 0.03), (3, 0.05, 0.03), (3, 0.2, 0.001), (25, 0.02, 0.02)]
 )
-def test_an_outage_within_half_the_deadline_costs_time_and_nothing_else(
+def test_a_short_outage_costs_only_time(
     seconds: float, latency: float, error_latency: float, gathered: bool, seed: int
 ) -> None:
-    """Nothing is lost, hardly anything is sent meanwhile, and two seconds later all is as before."""
+    """In an outage within half the deadline no lookup is lost and few requests are sent.
+
+    After two seconds all is normal.
+    """
     count = int(2.5 * 50 / latency)
     result = Batch(outage(0.5, 0.5 + seconds, latency, error_latency), count, gathered=gathered, seed=seed).run()
     assert result.found == count
@@ -127,8 +130,8 @@ def test_an_outage_within_half_the_deadline_costs_time_and_nothing_else(
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_an_outage_for_good_ends_all_together(seed: int) -> None:
-    """At the client's deadline, for few requests."""
+def test_a_permanent_outage_ends_all_lookups(seed: int) -> None:
+    """In a permanent outage, all lookups end together at the client's deadline, with few requests."""
     result = Batch(outage(0, math.inf), 5000, seed=seed).run()
     assert result.lost == 5000
     assert result.seconds <= 61
@@ -138,16 +141,16 @@ def test_an_outage_for_good_ends_all_together(seed: int) -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("status", [500, 503])
 @pytest.mark.parametrize(("share", "lost", "load"), [(1 / 3, 0.01, 1.65), (1 / 2, 0.045, 2.0), (2 / 3, 0.4, 2.0)])
-def test_a_part_that_fails_is_no_outage(share: float, lost: float, load: float, status: int, seed: int) -> None:
-    """Its lookups are retried as if each were alone, up to twice as many requests as lookups."""
+def test_partial_failures_are_not_an_outage(share: float, lost: float, load: float, status: int, seed: int) -> None:
+    """If a part of the requests fails, each lookup is retried by itself, with at most twice as many requests."""
     result = Batch(by_chance(share, lambda: failure(status), 0.01), 3000, seed=seed).run()
     assert result.lost <= lost * 3000
     assert len(result.sent) <= load * 3000
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_quick_failures_among_slow_successes_are_no_outage(seed: int) -> None:
-    """Those that succeed are still in flight when the others have failed, and count."""
+def test_quick_failures_are_not_an_outage(seed: int) -> None:
+    """Quick failures are not an outage while slower requests in flight may still succeed."""
     result = Batch(by_chance(1 / 3, failure, 0.2, 0.002), 3000, seed=seed).run()
     assert result.lost <= 30
     assert result.seconds <= 1.4 * 3000 * 0.2 / 50
@@ -155,7 +158,7 @@ def test_quick_failures_among_slow_successes_are_no_outage(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_refused_key_ends_a_batch(seed: int) -> None:
-    """After a confirmation, for a hundred requests; a short disturbance costs only those that it hits first."""
+    """A refused key ends a batch after a hundred requests. A short disturbance affects only its first lookups."""
     revoked = in_turn((1.0, by_chance(0, refusal)), (math.inf, by_chance(1, refusal)))
     result = Batch(revoked, 20_000, seed=seed).run()
     assert sum(moment >= 1.0 for moment in result.sent) <= 100
@@ -167,7 +170,7 @@ def test_a_refused_key_ends_a_batch(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_an_outage_may_end_in_throttling_and_a_limit_may_rise(seed: int) -> None:
-    """What the server does now counts, not what it did before."""
+    """The client follows a server that throttles after an outage, or that raises its limit."""
     server = in_turn((1.0, by_chance(0, failure)), (3.0, by_chance(1, failure)), (math.inf, token_bucket(200, 20)))
     result = Batch(server, 4000, seed=seed).run()
     assert result.found == 4000
@@ -178,8 +181,8 @@ def test_an_outage_may_end_in_throttling_and_a_limit_may_rise(seed: int) -> None
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_no_mixture_loses_what_a_pause_would_save(seed: int) -> None:
-    """Servers made at random: outages of up to half a deadline between limits and rejections by chance."""
+def test_random_mixtures_lose_no_lookup(seed: int) -> None:
+    """Random mixtures of limits, rejections and outages of up to half the deadline lose no lookup."""
     random = Random(seed)
     kinds: list[Callable[[], Server]] = [
         lambda: token_bucket(random.uniform(50, 2000), random.randint(5, 100), in_a_second),

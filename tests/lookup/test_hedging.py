@@ -1,4 +1,4 @@
-"""Hedging: a slow request is sent a second time, the first good response wins, and nothing is left of the other."""
+"""Hedging sends a slow request a second time. The first good response wins, and the other request ends."""
 
 import asyncio
 import math
@@ -47,7 +47,7 @@ BROKEN = TransportError("reset", retryable=True)
 
 
 class Script:
-    """Gives the id `slow` these replies, one after the other, and all other ids a record in the usual time."""
+    """A play that gives the id `slow` these replies in turn, and all other ids a record in the usual time."""
 
     def __init__(self, *replies: Reply) -> None:
         self._replies = replies
@@ -58,7 +58,7 @@ class Script:
 
 
 async def hedging_client(transport: ScriptedTransport, hedge: HedgePolicy = EAGER, **settings: Any) -> KaizenClient:
-    """Return a client that hedges, and has learned the usual time."""
+    """Return a client that hedges and has learned the usual time of a response."""
     client = transport.client(**{"hedge": hedge, "retry": ONCE, **settings})
     for execution_id in ("a", "b"):
         await client.instructor_executions.get(execution_id)
@@ -72,7 +72,7 @@ def now() -> float:
 
 @virtual_time
 async def test_a_slow_request_is_sent_again_and_the_second_response_wins() -> None:
-    """The lookup is one attempt, both requests are counted, and nothing is left of the first."""
+    """The second response to a slow request wins. The lookup is one attempt, and both requests count."""
     transport = ScriptedTransport(Script((NEVER, record("slow")), record("slow")))
     events: list[Event] = []
     async with await hedging_client(transport, on_event=events.append) as client:
@@ -107,7 +107,7 @@ async def test_a_slow_request_is_sent_again_and_the_second_response_wins() -> No
     ],
 )
 def test_the_first_good_response_wins(first: Reply, second: Reply, seconds: float, won: bool) -> None:
-    """A bad response is not the end while the other request may still bring a good one."""
+    """A bad response does not end the attempt while the other request may succeed."""
 
     @virtual_time
     async def check() -> None:
@@ -125,7 +125,7 @@ def test_the_first_good_response_wins(first: Reply, second: Reply, seconds: floa
 
 @virtual_time
 async def test_if_both_fail_the_attempt_failed_as_the_first_did() -> None:
-    """It is one failed attempt, and one retry follows."""
+    """If both requests fail, the attempt fails with the first request's error, and one retry follows."""
     transport = ScriptedTransport(Script((0.15, BROKEN), (0.1, status(500)), record("slow")))
     async with await hedging_client(transport, retry=AT_ONCE) as client:
         [outcome] = await client.instructor_executions.get_many(["slow"])
@@ -139,7 +139,7 @@ async def test_if_both_fail_the_attempt_failed_as_the_first_did() -> None:
 
 @virtual_time
 async def test_an_id_that_does_not_exist_is_a_good_response() -> None:
-    """The API has said all about it. A 404 that may belong to another request says nothing."""
+    """A 404 counts as a good response, unless it may belong to another request."""
     transport = ScriptedTransport(Script((NEVER, status(404)), status(404)))
     async with await hedging_client(transport) as client:
         with pytest.raises(NotFoundError):
@@ -154,7 +154,7 @@ async def test_an_id_that_does_not_exist_is_a_good_response() -> None:
 
 @virtual_time
 async def test_both_responses_at_the_same_moment_are_one_result() -> None:
-    """Neither the turn of a request nor its result is counted twice."""
+    """Two responses at the same moment count as one result and free both slots once."""
     transport = ScriptedTransport(Script((USUAL * MARGIN + USUAL, record("slow")), record("slow")))
     async with await hedging_client(transport, concurrency=2) as client:
         await client.instructor_executions.get("slow")
@@ -164,12 +164,12 @@ async def test_both_responses_at_the_same_moment_are_one_result() -> None:
 
 
 def cancel(task: asyncio.Task[Any], client: KaizenClient) -> None:
-    """End the call of a caller."""
+    """Cancel the call."""
     task.cancel()
 
 
 def close(task: asyncio.Task[Any], client: KaizenClient) -> None:
-    """End the client."""
+    """Close the client."""
     client_closing.append(asyncio.ensure_future(client.aclose()))
 
 
@@ -181,7 +181,7 @@ client_closing: list[asyncio.Future[None]] = []
 def test_a_hedged_lookup_can_be_ended_at_any_moment(
     end: Callable[[asyncio.Task[Any], KaizenClient], None], error: type[BaseException], steps: int
 ) -> None:
-    """By its caller or by closing, some steps before and after the second request: no request, turn or task is left."""
+    """A hedged lookup that is cancelled or closed at any step leaves no request, slot or task."""
 
     @virtual_time
     async def check() -> None:
@@ -236,24 +236,24 @@ async def test_a_crash_of_the_second_request_is_raised() -> None:
 
 
 def engaged(client: KaizenClient) -> None:
-    """Have the server throttle."""
+    """Make the client believe that the server throttles."""
     throttle(client, 0.05)
 
 
 def short_of_retries(client: KaizenClient) -> None:
-    """Have the client use up its retry budget."""
+    """Use up the client's retry budget."""
     health_of(client)._budget = 40
 
 
 def unlearned(client: KaizenClient) -> None:
-    """Have the client know too few requests."""
+    """Remove the delay that the client has learned."""
     for hedging in client._hedgings.values():
         hedging.delay = None
 
 
 @pytest.mark.parametrize("why", [engaged, short_of_retries, unlearned])
 def test_nothing_is_hedged_when_it_would_do_harm(why: Callable[[KaizenClient], None]) -> None:
-    """While the server is not well, while retries are scarce, and before the usual time is known."""
+    """The client does not hedge while the server throttles, while retries are scarce, or without a known usual time."""
 
     @virtual_time
     async def check() -> None:
@@ -276,7 +276,7 @@ def test_nothing_is_hedged_when_it_would_do_harm(why: Callable[[KaizenClient], N
 
 @virtual_time
 async def test_a_second_request_takes_the_next_free_slot() -> None:
-    """With all slots in use it goes before the lookups that wait, and is forgotten if the first response comes."""
+    """A second request takes the next free slot before waiting lookups. It is dropped if the first response arrives."""
     transport = ScriptedTransport(Script((NEVER, record("slow")), record("slow")))
     async with await hedging_client(transport, concurrency=2) as client:
         begun = now()
@@ -301,7 +301,7 @@ async def test_a_second_request_takes_the_next_free_slot() -> None:
     [(None, 0), (NoConnectionError(OSError(24, "full")), 0), (NoConnectionError(OSError("reset"), was_sent=True), 1)],
 )
 def test_a_second_request_that_finds_no_connection_is_dropped(failure: Exception | None, counted: int) -> None:
-    """Also if a pause begins while it connects. It counts as a request only if it was sent."""
+    """A second request without a connection is dropped, and counts only if it was sent."""
 
     class Full(ScriptedTransport):
         async def send(self, url: URL, body: bytes, is_held: Callable[[], bool]) -> Answer:
@@ -323,7 +323,7 @@ def test_a_second_request_that_finds_no_connection_is_dropped(failure: Exception
 
 @virtual_time
 async def test_a_closed_client_sends_no_second_request() -> None:
-    """While the second request waits for a slot, closing ends the lookup and the wait."""
+    """A close ends a lookup whose second request waits for a slot."""
     transport = ScriptedTransport(Script((NEVER, record("slow"))))
     client = await hedging_client(transport, concurrency=1)
     lookup = asyncio.ensure_future(client.instructor_executions.get("slow"))
@@ -336,7 +336,7 @@ async def test_a_closed_client_sends_no_second_request() -> None:
 
 @virtual_time
 async def test_a_pause_keeps_a_second_request_from_its_turn() -> None:
-    """It waited for a slot when the pause began, and leaves the turn as a probe to a lookup."""
+    """A second request that waits for a slot when a pause starts leaves the slot to a lookup."""
     transport = ScriptedTransport(Script((1.0, record("slow"))))
     async with await hedging_client(transport, concurrency=1) as client:
         lookup = asyncio.ensure_future(client.instructor_executions.get("slow"))
@@ -351,7 +351,7 @@ async def test_a_pause_keeps_a_second_request_from_its_turn() -> None:
 
 
 def tail(random: Random) -> Callable[[str, int], Reply]:
-    """Return a server of which 3 % of the responses take 20 times as long as the others."""
+    """Return a server whose responses take 20 times as long in 3 % of the cases."""
 
     def play(execution_id: str, number: int) -> Reply:
         seconds = random.uniform(0.8, 1.2) * (1.0 if random.random() < 0.03 else 0.05)
@@ -362,18 +362,18 @@ def tail(random: Random) -> Callable[[str, int], Reply]:
 
 
 async def seconds_of_get_many(client: KaizenClient, ids: list[str]) -> list[float]:
-    """Return how long each lookup took."""
+    """Return the duration of each lookup of `get_many`."""
     return [outcome.elapsed for outcome in await client.instructor_executions.get_many(ids)]
 
 
 async def seconds_of_stream(client: KaizenClient, ids: list[str]) -> list[float]:
-    """Return the same for a stream."""
+    """Return the duration of each lookup of a stream."""
     async with client.instructor_executions.stream(ids) as stream:
         return [outcome.elapsed async for outcome in stream]
 
 
 async def seconds_of_get(client: KaizenClient, ids: list[str]) -> list[float]:
-    """Return the same for single lookups, ten at the same time."""
+    """Return the duration of single lookups, ten at a time."""
     seconds: list[float] = []
     left = iter(ids)
 
@@ -388,7 +388,7 @@ async def seconds_of_get(client: KaizenClient, ids: list[str]) -> list[float]:
 
 
 async def seconds_of_wait(client: KaizenClient, ids: list[str]) -> list[float]:
-    """Return the same for waits for executions that have ended already."""
+    """Return the duration of waits for executions that have already ended."""
     seconds: list[float] = []
     for at in range(0, len(ids), 20):
         began = now()
@@ -400,7 +400,7 @@ async def seconds_of_wait(client: KaizenClient, ids: list[str]) -> list[float]:
 
 @pytest.mark.parametrize("look_up", [seconds_of_get, seconds_of_get_many, seconds_of_stream, seconds_of_wait])
 def test_the_tail_is_cut_for_few_requests(look_up: Callable[[KaizenClient, list[str]], Any]) -> None:
-    """With 3 % of the responses 20 times slower, p99 falls from 20 medians to 3, for 1.05 requests per lookup."""
+    """With 3 % of slow responses, p99 falls from 20 medians to 3, with 1.05 requests per lookup."""
 
     @virtual_time
     async def check() -> None:
@@ -417,7 +417,7 @@ def test_the_tail_is_cut_for_few_requests(look_up: Callable[[KaizenClient, list[
 
 @virtual_time
 async def test_polls_under_a_rate_are_not_hedged() -> None:
-    """`max_rate` bounds requests, and a second one would not be counted by it."""
+    """Polls under a max_rate are not hedged, because the rate would not count the second request."""
     transport = ScriptedTransport(tail(Random(1)))
     async with transport.client(hedge=EAGER, ended_records=0) as client:
         ids = [f"exec_{number}" for number in range(100)]
@@ -428,7 +428,7 @@ async def test_polls_under_a_rate_are_not_hedged() -> None:
 
 @virtual_time
 async def test_a_server_that_slows_down_gets_no_burst() -> None:
-    """After hundreds of quick lookups, no more than what was saved and the share are hedged."""
+    """When a server slows down, the client hedges only its saved number of requests and its share."""
     latency = 0.1
     transport = ScriptedTransport(lambda execution_id, _: (latency, record(execution_id)))
     async with transport.client(hedge=HedgePolicy()) as client:
@@ -440,8 +440,8 @@ async def test_a_server_that_slows_down_gets_no_burst() -> None:
 
 
 @virtual_time
-async def test_what_is_learned_stays_for_the_next_event_loop() -> None:
-    """Like the health of the server it belongs to the client."""
+async def test_the_learned_delay_survives_an_event_loop() -> None:
+    """The learned delay belongs to the client and stays for the next event loop."""
     transport = ScriptedTransport(Script((NEVER, record("slow")), record("slow")))
     async with await hedging_client(transport) as client:
         [before] = client._hedgings.values()
@@ -453,7 +453,7 @@ async def test_what_is_learned_stays_for_the_next_event_loop() -> None:
 
 @pytest.mark.parametrize("direct", [True, False])
 async def test_the_losing_connection_is_closed(direct: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On real sockets, for our own connections and for `session.post`."""
+    """On real sockets, the connection of the losing request is closed, for own connections and for `session.post`."""
     if not direct:
         monkeypatch.setattr("kaizen_async._transport.transport.is_patched", lambda _: True)
     async with KaizenEmulator(default_life=Life.ended(duration=5)) as emulator:
@@ -472,7 +472,7 @@ async def test_the_losing_connection_is_closed(direct: bool, monkeypatch: pytest
 
 
 async def test_hedging_counts_in_virtual_time() -> None:
-    """With a `VirtualClock` and an emulator, a test of a user's own sees the same."""
+    """With a `VirtualClock` and an emulator, a user's test sees hedging in virtual time."""
     clock = VirtualClock()
     async with KaizenEmulator(clock=clock, default_life=Life.ended(duration=5)) as emulator:
         async with KaizenClient(base_url=emulator.base_url, clock=clock, hedge=EAGER) as kaizen:
@@ -487,7 +487,7 @@ async def test_hedging_counts_in_virtual_time() -> None:
 
 
 class Times(LoopClock):
-    """A clock whose timers come when a test says."""
+    """A clock whose timers fire when the test says."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -499,14 +499,14 @@ class Times(LoopClock):
         return self.now
 
     def call_at(self, when: float, callback: Callable[[], None]) -> Any:
-        """Note a timer."""
+        """Record a timer."""
         self.timers.append((when, callback))
         return asyncio.get_running_loop().call_later(3600, int)
 
 
 @virtual_time
-async def test_time_that_is_not_the_request_s_is_not_counted() -> None:
-    """While the loop was blocked, and while the first request was not sent. Later, it waits for what is earned."""
+async def test_only_time_of_the_request_counts() -> None:
+    """Time in which the loop was blocked, or the first request was not yet sent, does not count towards hedging."""
     clock = Times()
     sent_at: float | None = None
     seconds: list[float] = []
@@ -537,7 +537,7 @@ async def test_time_that_is_not_the_request_s_is_not_counted() -> None:
 
 
 async def test_two_cancellations_leave_nothing_of_a_second_request() -> None:
-    """However long its clean-up takes, the lookup ends after it. What was saved for it is given back."""
+    """A lookup that is cancelled twice ends after the cleanup of its second request, and returns its saved share."""
     hedging = Hedging(HedgePolicy(max_share=0.99), Health(lambda: 0.0, Random(1)))
     for _ in range(10):
         hedging.earn()
@@ -567,7 +567,7 @@ async def test_two_cancellations_leave_nothing_of_a_second_request() -> None:
 
 
 def test_a_quantile_of_recent_requests_is_learned() -> None:
-    """It follows a server that changes, is never below `min_delay`, and is not known before enough requests."""
+    """The delay follows a quantile of recent requests, at least `min_delay`, and is unknown before enough requests."""
     health = Health(lambda: 0.0, Random(1))
     hedging = Hedging(HedgePolicy(min_observations=100), health)
     for number in range(99):
@@ -584,7 +584,7 @@ def test_a_quantile_of_recent_requests_is_learned() -> None:
 
 
 def test_a_share_is_never_exceeded() -> None:
-    """At any moment, fewer lookups were hedged than the share allows, and little is saved up."""
+    """The share of hedged lookups never exceeds `max_share`, and few hedges are saved up."""
     health = Health(lambda: 0.0, Random(1))
     hedging = Hedging(HedgePolicy(max_share=0.05), health)
     taken = 0
@@ -614,13 +614,13 @@ def test_a_share_is_never_exceeded() -> None:
     ],
 )
 def test_a_policy_that_cannot_work_is_refused(settings: dict[str, Any], error: type[Exception], text: str) -> None:
-    """When it is made, with the name of the setting."""
+    """An invalid policy is refused when it is created, with the name of the setting."""
     with pytest.raises(error, match=text):
         HedgePolicy(**settings)
 
 
 def test_only_a_policy_switches_hedging_on() -> None:
-    """A policy is frozen, and True is not one."""
+    """Only a HedgePolicy switches hedging on, and it cannot be changed."""
     with pytest.raises(TypeError, match=r"hedge must be None or a HedgePolicy, not bool; try HedgePolicy\(\)"):
         KaizenClient(hedge=True)  # type: ignore[arg-type]
     with pytest.raises(AttributeError):
@@ -632,7 +632,7 @@ def test_only_a_policy_switches_hedging_on() -> None:
 def test_the_command_has_an_option(
     emulator: KaizenEmulator, monkeypatch: pytest.MonkeyPatch, arguments: list[str], hedge: HedgePolicy | None
 ) -> None:
-    """`--hedge` switches hedging on, as the client ships it."""
+    """The option `--hedge` switches hedging on with the default policy."""
     emulator.add("exec_1", Life.ended(duration=5))
     given: list[object] = []
 

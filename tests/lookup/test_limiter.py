@@ -1,4 +1,4 @@
-"""A limiter of the caller's: asked before every request, in its turn, and never in the way of an end."""
+"""The caller's limiter is called before every request, with a slot held, and never delays an end."""
 
 import asyncio
 from typing import Any
@@ -14,11 +14,11 @@ from kaizen_async.testing import KaizenEmulator, Life, VirtualClock
 
 
 class Turnstile:
-    """A limiter that lets pass when told to.
+    """A limiter that a test opens.
 
     Attributes:
-        asked: How often it was asked.
-        cancelled: How many gave up.
+        asked: Number of calls.
+        cancelled: Number of cancelled calls.
     """
 
     def __init__(self) -> None:
@@ -27,11 +27,11 @@ class Turnstile:
         self._open = asyncio.Event()
 
     def open(self) -> None:
-        """Let all pass."""
+        """Let all requests pass."""
         self._open.set()
 
     async def acquire(self) -> str:
-        """Wait."""
+        """Wait until the limiter is open."""
         self.asked += 1
         try:
             await self._open.wait()
@@ -42,7 +42,7 @@ class Turnstile:
 
 
 def assert_idle(client: KaizenClient) -> None:
-    """Fail if anything is held although nothing is in flight."""
+    """Fail if an idle client holds a slot."""
     engine = client._engine
     assert engine is not None
     assert not engine._waiting
@@ -51,7 +51,7 @@ def assert_idle(client: KaizenClient) -> None:
 
 @virtual_time
 async def test_a_limiter_library_sets_the_pace() -> None:
-    """Two at once and then two a second, whatever the client's concurrency."""
+    """A limiter of two requests and then two a second sets the pace, whatever the client's concurrency."""
     transport = ScriptedTransport(latency=0)
     async with transport.client(limiter=AsyncLimiter(2, 1).acquire) as client:
         outcomes = await client.instructor_executions.get_many([f"e{n}" for n in range(6)])
@@ -61,8 +61,8 @@ async def test_a_limiter_library_sets_the_pace() -> None:
 
 
 @virtual_time
-async def test_every_request_asks_retries_and_polls_included() -> None:
-    """A request that was not asked for could be one too many."""
+async def test_every_request_calls_the_limiter() -> None:
+    """The client calls the limiter before every request, including retries and polls."""
     turnstile = Turnstile()
     turnstile.open()
     replies = {1: status(500), 2: record("a"), 3: status(503)}
@@ -73,8 +73,8 @@ async def test_every_request_asks_retries_and_polls_included() -> None:
 
 
 @virtual_time
-async def test_a_slot_is_held_while_the_limiter_is_asked() -> None:
-    """So no more ask at a time than may send."""
+async def test_a_slot_is_held_during_a_call_of_the_limiter() -> None:
+    """A request holds its slot while it waits for the limiter, so no more requests wait than may be sent."""
     turnstile = Turnstile()
     async with ScriptedTransport().client(limiter=turnstile.acquire, concurrency=3) as client:
         async with asyncio.TaskGroup() as group:
@@ -89,7 +89,7 @@ async def test_a_slot_is_held_while_the_limiter_is_asked() -> None:
 
 @virtual_time
 async def test_the_deadline_ends_the_wait_for_the_limiter() -> None:
-    """Nothing is sent, and the limiter is left as by a cancellation."""
+    """The deadline cancels the call of the limiter, and nothing is sent."""
     turnstile = Turnstile()
     transport = ScriptedTransport()
     async with transport.client(limiter=turnstile.acquire) as client:
@@ -103,7 +103,7 @@ async def test_the_deadline_ends_the_wait_for_the_limiter() -> None:
 
 @virtual_time
 async def test_a_cancelled_caller_leaves_the_limiter() -> None:
-    """With its slot given back."""
+    """A cancelled lookup cancels its call of the limiter and frees its slot."""
     turnstile = Turnstile()
     async with ScriptedTransport().client(limiter=turnstile.acquire) as client:
         with pytest.raises(TimeoutError):
@@ -114,7 +114,7 @@ async def test_a_cancelled_caller_leaves_the_limiter() -> None:
 
 @virtual_time
 async def test_closing_the_client_ends_the_wait_for_the_limiter() -> None:
-    """As it ends every other wait."""
+    """A close cancels the call of the limiter."""
     turnstile = Turnstile()
     client = ScriptedTransport().client(limiter=turnstile.acquire)
     look_up = asyncio.create_task(failing(client))
@@ -127,7 +127,7 @@ async def test_closing_the_client_ends_the_wait_for_the_limiter() -> None:
 
 @virtual_time
 async def test_a_limiter_that_lets_through_just_as_the_client_closes_sends_nothing() -> None:
-    """Whichever of the two comes first."""
+    """A limiter that returns while the client closes causes no request."""
     turnstile = Turnstile()
     transport = ScriptedTransport()
     client = transport.client(limiter=turnstile.acquire)
@@ -144,8 +144,11 @@ async def test_a_limiter_that_lets_through_just_as_the_client_closes_sends_nothi
 @pytest.mark.parametrize(
     "fault", [ConnectionError("no redis"), TimeoutError("too slow")], ids=lambda f: type(f).__name__
 )
-def test_a_limiter_that_fails_fails_one_look_up(fault: Exception) -> None:
-    """With nothing sent and the fault as the cause; its timeout is not taken for the deadline of the lookup."""
+def test_a_limiter_that_fails_fails_one_lookup(fault: Exception) -> None:
+    """A limiter that raises fails one lookup with its error as the cause.
+
+    Its TimeoutError is not the lookup's deadline.
+    """
 
     @virtual_time
     async def play() -> None:
@@ -174,8 +177,8 @@ def test_a_limiter_that_fails_fails_one_look_up(fault: Exception) -> None:
 
 
 @virtual_time
-async def test_a_limiter_that_is_not_to_be_awaited_fails_the_look_up() -> None:
-    """Its lookup, with a word on why; it does not get past as if there were none."""
+async def test_a_limiter_that_is_not_awaitable_fails_the_lookup() -> None:
+    """A limiter that returns nothing to await fails the lookup with an explanation, and nothing is sent."""
     transport = ScriptedTransport()
     async with transport.client(limiter=lambda: None) as client:
         error = await failing(client)
@@ -184,8 +187,8 @@ async def test_a_limiter_that_is_not_to_be_awaited_fails_the_look_up() -> None:
 
 
 @virtual_time
-async def test_a_pause_that_begins_while_the_limiter_is_asked_is_kept() -> None:
-    """The limiter's permission is stale after the pause, so it is asked again."""
+async def test_a_pause_during_a_call_of_the_limiter_is_kept() -> None:
+    """If a pause starts during a call of the limiter, the client calls it again after the pause."""
     turnstile = Turnstile()
     asked = 0
 
@@ -210,8 +213,8 @@ async def test_a_pause_that_begins_while_the_limiter_is_asked_is_kept() -> None:
 
 
 @virtual_time
-async def test_the_wait_for_the_limiter_is_told_with_the_attempt() -> None:
-    """Beside that for a slot and the gate."""
+async def test_an_attempt_reports_its_wait_for_the_limiter() -> None:
+    """The time in `queued` includes the wait for the limiter."""
     events: list[Event] = []
     limiter = AsyncLimiter(1, 10)
     async with ScriptedTransport(latency=0).client(limiter=limiter.acquire, on_event=events.append) as client:
@@ -221,7 +224,7 @@ async def test_the_wait_for_the_limiter_is_told_with_the_attempt() -> None:
 
 @virtual_time
 async def test_a_limiter_shared_by_two_clients_bounds_both() -> None:
-    """Together they send one request a second."""
+    """Two clients with one limiter together send one request a second."""
     shared = AsyncLimiter(1, 1)
     one, two = ScriptedTransport(latency=0), ScriptedTransport(latency=0)
     async with one.client(limiter=shared.acquire) as first, two.client(limiter=shared.acquire) as second:
@@ -232,7 +235,7 @@ async def test_a_limiter_shared_by_two_clients_bounds_both() -> None:
 
 
 async def test_virtual_time_stands_still_while_the_limiter_takes_real_time(emulator: KaizenEmulator) -> None:
-    """Else hours would pass between two polls of a test whose limiter sleeps for milliseconds."""
+    """Virtual time stands still during a limiter's real sleep. Otherwise hours would pass between two polls."""
     clock = VirtualClock()
 
     async def limiter() -> None:
@@ -250,15 +253,15 @@ async def test_virtual_time_stands_still_while_the_limiter_takes_real_time(emula
 
 
 def test_an_object_in_place_of_its_method_is_refused_at_once() -> None:
-    """With the method that was meant, most likely."""
+    """A limiter object in place of its method is refused, and the error names the likely method."""
     limiter: Any = AsyncLimiter(1)
     with pytest.raises(TypeError, match=r"limiter must be a function .* AsyncLimiter\.acquire"):
         KaizenClient(limiter=limiter)
 
 
 @virtual_time
-async def test_an_attempt_that_is_never_answered_does_not_hold_the_limiter() -> None:
-    """It limits how often, not how many at a time: nothing is given back to it."""
+async def test_a_hanging_attempt_does_not_block_the_limiter() -> None:
+    """A hanging request does not block the limiter, which limits the rate and not the number in flight."""
     transport = ScriptedTransport(lambda i, _: (NEVER, record(i)) if i == "a" else record(i))
     async with transport.client(limiter=AsyncLimiter(1, 1).acquire) as client:
         hanging = asyncio.create_task(failing(client, deadline=20))
@@ -268,11 +271,11 @@ async def test_an_attempt_that_is_never_answered_does_not_hold_the_limiter() -> 
 
 
 class Counted(Turnstile):
-    """A limiter that knows at once whether a request may be sent.
+    """A limiter that can decide without waiting.
 
     Attributes:
-        permits: Requests that may be sent.
-        put_backs: How often a request was not sent after all.
+        permits: Number of requests that may be sent.
+        put_backs: Number of permits returned unused.
     """
 
     def __init__(self, permits: int) -> None:
@@ -282,7 +285,7 @@ class Counted(Turnstile):
         self.open()
 
     async def __call__(self) -> None:
-        """Wait."""
+        """Wait for a permit."""
         await self.acquire()
 
     def take_now(self) -> bool:
@@ -293,13 +296,13 @@ class Counted(Turnstile):
         return True
 
     def put_back(self) -> None:
-        """Take one back."""
+        """Return a permit."""
         self.permits += 1
         self.put_backs += 1
 
 
 async def test_a_limiter_that_has_permits_is_not_waited_for(emulator: KaizenEmulator) -> None:
-    """A permit for which there is no connection goes back, and the request waits like any other."""
+    """A limiter with permits causes no wait. A permit without a connection goes back, and the request waits."""
     ids = [f"exec_{number}" for number in range(6)]
     emulator.add_many(ids)
     limiter = Counted(permits=3)

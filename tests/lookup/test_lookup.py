@@ -1,4 +1,4 @@
-"""One lookup: what it sends, what becomes of answers, and who shares it; in virtual time."""
+"""A single lookup: its requests, the handling of responses, and shared requests, in virtual time."""
 
 import asyncio
 import contextlib
@@ -28,8 +28,8 @@ from kaizen_async.client import MOST_POLICIES
 
 
 @virtual_time
-async def test_a_look_up_is_one_request_and_one_record() -> None:
-    """Nothing else is sent."""
+async def test_a_lookup_is_one_request_and_one_record() -> None:
+    """A lookup sends one request and returns one record."""
     transport = ScriptedTransport()
     async with transport.client() as client:
         execution = await client.instructor_executions.get("a")
@@ -39,8 +39,8 @@ async def test_a_look_up_is_one_request_and_one_record() -> None:
 
 
 @pytest.mark.parametrize("code", [408, 425, 429, 500, 502, 503, 504])
-def test_these_statuses_are_retried(code: int) -> None:
-    """They say "not now"."""
+def test_temporary_statuses_are_retried(code: int) -> None:
+    """The client retries statuses that mean "not now"."""
 
     @virtual_time
     async def play() -> None:
@@ -54,8 +54,8 @@ def test_these_statuses_are_retried(code: int) -> None:
 
 
 @pytest.mark.parametrize("code", [301, 302, 307, 308, 400, 401, 402, 403, 404, 405, 409, 410, 413, 415, 422, 451, 501])
-def test_these_statuses_are_not_retried(code: int) -> None:
-    """They say "not this"."""
+def test_permanent_statuses_are_not_retried(code: int) -> None:
+    """The client does not retry statuses that mean "not this"."""
 
     @virtual_time
     async def play() -> None:
@@ -87,10 +87,10 @@ def test_these_statuses_are_not_retried(code: int) -> None:
         (Answer(200, {}, b'{"id":"a"}'), DecodeError, 1),
     ],
 )
-def test_what_lasts_comes_out_after_so_many_attempts(
+def test_a_lasting_failure_is_raised_after_all_attempts(
     reply: Answer | KaizenError, error: type[KaizenError], attempts: int
 ) -> None:
-    """The error is that of the last attempt, and knows its id and how many there were."""
+    """A lasting failure raises the error of the last attempt, with its id and the number of attempts."""
 
     @virtual_time
     async def play() -> None:
@@ -107,8 +107,8 @@ def test_what_lasts_comes_out_after_so_many_attempts(
 
 
 @virtual_time
-async def test_the_last_error_is_the_one_that_comes_out() -> None:
-    """Not the first, and no wrapper."""
+async def test_the_last_error_is_raised() -> None:
+    """A lookup raises the error of its last attempt, not the first, and without a wrapper."""
     transport = ScriptedTransport(lambda _, number: status(500) if number < 3 else status(404))
     async with transport.client() as client:
         error = await failing(client)
@@ -119,7 +119,7 @@ async def test_the_last_error_is_the_one_that_comes_out() -> None:
 
 @virtual_time
 async def test_a_deadline_that_passes_names_the_last_failure_as_its_cause() -> None:
-    """Why it took so long is told with it."""
+    """A DeadlineExceededError has the last failure as its cause."""
     transport = ScriptedTransport(lambda i, number: status(502) if number == 1 else (NEVER, record(i)))
     async with transport.client(deadline=5, retry=AT_ONCE) as client:
         error = await failing(client)
@@ -131,7 +131,7 @@ async def test_a_deadline_that_passes_names_the_last_failure_as_its_cause() -> N
 
 @virtual_time
 async def test_a_deadline_of_the_call_replaces_the_clients() -> None:
-    """It may be shorter, longer, or none."""
+    """A deadline of the call replaces the client's, whether it is shorter, longer or None."""
     transport = ScriptedTransport(lambda i, _: (20, record(i)))
     async with transport.client(deadline=10) as client:
         assert isinstance(await failing(client), DeadlineExceededError)
@@ -142,7 +142,7 @@ async def test_a_deadline_of_the_call_replaces_the_clients() -> None:
 
 @virtual_time
 async def test_a_deadline_that_passes_during_a_retry_sends_nothing_more() -> None:
-    """A loop that was held up must not send towards a deadline gone by."""
+    """After a loop that was blocked beyond the deadline, a lookup sends no request."""
     transport = ScriptedTransport(lambda *_: status(500))
     async with transport.client(deadline=1, retry=AT_ONCE) as client:
         lookups = client.instructor_executions._lookups(None)
@@ -155,7 +155,7 @@ async def test_a_deadline_that_passes_during_a_retry_sends_nothing_more() -> Non
 
 @virtual_time
 async def test_a_retry_policy_of_the_call_replaces_the_clients() -> None:
-    """For that call only."""
+    """A retry policy of a call replaces the client's for that call only."""
     transport = ScriptedTransport(lambda *_: status(500))
     async with transport.client(retry=RetryPolicy(max_attempts=2)) as client:
         assert (await failing(client, retry=RetryPolicy(max_attempts=3))).attempts == 3
@@ -164,7 +164,7 @@ async def test_a_retry_policy_of_the_call_replaces_the_clients() -> None:
 
 @virtual_time
 async def test_the_statuses_of_the_policy_are_retried() -> None:
-    """A 404 too, where a record appears a little late; then 503 no longer unless it is named."""
+    """Exactly the statuses of the policy are retried, for example a 404 and not a 503."""
     patient = RetryPolicy(statuses=frozenset({404}))
     transport = ScriptedTransport(lambda i, number: status(404) if number == 1 else record(i))
     async with transport.client(retry=patient) as client:
@@ -175,8 +175,8 @@ async def test_the_statuses_of_the_policy_are_retried() -> None:
 
 
 @virtual_time
-async def test_callers_who_ask_for_the_same_id_share_one_request() -> None:
-    """A hundred handlers, one request, a hundred records."""
+async def test_lookups_of_the_same_id_share_one_request() -> None:
+    """A hundred concurrent lookups of one id share one request, and each returns the record."""
     transport = ScriptedTransport()
     async with transport.client() as client:
         records = await asyncio.gather(*(client.instructor_executions.get("a") for _ in range(100)))
@@ -190,7 +190,7 @@ async def test_callers_who_ask_for_the_same_id_share_one_request() -> None:
 
 @virtual_time
 async def test_a_shared_failure_is_an_error_of_its_own_for_each_caller() -> None:
-    """Tracebacks of one do not grow by the raising of another."""
+    """Each lookup that shares a failed request raises its own error, so that tracebacks do not accumulate."""
     transport = ScriptedTransport(lambda *_: status(404))
     async with transport.client() as client:
         errors = await asyncio.gather(*(failing(client) for _ in range(3)))
@@ -204,7 +204,7 @@ async def test_a_shared_failure_is_an_error_of_its_own_for_each_caller() -> None
 
 @virtual_time
 async def test_a_shared_failure_keeps_its_cause() -> None:
-    """Each caller sees what lay under it."""
+    """The error of each lookup that shares a request has the same cause."""
 
     def play(_: str, __: int) -> Reply:
         error = TransportError("reset", retryable=False)
@@ -217,8 +217,8 @@ async def test_a_shared_failure_keeps_its_cause() -> None:
 
 
 @virtual_time
-async def test_when_the_first_caller_is_cancelled_another_starts_anew() -> None:
-    """One handler's disconnected browser does not fail the others."""
+async def test_a_follower_takes_over_from_a_cancelled_lookup() -> None:
+    """If the first of several sharing lookups is cancelled, another one sends the request again."""
     transport = ScriptedTransport(lambda i, number: (NEVER if number == 1 else 0.1, record(i)))
     async with transport.client() as client:
         first = asyncio.create_task(client.instructor_executions.get("a"))
@@ -233,7 +233,7 @@ async def test_when_the_first_caller_is_cancelled_another_starts_anew() -> None:
 
 @virtual_time
 async def test_a_cancelled_follower_leaves_the_others_alone() -> None:
-    """Nor does it cancel the request it shared."""
+    """A cancelled follower affects neither the shared request nor the other lookups."""
     transport = ScriptedTransport()
     async with transport.client() as client:
         tasks = [asyncio.create_task(client.instructor_executions.get("a")) for _ in range(3)]
@@ -246,7 +246,7 @@ async def test_a_cancelled_follower_leaves_the_others_alone() -> None:
 
 @virtual_time
 async def test_a_followers_own_deadline_holds() -> None:
-    """It ends its wait, and not the request of the other."""
+    """A follower's own deadline ends its wait and not the shared request."""
     transport = ScriptedTransport(latency=10)
     async with transport.client() as client:
         first = asyncio.create_task(client.instructor_executions.get("a"))
@@ -260,7 +260,7 @@ async def test_a_followers_own_deadline_holds() -> None:
 
 @virtual_time
 async def test_a_follower_is_not_bound_by_the_first_callers_deadline() -> None:
-    """If that passes, whoever has more time goes on."""
+    """If the first lookup's deadline passes, a follower with more time continues."""
     transport = ScriptedTransport(lambda i, number: (NEVER if number == 1 else 0.1, record(i)))
     async with transport.client() as client:
         first = asyncio.create_task(failing(client, deadline=1))
@@ -273,7 +273,7 @@ async def test_a_follower_is_not_bound_by_the_first_callers_deadline() -> None:
     "failure", [status(503, retry_after="5"), status(429, retry_after="5")], ids=["unavailable", "throttled"]
 )
 def test_a_follower_with_time_for_the_next_attempt_makes_it(failure: Answer) -> None:
-    """The first caller gives up since the server's pause is longer than its deadline; the follower's is not."""
+    """If the first lookup's deadline is too short for the server's pause, a follower with more time retries."""
 
     @virtual_time
     async def play() -> None:
@@ -291,7 +291,7 @@ def test_a_follower_with_time_for_the_next_attempt_makes_it(failure: Answer) -> 
 
 @virtual_time
 async def test_a_follower_without_time_for_the_next_attempt_shares_the_failure() -> None:
-    """Asking again would only get the same answer."""
+    """A follower without time for another attempt raises the shared failure."""
     transport = ScriptedTransport(lambda *_: status(429, retry_after="50"))
     async with transport.client(deadline=10) as client:
         errors = await asyncio.gather(failing(client), failing(client), failing(client, deadline=20))
@@ -301,7 +301,7 @@ async def test_a_follower_without_time_for_the_next_attempt_shares_the_failure()
 
 @virtual_time
 async def test_a_follower_of_exhausted_attempts_shares_the_failure() -> None:
-    """It does not start a series of its own."""
+    """A follower of a lookup that used all attempts raises its failure and does not start new attempts."""
     transport = ScriptedTransport(lambda *_: status(500))
     async with transport.client(retry=AT_ONCE) as client:
         errors = await asyncio.gather(failing(client), failing(client, deadline=None))
@@ -311,7 +311,7 @@ async def test_a_follower_of_exhausted_attempts_shares_the_failure() -> None:
 
 @virtual_time
 async def test_closing_reaches_followers_too() -> None:
-    """They get a ClientClosedError of their own."""
+    """A close gives each follower its own ClientClosedError."""
     transport = ScriptedTransport(latency=NEVER)
     client = transport.client()
     tasks = [asyncio.create_task(failing(client)) for _ in range(3)]
@@ -322,8 +322,8 @@ async def test_closing_reaches_followers_too() -> None:
 
 
 @virtual_time
-async def test_look_ups_of_other_kinds_or_policies_are_not_shared() -> None:
-    """The same id may mean another thing, or be worth more attempts."""
+async def test_other_kinds_or_policies_are_not_shared() -> None:
+    """Lookups of other kinds or under other policies do not share a request."""
     transport = ScriptedTransport()
     async with transport.client() as client:
         other = client.lookups("executions/get", InstructorExecution)
@@ -337,7 +337,7 @@ async def test_look_ups_of_other_kinds_or_policies_are_not_shared() -> None:
 
 @virtual_time
 async def test_counts_add_up() -> None:
-    """What `stats` tells is what happened."""
+    """The figures of `stats` match the lookups, attempts and retries that happened."""
 
     def play(execution_id: str, number: int) -> Reply:
         return (
@@ -363,8 +363,8 @@ async def test_counts_add_up() -> None:
 
 
 @virtual_time
-async def test_a_cancelled_look_up_counts_neither_as_success_nor_as_failure() -> None:
-    """It has no outcome."""
+async def test_a_cancelled_lookup_is_neither_success_nor_failure() -> None:
+    """A cancelled lookup counts neither as a success nor as a failure."""
     transport = ScriptedTransport(latency=NEVER)
     async with transport.client() as client:
         task = asyncio.create_task(client.instructor_executions.get("a"))
@@ -376,12 +376,12 @@ async def test_a_cancelled_look_up_counts_neither_as_success_nor_as_failure() ->
 
 
 def alive(cls: type) -> int:
-    """Return how many objects of a class there are."""
+    """Return the number of objects of a class."""
     return sum(isinstance(thing, cls) for thing in gc.get_objects())
 
 
-def test_a_failing_look_up_leaves_no_garbage() -> None:
-    """Error, traceback and frames go with the last reference, so a server's bad day fills no memory."""
+def test_a_failing_lookup_leaves_no_garbage() -> None:
+    """The error, traceback and frames of a failed lookup are freed with their last reference."""
 
     @virtual_time
     async def play() -> None:
@@ -403,7 +403,7 @@ def test_a_failing_look_up_leaves_no_garbage() -> None:
 
 @virtual_time
 async def test_an_outcome_that_is_unwrapped_can_be_collected() -> None:
-    """A traceback that leads back to the outcome must not keep both for ever."""
+    """An unwrapped outcome can be collected, although its error's traceback refers to it."""
     transport = ScriptedTransport(lambda *_: status(404))
     async with transport.client() as client:
 
@@ -421,8 +421,8 @@ async def test_an_outcome_that_is_unwrapped_can_be_collected() -> None:
 
 
 @virtual_time
-async def test_what_happens_can_be_followed_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    """Attempts at level debug, a pause of the whole client as a warning; no bodies."""
+async def test_the_log_shows_attempts_and_pauses(caplog: pytest.LogCaptureFixture) -> None:
+    """The log has attempts at debug level and a pause as a warning, without bodies."""
     caplog.set_level(logging.DEBUG, "kaizen_async")
     replies = {1: status(500), 2: status(429, retry_after="2")}
     transport = ScriptedTransport(lambda i, number: replies.get(number) or record(i))
@@ -445,8 +445,8 @@ async def test_what_happens_can_be_followed_in_the_log(caplog: pytest.LogCapture
 
 
 @virtual_time
-async def test_look_ups_under_the_same_policy_of_a_call_are_shared() -> None:
-    """Equal policies are one."""
+async def test_lookups_under_equal_policies_are_shared() -> None:
+    """Lookups of one id under equal policies share a request."""
     transport = ScriptedTransport()
     async with transport.client() as client:
         gets = (client.instructor_executions.get("a", retry=RetryPolicy(max_attempts=n % 2 + 1)) for n in range(10))
@@ -456,7 +456,7 @@ async def test_look_ups_under_the_same_policy_of_a_call_are_shared() -> None:
 
 @virtual_time
 async def test_the_policies_that_are_remembered_are_bounded() -> None:
-    """Whoever makes a new one for each call costs no memory."""
+    """A client keeps a bounded number of policies, even if each call creates a new one."""
     async with ScriptedTransport().client() as client:
         for number in range(3 * MOST_POLICIES):
             await client.instructor_executions.get("a", retry=RetryPolicy(initial_backoff=number))
@@ -466,7 +466,7 @@ async def test_the_policies_that_are_remembered_are_bounded() -> None:
 @virtual_time
 @pytest.mark.parametrize("verb", ["get", "get_many", "stream"])
 async def test_a_retry_policy_of_a_call_is_checked(verb: str) -> None:
-    """Before anything is sent."""
+    """An invalid retry policy of a call is refused before anything is sent."""
     transport = ScriptedTransport()
     async with transport.client() as client:
         with pytest.raises(TypeError, match="retry must be a RetryPolicy, not int"):
@@ -475,8 +475,8 @@ async def test_a_retry_policy_of_a_call_is_checked(verb: str) -> None:
 
 
 @virtual_time
-async def test_a_404_without_the_id_is_asked_for_again_if_responses_were_out_of_step() -> None:
-    """It may belong to another request. A new connection settles it, and nothing is counted against the lookup."""
+async def test_a_404_out_of_step_is_repeated() -> None:
+    """A 404 on a connection that was out of step may belong to another request, so the lookup repeats it for free."""
 
     class OutOfStep(ScriptedTransport):
         is_out_of_step = True
@@ -490,7 +490,7 @@ async def test_a_404_without_the_id_is_asked_for_again_if_responses_were_out_of_
 
 @virtual_time
 async def test_a_deadline_during_a_probe_gives_the_error_of_the_outage() -> None:
-    """All lookups that an outage ends have the same reason, also those whose request was in flight."""
+    """All lookups that an outage ends have its error, also those whose request was in flight."""
     transport = ScriptedTransport(lambda i, _: status(502) if int(i[1:]) < 20 else (NEVER, status(502)))
     async with transport.client(concurrency=20, deadline=3, attempt_timeout=60) as client:
         outcomes = await client.instructor_executions.get_many([f"e{number}" for number in range(100)])
@@ -500,4 +500,4 @@ async def test_a_deadline_during_a_probe_gives_the_error_of_the_outage() -> None
         assert outcome.error.execution_id == outcome.id
         assert "the server answered 502 Bad Gateway" in str(outcome.error)
         assert "the server has been failing for" in str(outcome.error)
-    assert transport.numbers["e20"] == 1  # a probe, which got no response
+    assert transport.numbers["e20"] == 1  # a probe without a response

@@ -1,4 +1,4 @@
-"""Outages and pauses through the whole client, in virtual time: who ends when, with what error, and what is logged."""
+"""Outages and pauses through the whole client, in virtual time: ends, errors and log lines."""
 
 import asyncio
 import re
@@ -21,7 +21,7 @@ def now() -> float:
 
 
 def bad_for_good() -> dict[str, Callable[[], Reply]]:
-    """Return replies of servers that never work again."""
+    """Return replies of servers that never recover."""
     number = count()
     return {
         "fails": lambda: status(502),
@@ -34,7 +34,7 @@ def bad_for_good() -> dict[str, Callable[[], Reply]]:
 
 @pytest.mark.parametrize("kind", bad_for_good())
 def test_every_lookup_without_a_deadline_ends(kind: str) -> None:
-    """A server that is bad for good ends all of them together, most of them unsent, with what it said."""
+    """If a server never recovers, all lookups without a deadline end together with its error, most of them unsent."""
     reply = bad_for_good()[kind]
 
     @virtual_time
@@ -52,7 +52,7 @@ def test_every_lookup_without_a_deadline_ends(kind: str) -> None:
 
 @virtual_time
 async def test_without_a_deadline_a_lookup_waits_as_long_as_the_server_asks() -> None:
-    """The server is believed once, however long it takes; what it rejects then ends."""
+    """Without a deadline, lookups wait once for any Retry-After, and end if the server then rejects them again."""
     transport = ScriptedTransport(lambda i, _: record(i) if now() >= 3600 else status(429, retry_after="3600"))
     async with transport.client(deadline=None) as client:
         outcomes = await client.instructor_executions.get_many(IDS)
@@ -67,7 +67,7 @@ async def test_without_a_deadline_a_lookup_waits_as_long_as_the_server_asks() ->
 
 @pytest.mark.parametrize("retry_after", [None, "7"])
 def test_a_server_that_rejects_for_good_ends_a_batch_at_the_deadline(retry_after: str | None) -> None:
-    """All together, not one group after another, whatever time it names again and again."""
+    """If the server always rejects, the whole batch ends together at the deadline, whatever time the server names."""
     rejection = status(429) if retry_after is None else status(429, retry_after=retry_after)
 
     @virtual_time
@@ -85,7 +85,7 @@ def test_a_server_that_rejects_for_good_ends_a_batch_at_the_deadline(retry_after
 
 @virtual_time
 async def test_a_server_that_fails_and_rejects_in_turn_ends_a_batch_at_the_deadline() -> None:
-    """The clock of an outage does not start again with every rejection."""
+    """A rejection does not restart the time of an outage, so a batch ends at its deadline."""
     number = count()
     transport = ScriptedTransport(lambda *_: status(502 if next(number) % 2 else 429))
     async with transport.client(deadline=20) as client:
@@ -95,8 +95,8 @@ async def test_a_server_that_fails_and_rejects_in_turn_ends_a_batch_at_the_deadl
 
 
 @virtual_time
-async def test_a_lookup_that_is_to_wait_for_ever_outlives_the_clients_deadline() -> None:
-    """It is found when the server is back; without that, it ends after five minutes."""
+async def test_a_lookup_without_a_deadline_outlives_the_clients() -> None:
+    """A lookup without a deadline outlives the client's in an outage, and ends after five minutes at the latest."""
     back_at = 250.0
     transport = ScriptedTransport(lambda i, _: record(i) if now() >= back_at else status(502))
     async with transport.client(deadline=10) as client:
@@ -116,7 +116,7 @@ async def test_a_lookup_that_is_to_wait_for_ever_outlives_the_clients_deadline()
 
 @virtual_time
 async def test_the_log_has_one_line_for_the_pause_and_one_for_what_it_cost(caplog: pytest.LogCaptureFixture) -> None:
-    """The lines name the cause, the times, and the requests and lookups that failed."""
+    """Two log lines name the cause, the times, and the failed requests and lookups of a pause."""
     transport = ScriptedTransport(lambda i, _: record(i) if now() >= 5 else status(502))
     async with transport.client(concurrency=20) as client:
         impatient = asyncio.create_task(failing(client, "impatient", deadline=2))
@@ -137,7 +137,7 @@ async def test_the_log_has_one_line_for_the_pause_and_one_for_what_it_cost(caplo
 
 @virtual_time
 async def test_the_log_says_what_a_pause_for_rejections_cost(caplog: pytest.LogCaptureFixture) -> None:
-    """Also if nobody was lost to it."""
+    """The log reports the cost of a pause for rejections, even if no lookup was lost."""
     transport = ScriptedTransport(lambda i, _: record(i) if now() >= 3 else status(429, retry_after="3"))
     async with transport.client(concurrency=20) as client:
         await client.instructor_executions.get_many(IDS[:40])
@@ -153,7 +153,7 @@ async def test_the_log_says_what_a_pause_for_rejections_cost(caplog: pytest.LogC
 
 @virtual_time
 async def test_a_refused_key_is_logged_as_such(caplog: pytest.LogCaptureFixture) -> None:
-    """It is not called an outage of the server."""
+    """The log reports a refused key as a refusal, not as an outage."""
     transport = ScriptedTransport(lambda *_: status(401))
     async with transport.client() as client:
         outcomes = await client.instructor_executions.get_many(IDS)
@@ -165,7 +165,7 @@ async def test_a_refused_key_is_logged_as_such(caplog: pytest.LogCaptureFixture)
 
 @virtual_time
 async def test_a_get_in_an_old_outage_probes_or_fails_at_once() -> None:
-    """So the handlers of a web app do not pile up."""
+    """A `get` in a long outage probes or fails at once, so that the handlers of a web app do not pile up."""
     transport = ScriptedTransport(lambda i, _: record(i) if now() < 0.5 else status(504))
     async with transport.client(deadline=5) as client:
         await client.instructor_executions.get_many([f"b{number}" for number in range(1000)])

@@ -1,4 +1,4 @@
-"""When a failed attempt is followed by another, and when not: the policy, the deadline, the budget."""
+"""A failed attempt is retried or not according to the policy, the deadline and the budget."""
 
 import asyncio
 import gc
@@ -24,7 +24,7 @@ from kaizen_async._lookup.retry import Retrier
 
 
 class Longest(Random):
-    """Draws the upper end of every range, so that waits show their bounds."""
+    """A random source that returns the upper end of every range, so that waits show their bounds."""
 
     def uniform(self, a: float, b: float) -> float:
         """Return the upper end."""
@@ -32,7 +32,7 @@ class Longest(Random):
 
 
 def unavailable(retry_after: float | None = None) -> StatusError:
-    """Return the error of a 503; it throttles only if it names a time."""
+    """Return the error of a 503, which throttles only with a Retry-After."""
     return StatusError("unavailable", status=503, retry_after=retry_after, retryable=True)
 
 
@@ -45,9 +45,9 @@ class Run:
     """One run of the retrier over scripted results.
 
     Attributes:
-        waits: The seconds slept, in order.
-        told: What `before_sleep` was told.
-        attempts: How many attempts were made, the first included.
+        waits: The waits in seconds, in order.
+        reported: The arguments of `before_sleep`.
+        attempts: Number of attempts, including the first.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Run:
         random: Random | None = None,
     ) -> None:
         self.waits: list[float] = []
-        self.told: list[tuple[KaizenError, float]] = []
+        self.reported: list[tuple[KaizenError, float]] = []
         self.attempts = 1
         self.time_left = time_left
         self._results = list(results)
@@ -70,7 +70,7 @@ class Run:
         self._retrier = Retrier(self.health, random or Longest())
 
     async def result(self) -> str | KaizenError:
-        """Return what the retrier returns."""
+        """Return the result of the retrier."""
         first = self._results.pop(0)
         assert isinstance(first, KaizenError)
         return await self._retrier.run(
@@ -80,7 +80,7 @@ class Run:
             spent=lambda: self.attempts,
             time_left=lambda: self.time_left,
             sleep=self._sleep,
-            before_sleep=lambda error, delay: self.told.append((error, delay)),
+            before_sleep=lambda error, delay: self.reported.append((error, delay)),
         )
 
     async def _attempt(self) -> str | KaizenError:
@@ -94,7 +94,7 @@ class Run:
 
 
 async def test_the_back_off_doubles_from_its_first_value_to_its_last() -> None:
-    """With the greatest draws, the waits show the bounds: initial times 2, 4, 8 …, at most `max_backoff`."""
+    """The bounds of the back-off are the initial value times 1, 2, 4 …, up to `max_backoff`."""
     run = Run([broken()] * 8 + ["record"], RetryPolicy(max_attempts=9, initial_backoff=0.25, max_backoff=8))
     assert await run.result() == "record"
     assert run.waits == [0.25, 0.5, 1, 2, 4, 8, 8, 8]
@@ -102,7 +102,7 @@ async def test_the_back_off_doubles_from_its_first_value_to_its_last() -> None:
 
 
 async def test_the_back_off_is_drawn_from_zero_to_its_bound() -> None:
-    """Full jitter: over many draws, the whole range is used evenly."""
+    """The back-off is drawn evenly between 0 and its bound."""
     waits = []
     for seed in range(400):
         run = Run([broken(), "record"], RetryPolicy(initial_backoff=4), random=Random(seed))
@@ -114,7 +114,7 @@ async def test_the_back_off_is_drawn_from_zero_to_its_bound() -> None:
 
 
 async def test_very_many_attempts_do_not_overflow() -> None:
-    """The exponent is bounded, whatever `max_attempts` is."""
+    """Any number of max_attempts works, because the exponent is bounded."""
     run = Run([broken()] * 1100 + ["record"], RetryPolicy(max_attempts=2000, initial_backoff=1e-30, budgeted=False))
     assert await run.result() == "record"
     assert len(run.waits) == 1100
@@ -123,7 +123,7 @@ async def test_very_many_attempts_do_not_overflow() -> None:
 
 @pytest.mark.parametrize("max_attempts", [1, 2, 5])
 async def test_attempts_end_at_the_policys_number_with_the_last_error(max_attempts: int) -> None:
-    """The number counts the first attempt; what comes out is the error itself, of the last attempt."""
+    """The retrier returns the last error after max_attempts attempts, including the first."""
     errors = [broken() for _ in range(10)]
     run = Run(errors, RetryPolicy(max_attempts=max_attempts))
     assert await run.result() is errors[max_attempts - 1]
@@ -133,7 +133,7 @@ async def test_attempts_end_at_the_policys_number_with_the_last_error(max_attemp
 
 
 async def test_an_error_that_is_not_retryable_ends_it_at_once() -> None:
-    """After a 503 a 404 is as final as at first."""
+    """An error that is not retryable ends the lookup, also after a retry."""
     missing = NotFoundError("missing", status=404)
     run = Run([broken(), missing, "record"])
     assert await run.result() is missing
@@ -142,14 +142,14 @@ async def test_an_error_that_is_not_retryable_ends_it_at_once() -> None:
 
 
 async def test_a_longer_retry_after_replaces_the_back_off() -> None:
-    """A server that asks for more time than the back-off gets it; one that asks for less does not shorten it."""
+    """A Retry-After replaces a shorter back-off and does not shorten a longer one."""
     run = Run([broken(retry_after=30), broken(retry_after=0.1), "record"], RetryPolicy(initial_backoff=1))
     assert await run.result() == "record"
     assert run.waits == [30, 2]
 
 
 async def test_a_retry_after_beyond_the_deadline_ends_it_at_once() -> None:
-    """The error comes out with its `retry_after`, and says why there was no further attempt."""
+    """A Retry-After beyond the deadline ends the lookup at once, and the error says why."""
     error = RateLimitError("slow down", status=429, retry_after=3600, retryable=True)
     run = Run([error, "record"], time_left=5)
     assert await run.result() is error
@@ -159,7 +159,7 @@ async def test_a_retry_after_beyond_the_deadline_ends_it_at_once() -> None:
 
 
 async def test_a_back_off_beyond_the_deadline_ends_it_at_once() -> None:
-    """Nobody sleeps towards a deadline that passes first."""
+    """A back-off beyond the deadline ends the lookup at once instead of sleeping."""
     error = broken()
     run = Run([error, "record"], RetryPolicy(initial_backoff=2), time_left=2)
     assert await run.result() is error
@@ -170,7 +170,7 @@ async def test_a_back_off_beyond_the_deadline_ends_it_at_once() -> None:
 
 
 async def test_the_first_retry_of_a_dropped_connection_does_not_wait() -> None:
-    """A kept-alive connection that the server had just given up is the usual reason, and no reason to wait."""
+    """The first retry after a dropped connection does not wait, because the server often just closed an idle one."""
     dropped = [TransportError("dropped", disconnected=True) for _ in range(3)]
     run = Run([*dropped, "record"], RetryPolicy(initial_backoff=1))
     assert await run.result() == "record"
@@ -178,7 +178,7 @@ async def test_the_first_retry_of_a_dropped_connection_does_not_wait() -> None:
 
 
 async def test_another_transport_error_waits_like_any_other() -> None:
-    """Refused or timed out says nothing about a stale connection."""
+    """The retry after a refused connection or a timeout waits for the back-off."""
     run = Run([TransportError("refused"), AttemptTimeoutError("slow"), "record"], RetryPolicy(initial_backoff=1))
     assert await run.result() == "record"
     assert run.waits == [1, 2]
@@ -187,8 +187,8 @@ async def test_another_transport_error_waits_like_any_other() -> None:
 @pytest.mark.parametrize(
     "garbled", [TransportError("no HTTP", garbled=True), DecodeError("no JSON", path=None, retryable=True)]
 )
-async def test_an_unreadable_answer_is_retried_once(garbled: KaizenError) -> None:
-    """A second one that is no better ends it, though attempts are left."""
+async def test_an_unreadable_response_is_retried_once(garbled: KaizenError) -> None:
+    """A second unreadable response ends the lookup, even if attempts are left."""
     run = Run([garbled, "record"])
     assert await run.result() == "record"
     run = Run([garbled, garbled, "record"])
@@ -198,7 +198,7 @@ async def test_an_unreadable_answer_is_retried_once(garbled: KaizenError) -> Non
 
 
 async def test_retries_draw_on_the_budget_and_stop_without() -> None:
-    """The error of the attempt comes out, and says that the client as a whole is failing."""
+    """Without a retry budget the lookup ends with its error, which says that the budget is used up."""
     run = Run([broken() for _ in range(4)], budget=2)
     error = await run.result()
     assert isinstance(error, StatusError)
@@ -208,28 +208,28 @@ async def test_retries_draw_on_the_budget_and_stop_without() -> None:
 
 
 async def test_a_policy_outside_the_budget_neither_asks_nor_spends() -> None:
-    """`budgeted=False` retries whatever the budget says."""
+    """A policy with `budgeted=False` retries regardless of the budget and does not use it."""
     run = Run([broken(), broken(), "record"], RetryPolicy(budgeted=False), budget=0)
     assert await run.result() == "record"
     assert run.health._budget == 0
 
 
 async def test_retries_after_throttling_are_free() -> None:
-    """The pace holds them back; the budget is for failures."""
+    """Retries after throttling do not use the budget, because the pace limits them."""
     run = Run([unavailable(1), RateLimitError("x", status=429, retryable=True), "record"])
     assert await run.result() == "record"
     assert run.health._budget == RETRIES_AT_ONCE
 
 
 async def test_an_attempt_that_is_not_granted_costs_nothing() -> None:
-    """Neither the last attempt nor one beyond the deadline takes from the budget for a retry that does not come."""
+    """A retry that does not happen does not use the budget."""
     for run in (Run([broken()], RetryPolicy(max_attempts=1)), Run([broken()], time_left=0.0)):
         await run.result()
         assert run.health._budget == RETRIES_AT_ONCE
 
 
 async def test_an_error_that_says_why_nothing_was_sent_is_the_last() -> None:
-    """It is retryable, but not by this lookup."""
+    """An error that says why nothing was sent ends the lookup, although it is retryable."""
     refusal = broken()
     refusal.gave_up = "the server has been failing for 60 s"
     run = Run([broken(), refusal, "record"])
@@ -238,15 +238,15 @@ async def test_an_error_that_says_why_nothing_was_sent_is_the_last() -> None:
 
 
 async def test_each_wait_is_announced() -> None:
-    """`before_sleep` hears of the error and the seconds, for logs and counts."""
+    """The retrier calls `before_sleep` with the error and the seconds of each wait."""
     first, second = broken(), broken()
     run = Run([first, second, "record"], RetryPolicy(initial_backoff=1))
     await run.result()
-    assert run.told == [(first, 1), (second, 2)]
+    assert run.reported == [(first, 1), (second, 2)]
 
 
-async def test_what_the_sleep_raises_ends_the_call() -> None:
-    """Closing the client ends a back-off that way."""
+async def test_an_error_of_the_sleep_ends_the_call() -> None:
+    """An error of the sleep is raised, which is how a close ends a back-off."""
 
     class Interrupted(Run):
         async def _sleep(self, delay: float) -> None:
@@ -256,8 +256,8 @@ async def test_what_the_sleep_raises_ends_the_call() -> None:
         await Interrupted([broken(), "record"]).result()
 
 
-async def test_what_an_attempt_raises_is_never_retried() -> None:
-    """Failures are returned; an exception is a bug, and comes out as it is."""
+async def test_an_exception_of_an_attempt_is_never_retried() -> None:
+    """An exception of an attempt is a bug and is raised unchanged. Failures are returned instead."""
 
     class Buggy(Run):
         async def _attempt(self) -> str | KaizenError:
@@ -269,7 +269,7 @@ async def test_what_an_attempt_raises_is_never_retried() -> None:
 
 @pytest.mark.parametrize("where", ["_attempt", "_sleep"])
 async def test_cancellation_passes_through(where: str) -> None:
-    """It is neither swallowed nor taken for a failed attempt."""
+    """A cancellation is raised and does not count as a failed attempt."""
     run = Run([broken(), "record"])
     waiting = asyncio.Event()
 
@@ -288,7 +288,7 @@ async def test_cancellation_passes_through(where: str) -> None:
 
 @virtual_time
 async def test_two_hundred_calls_at_once_do_not_mix() -> None:
-    """Each call has retry state of its own: its own number of attempts and its own result."""
+    """Concurrent calls of one retrier have their own numbers of attempts and results."""
     retrier = Retrier(Health(lambda: 0.0, Random(1)), Random(1))
 
     async def call(number: int) -> None:
@@ -318,7 +318,7 @@ async def test_two_hundred_calls_at_once_do_not_mix() -> None:
 
 
 async def test_an_exhausted_call_leaves_no_garbage() -> None:
-    """The last error dies with its last reference: nothing waits for the garbage collector."""
+    """The last error is freed with its last reference, without the garbage collector."""
 
     class TraceableError(StatusError):
         pass
@@ -347,6 +347,6 @@ async def test_an_exhausted_call_leaves_no_garbage() -> None:
     ],
 )
 def test_only_a_retryable_error_of_ours_is_retryable(result: object, retryable: bool) -> None:
-    """Records, foreign errors and nothing at all are results."""
+    """Only a retryable KaizenError is retried. Records, other exceptions and None are results."""
     retrier = Retrier(Health(lambda: 0.0, Random(1)), Random(1))
     assert retrier.is_worth_retrying(result) is retryable
