@@ -7,6 +7,7 @@ import gc
 import html
 import io
 import logging
+import socket
 import ssl
 import sys
 import traceback
@@ -489,10 +490,16 @@ class Connector(aiohttp.TCPConnector):
     """A connector of the caller, for example that of a SOCKS proxy."""
 
 
+def socket_of(address: aiohttp.AddrInfoType) -> socket.socket:
+    """Return a socket, as the caller may have connected it."""
+    return socket.socket(*address[:3])
+
+
 ROUTES: dict[str, Callable[[], aiohttp.ClientSession]] = {
     "a proxy": lambda: aiohttp.ClientSession(proxy="http://proxy.example:3128"),
     "the proxy of the environment": lambda: aiohttp.ClientSession(trust_env=True),
     "a connector of its own": lambda: aiohttp.ClientSession(connector=Connector()),
+    "sockets of its own": lambda: aiohttp.ClientSession(connector=aiohttp.TCPConnector(socket_factory=socket_of)),
     "a resolver of its own": lambda: aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=Resolver())),
 }
 

@@ -137,7 +137,8 @@ def require_session(
 def may_leave_machine(session: aiohttp.ClientSession | None) -> bool:
     """Return whether a session may send a request for this machine through another one.
 
-    It may through a proxy, or a connector or resolver of its own: that of a SOCKS proxy is a subclass of aiohttp's.
+    It may through a proxy, or a connector, resolver or sockets of its own: the connector of a SOCKS proxy is a subclass
+    of aiohttp's.
     """
     if session is None or session.closed:
         return False
@@ -145,8 +146,9 @@ def may_leave_machine(session: aiohttp.ClientSession | None) -> bool:
     resolver = getattr(connector, "_resolver", None)
     is_plain = type(connector) in {aiohttp.TCPConnector, aiohttp.UnixConnector}
     resolves_plainly = resolver is None or type(resolver).__module__ == "aiohttp.resolver"
+    has_own_sockets = getattr(connector, "_socket_factory", None) is not None
     has_proxy = session.trust_env or getattr(session, "_default_proxy", None) is not None
-    return has_proxy or not is_plain or not resolves_plainly
+    return has_proxy or has_own_sockets or not is_plain or not resolves_plainly
 
 
 class Deliver(Protocol):
