@@ -1,4 +1,4 @@
-"""The command `kaizen-async`: in the process of the test, or in its own with pipes or on a terminal."""
+"""Helpers that run the command `kaizen-async` in the test's process, or in its own with pipes or a terminal."""
 
 import csv
 import fcntl
@@ -46,7 +46,7 @@ _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def in_process(server: KaizenEmulator, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Return a function that runs the command against an emulator, in the process of the test."""
+    """Return a function that runs the command against an emulator in the test's process."""
     monkeypatch.setenv("KAIZEN_BASE_URL", server.base_url)
 
     def run(*arguments: object, given: str | bytes = "") -> Result:
@@ -68,12 +68,12 @@ def ids_in(file: Path) -> list[str]:
 
 
 def environment(base_url: str, **more: str) -> dict[str, str]:
-    """Return the environment of a command that talks to an emulator."""
+    """Return the environment of a command that uses an emulator."""
     return {**os.environ, "KAIZEN_BASE_URL": base_url, "PYTHONUNBUFFERED": "1", "TERM": "xterm", **more}
 
 
 def launch(*arguments: str, how: str = "") -> list[str]:
-    """Return the command line; `how` may name "tty", "asyncio" and "announced"."""
+    """Return the command line. `how` may contain "tty", "asyncio" and "announced"."""
     return [sys.executable, "-c", _LAUNCH, how, *arguments]
 
 
@@ -96,7 +96,7 @@ class Piped:
             stdout=stdout,
             stderr=subprocess.PIPE,
             env={**environment(base_url), **(settings or {})},
-            bufsize=0,  # `communicate` would leave out what a buffer has read ahead
+            bufsize=0,  # `communicate` would omit bytes that a buffer has read ahead
         )
 
     def feed(self, text: bytes) -> None:
@@ -110,13 +110,13 @@ class Piped:
         return _open(self.process.stdout).readline()
 
     def stopped_by(self, signum: int) -> tuple[int, bytes, str]:
-        """Send it a signal and let it end, its standard input still open; return what `end` returns."""
+        """Send a signal, wait for the end with open standard input, and return the result of `end`."""
         self.process.send_signal(signum)
         self.process.wait(SECONDS)
         return self.end()
 
     def end(self) -> tuple[int, bytes, str]:
-        """Close its standard input; return its exit status, the rest of its output, and what it said."""
+        """Close standard input, and return the exit status, the rest of the output, and standard error."""
         output, errors = self.process.communicate(timeout=SECONDS)
         return self.process.returncode, output or b"", errors.decode()
 
@@ -138,17 +138,17 @@ class OnTerminal:
     """A command on a terminal.
 
     Args:
-        arguments: Of the command.
-        base_url: Of the emulator.
+        arguments: Arguments of the command.
+        base_url: URL of the emulator.
         stdin: A file to read in place of the terminal.
         stdout: A file to write to in place of the terminal.
         streams: How a shell changes the standard streams, for example `2>&-`.
-        settings: Variables of the environment.
+        settings: Environment variables.
         size: Lines and columns of the terminal.
 
     Attributes:
         raw: All bytes that the terminal has received.
-        screen: What the terminal has shown since the last call of `until`, without the escape sequences.
+        screen: The text shown since the last call of `until`, without escape sequences.
     """
 
     def __init__(
@@ -179,11 +179,11 @@ class OnTerminal:
             os.close(descriptor)
 
     def press(self, keys: str) -> None:
-        """Type something."""
+        """Type keys."""
         os.write(self._master, keys.encode())
 
     def until(self, pattern: str) -> str:
-        """Wait until the terminal has shown something since the last time; return all that it has shown since then."""
+        """Wait until the terminal shows a text, and return everything shown since the last call."""
         deadline = time.monotonic() + SECONDS
         while (found := re.search(pattern, self.screen)) is None:
             assert self._read(deadline), f"{pattern!r} never came; the terminal shows:\n{self.screen}"
@@ -191,7 +191,7 @@ class OnTerminal:
         return shown
 
     def end(self) -> tuple[int, str]:
-        """Return its exit status, and what it has shown since the last time."""
+        """Return the exit status and the text shown since the last call."""
         deadline = time.monotonic() + SECONDS
         while self._read(deadline):
             pass
@@ -202,7 +202,7 @@ class OnTerminal:
             return False
         try:
             shown = os.read(self._master, 65_536)
-        except OSError:  # how Linux says that nobody has the other end open
+        except OSError:  # Linux reports in this way that the other end is closed
             return False
         self.raw += shown
         self.screen += _ESCAPES.sub("", shown.decode(errors="replace"))

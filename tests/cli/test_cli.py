@@ -1,4 +1,4 @@
-"""The command `kaizen-async`, run in the test's own process against an emulator, and its parts by themselves."""
+"""The command `kaizen-async` in the test's process against an emulator."""
 
 import asyncio
 import json
@@ -39,14 +39,14 @@ Run = Callable[..., Result]
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let waits believe a refusal at once."""
+    """Let waits accept a refusal at once."""
     policy = PollPolicy(min_interval=0.01, max_interval=0.15, refusal_patience=0)
     monkeypatch.setattr(options, "KaizenClient", partial(KaizenClient, poll=policy))
 
 
 @pytest.fixture
 def run(emulator: KaizenEmulator, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Return a function that runs the command against the emulator, with polls that come a hundred times as often."""
+    """Return a function that runs the command against the emulator, with very frequent polls."""
     monkeypatch.setenv("KAIZEN_BASE_URL", emulator.base_url)
     quick = partial(KaizenClient, poll=PollPolicy(min_interval=0.01, max_interval=0.15))
     monkeypatch.setattr(options, "KaizenClient", quick)
@@ -61,25 +61,25 @@ def run(emulator: KaizenEmulator, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 def lines_in(result: Result) -> list[dict[str, Any]]:
-    """Return the lines of output, decoded."""
+    """Return the decoded lines of output."""
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
 def said(result: Result) -> str:
-    """Return the last line of standard error, without the time that the work took."""
+    """Return the last line of standard error without its duration."""
     return re.sub(r" · [\d.]+ s(?= ·)", "", result.stderr.splitlines()[-1])
 
 
 def ids_in(result: Result) -> list[str]:
-    """Return the ids of the lines of output, in their order."""
+    """Return the ids of the lines of output, in order."""
     return [line["id"] for line in lines_in(result)]
 
 
 class TestGet:
-    """`get`: one line for each id."""
+    """`get` writes one line for each id."""
 
     def test_records_are_written_as_the_api_names_their_fields(self, run: Run, emulator: KaizenEmulator) -> None:
-        """A line is the record, with nothing added."""
+        """A line is the record with the API's field names and nothing else."""
         emulator.add("exec_1", record={"sessionId": "s_1"})
         result = run("get", "exec_1")
         (record,) = lines_in(result)
@@ -90,7 +90,7 @@ class TestGet:
         assert said(result) == "1 found, 0 failed · 1 request"
 
     def test_a_failure_costs_its_own_line_only(self, run: Run, emulator: KaizenEmulator) -> None:
-        """The status is 1, and standard error says how many."""
+        """A failed id has a line with its error, the status is 1, and standard error has the counts."""
         emulator.add_many(["exec_1", "exec_3"])
         result = run("get", "exec_1", "exec_2", "exec_3")
         assert ids_in(result) == ["exec_1", "exec_2", "exec_3"]
@@ -106,13 +106,13 @@ class TestGet:
         assert said(result) == "2 found, 1 failed (NotFoundError 1) · 3 requests"
 
     def test_results_for_arguments_come_in_their_order(self, run: Run, emulator: KaizenEmulator) -> None:
-        """However long each takes; repeated ids included."""
+        """Results for arguments, also repeated ones, come in their order, whatever their durations."""
         emulator.add_many(["slow", "fast"])
         emulator.faults.next(Fault.latency(0.1), id="slow")
         assert ids_in(run("get", "slow", "fast", "slow", "fast")) == ["slow", "fast", "slow", "fast"]
 
     def test_results_for_lines_come_as_they_are_ready(self, run: Run, emulator: KaizenEmulator) -> None:
-        """The slow one comes last."""
+        """Results for lines of standard input come as they are ready."""
         emulator.add_many(["slow", "fast"])
         emulator.faults.next(Fault.latency(0.2), id="slow")
         assert ids_in(run("get", "-", given="slow\nfast\n")) == ["fast", "slow"]
@@ -120,7 +120,7 @@ class TestGet:
     def test_lines_are_read_without_a_dash_when_there_are_no_arguments(
         self, run: Run, emulator: KaizenEmulator
     ) -> None:
-        """Standard input that is no terminal is enough."""
+        """Without arguments, the command reads standard input if it is not a terminal."""
         emulator.add("exec_1")
         assert ids_in(run("get", given="exec_1\n")) == ["exec_1"]
 
@@ -131,12 +131,12 @@ class TestGet:
     def test_white_space_blank_lines_and_byte_order_marks_are_no_part_of_ids(
         self, run: Run, emulator: KaizenEmulator, given: str
     ) -> None:
-        """Nor need the last line end."""
+        """White space, blank lines and byte order marks are ignored, and the last line needs no line break."""
         emulator.add_many(["exec_1", "exec_2"])
         assert sorted(ids_in(run("get", "-", given=given))) == ["exec_1", "exec_2"]
 
     def test_white_space_around_arguments_is_ignored(self, run: Run, emulator: KaizenEmulator) -> None:
-        """As it is around lines."""
+        """White space around arguments is ignored."""
         emulator.add("exec_1")
         assert ids_in(run("get", " exec_1 ")) == ["exec_1"]
 
@@ -149,8 +149,8 @@ class TestGet:
             (b'{"id": "exec_9"}', "line 2 of standard input is not an id, but looks like JSON or CSV"),
         ],
     )
-    def test_a_line_that_is_no_id_is_reported(self, run: Run, emulator: KaizenEmulator, bad: bytes, why: str) -> None:
-        """The other lines are looked up; the status is that of misuse."""
+    def test_an_invalid_line_is_reported(self, run: Run, emulator: KaizenEmulator, bad: bytes, why: str) -> None:
+        """An invalid line is reported with status 2, and the other lines are looked up."""
         emulator.add_many(["exec_1", "exec_2"])
         result = run("get", "-", given=b"exec_1\n" + bad + b"\nexec_2\n")
         assert result.stdout.count("\n") == 2
@@ -160,7 +160,7 @@ class TestGet:
         assert result.exit_code == 2
 
     def test_an_endless_line_is_not_kept(self, run: Run, emulator: KaizenEmulator) -> None:
-        """It is given up as soon as it is too long, not when it ends."""
+        """A line is dropped as soon as it is too long."""
         pieces = [b"x" * 65_536] * 40 + [b"x\nexec_1\n"]
 
         class Long(BytesIO):
@@ -176,7 +176,7 @@ class TestGet:
         assert taken.counts.invalid == 1
 
     def test_the_deadline_bounds_the_whole_command(self, run: Run, emulator: KaizenEmulator) -> None:
-        """Each argument has its line."""
+        """The deadline bounds the whole command, and each argument gets a line."""
         emulator.add("exec_1")
         emulator.faults.always(Fault.hang(), id="exec_2")
         result = run("get", "exec_1", "exec_2", "--deadline", "1")
@@ -184,27 +184,27 @@ class TestGet:
         assert lines_in(result)[1]["error"]["type"] == "DeadlineExceededError"
         assert result.exit_code == 1
 
-    def test_lines_that_the_deadline_left_unread_are_told(self, run: Run, emulator: KaizenEmulator) -> None:
-        """They have no line of output, so standard error must say it."""
+    def test_lines_left_unread_at_the_deadline_are_reported(self, run: Run, emulator: KaizenEmulator) -> None:
+        """Standard error says that the deadline left lines unread, because they have no line of output."""
         emulator.faults.always(Fault.hang())
         given = "".join(f"exec_{number}\n" for number in range(1000))
         result = run("get", "--concurrency", "1", "--deadline", "0.2", given=given)
         assert result.exit_code == 1
-        # How many are begun in the last millisecond is up to the loop: uvloop's timers come up to one too early.
+        # The loop decides how many start in the last millisecond: uvloop's timers fire up to a millisecond early.
         assert re.match(
             r"out of time: 0 found, \d+ failed \(Deadline.* not all of standard input was read", result.stderr
         )
         assert len(lines_in(result)) < 1000
 
     def test_the_attempt_timeout_is_passed_on(self, run: Run, emulator: KaizenEmulator) -> None:
-        """An attempt that takes longer is repeated."""
+        """An attempt that exceeds `--attempt-timeout` is repeated."""
         emulator.add("exec_1")
         emulator.faults.next(Fault.hang(), id="exec_1")
         assert ids_in(run("get", "exec_1", "--attempt-timeout", "0.7")) == ["exec_1"]
         assert emulator.requests_for("exec_1") == 2
 
-    def test_verbose_tells_what_is_done(self, run: Run, emulator: KaizenEmulator) -> None:
-        """On standard error, and never the key; afterwards the library is as quiet as before."""
+    def test_verbose_logs_attempts(self, run: Run, emulator: KaizenEmulator) -> None:
+        """`-v` logs attempts to standard error, and afterwards the library is as quiet as before."""
         emulator.add("exec_1")
         result = run("get", "exec_1", "-v")
         assert "exec_1: attempt 1 got the record" in result.stderr
@@ -214,7 +214,7 @@ class TestGet:
 
 
 class TestMisuse:
-    """What cannot work is refused before anything is sent, with status 2 and a word on what to do."""
+    """Invalid input is refused before anything is sent, with status 2 and advice."""
 
     @pytest.mark.parametrize(
         ("arguments", "why"),
@@ -239,15 +239,15 @@ class TestMisuse:
         ],
     )
     def test_misuse(self, run: Run, emulator: KaizenEmulator, arguments: list[str], why: str) -> None:
-        """Nothing is sent."""
+        """Invalid arguments are refused with status 2, and nothing is sent."""
         result = run(*arguments)
         assert result.exit_code == 2
         assert why in " ".join(result.stderr.split())
         assert result.stdout == ""
         assert emulator.request_count == 0
 
-    def test_a_key_that_cannot_travel_is_refused_unseen(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The message names the variable and not the key."""
+    def test_an_invalid_key_is_refused_without_showing_it(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The error for an invalid key names its variable and does not show the key."""
         monkeypatch.setenv("KAIZEN_API_KEY", "se cret")
         result = run("get", "exec_1")
         assert result.exit_code == 2
@@ -255,7 +255,7 @@ class TestMisuse:
         assert "cret" not in result.stderr
 
     def test_there_is_no_option_for_the_key(self, run: Run) -> None:
-        """It would show in the list of processes; the help says where it belongs."""
+        """There is no option for the key, because other users could see it. The help names the variable."""
         assert "--api-key" not in run("get", "--help").stdout
         assert "KAIZEN_API_KEY" in run("--help").stdout
 
@@ -266,7 +266,7 @@ class TestMisuse:
     def test_a_refused_key_ends_the_command(
         self, impatient: None, monkeypatch: pytest.MonkeyPatch, command: str, key: str | None, advice: str
     ) -> None:
-        """Since no lookup can succeed with it; the status is that of misuse."""
+        """A refused key ends the command with status 2, because no lookup can succeed."""
         with KaizenEmulator(api_key="right", default_life=Life.ended()) as locked:
             monkeypatch.setenv("KAIZEN_BASE_URL", locked.base_url)
             if key is not None:
@@ -277,7 +277,7 @@ class TestMisuse:
         assert result.stdout == ""
 
     def test_an_execution_that_is_forbidden_is_one_failure(self, run: Run, emulator: KaizenEmulator) -> None:
-        """A 403 says nothing about the other ids."""
+        """A 403 for one id fails only that id."""
         emulator.add_many(["exec_1", "exec_2"])
         emulator.faults.always(Fault.status(403), id="exec_1")
         result = run("get", "exec_1", "exec_2")
@@ -286,7 +286,7 @@ class TestMisuse:
         assert result.exit_code == 1
 
     def test_the_key_is_taken_from_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """And from nowhere else."""
+        """The command takes the key from the environment."""
         with KaizenEmulator(api_key="right", default_life=Life.ended()) as locked:
             monkeypatch.setenv("KAIZEN_BASE_URL", locked.base_url)
             monkeypatch.setenv("KAIZEN_API_KEY", "right")
@@ -294,10 +294,10 @@ class TestMisuse:
 
 
 class TestWait:
-    """`wait`: one line for each end."""
+    """`wait` writes one line for each end."""
 
     def test_ends_are_written_as_they_happen(self, run: Run, emulator: KaizenEmulator) -> None:
-        """In the order of ending. That one ended as failed shows in the exit status, too."""
+        """Ends are written in their order, and a failed execution gives status 1."""
         emulator.add("late", Life.lasting(1))
         emulator.add("early", Life.lasting(0.1, status="Failed"))
         result = run("wait", "late", "early")
@@ -309,7 +309,7 @@ class TestWait:
         assert said(result).startswith("2 ended (Completed 1 · Failed 1), 0 failed · ")
 
     def test_an_id_that_fails_has_its_line(self, run: Run, emulator: KaizenEmulator) -> None:
-        """The others go on; the status is 1."""
+        """An id that fails has its line, the others continue, and the status is 1."""
         emulator.add("exec_1", Life.lasting(0.1))
         result = run("wait", "-", given="exec_1\nexec_2\n")
         ended = {line["id"]: line for line in lines_in(result)}
@@ -318,8 +318,8 @@ class TestWait:
         assert result.exit_code == 1
         assert said(result).startswith("1 ended (Completed 1), 1 failed (NotFoundError 1) · ")
 
-    def test_what_does_not_end_in_time_has_its_line(self, run: Run, emulator: KaizenEmulator) -> None:
-        """The status is 1."""
+    def test_an_execution_that_does_not_end_in_time_has_its_line(self, run: Run, emulator: KaizenEmulator) -> None:
+        """An execution that does not end in time has a line with its last record, and the status is 1."""
         emulator.add("ends", Life.ended())
         emulator.add("runs", Life.running())
         result = run("wait", "ends", "runs", "--deadline", "1")
@@ -331,25 +331,25 @@ class TestWait:
         assert result.exit_code == 1
 
     def test_no_limit_is_a_choice(self, run: Run, emulator: KaizenEmulator) -> None:
-        """`--deadline none` waits for as long as it takes."""
+        """`--deadline none` waits without limit."""
         emulator.add("exec_1", Life.lasting(0.1))
         assert run("wait", "exec_1", "--deadline", "none").exit_code == 0
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """Return where a checkpoint may go."""
+    """Return a path for a checkpoint."""
     return tmp_path / "waiting.json"
 
 
 class TestCheckpoint:
-    """`wait --checkpoint`: runs that together print one end for each id."""
+    """Runs with `wait --checkpoint` together print one end for each id."""
 
     @pytest.mark.parametrize("piped", [False, True])
     def test_runs_together_print_each_end_once(
         self, run: Run, emulator: KaizenEmulator, checkpoint: Path, piped: bool
     ) -> None:
-        """The same command again goes on where time ran out, until the file is not needed any more."""
+        """The same command continues where time ran out, until all ids have ended and the file is removed."""
         wanted = [f"exec_{number}" for number in range(12)] + ["exec_0"]
         for number in range(12):
             emulator.add(f"exec_{number}", Life.lasting(0.12 * number))
@@ -371,10 +371,8 @@ class TestCheckpoint:
         assert len(statuses) > 1
         assert f"nothing is left to do, so {checkpoint} is removed" in result.stderr
 
-    def test_without_ids_it_goes_on_with_what_is_in_the_file(
-        self, run: Run, emulator: KaizenEmulator, checkpoint: Path
-    ) -> None:
-        """No id need be named again."""
+    def test_without_ids_it_continues_the_file(self, run: Run, emulator: KaizenEmulator, checkpoint: Path) -> None:
+        """Without ids, the command continues the ids in the checkpoint."""
         emulator.add_many(["exec_1", "exec_2"], Life.running())
         first = run("wait", "exec_1", "exec_2", "--deadline", "0.1", "--checkpoint", str(checkpoint))
         assert said(first).startswith("out of time: 0 ended, 0 failed · 2 still waited for · ")
@@ -385,7 +383,7 @@ class TestCheckpoint:
         assert second.exit_code == 0
 
     def test_further_ids_can_follow_the_same_ones(self, run: Run, emulator: KaizenEmulator, checkpoint: Path) -> None:
-        """Those that were taken in are skipped, even those that have ended; the others are new."""
+        """Ids that were already read are skipped, and further ids are added."""
         emulator.add("ended", Life.ended())
         emulator.add("exec_1", Life.running())
         first = run("wait", "ended", "exec_1", "--deadline", "1", "--checkpoint", str(checkpoint))
@@ -394,10 +392,8 @@ class TestCheckpoint:
         assert ids_in(first) == ["ended"]
         assert sorted(ids_in(second)) == ["exec_1", "new"]
 
-    def test_a_run_that_took_nothing_in_yet_can_be_gone_on_from(
-        self, run: Run, emulator: KaizenEmulator, checkpoint: Path
-    ) -> None:
-        """A process may be killed right at the beginning."""
+    def test_an_empty_checkpoint_can_be_resumed(self, run: Run, emulator: KaizenEmulator, checkpoint: Path) -> None:
+        """A run resumes from a checkpoint without ids, because a process may be killed at its start."""
 
         async def nothing() -> dict[str, Any]:
             async with KaizenClient() as kaizen, kaizen.instructor_executions.wait_many() as ends:
@@ -417,7 +413,7 @@ class TestCheckpoint:
     def test_other_ids_are_refused(
         self, run: Run, emulator: KaizenEmulator, checkpoint: Path, others: list[str], piped: bool
     ) -> None:
-        """They would have been skipped unseen."""
+        """Other ids than those of the checkpoint are refused instead of skipped."""
         emulator.add_many(["exec_1", "exec_2", *others], Life.running())
         run("wait", "exec_1", "exec_2", "--deadline", "0.1", "--checkpoint", str(checkpoint))
         before = checkpoint.read_bytes()
@@ -428,7 +424,7 @@ class TestCheckpoint:
         assert checkpoint.read_bytes() == before
 
     def test_an_input_without_ids_keeps_the_file(self, run: Run, emulator: KaizenEmulator, checkpoint: Path) -> None:
-        """It is for the right input to finish."""
+        """An input without ids is refused, and the checkpoint stays for the right input."""
         emulator.add("exec_1", Life.running())
         run("wait", "exec_1", "--deadline", "0.1", "--checkpoint", str(checkpoint))
         emulator.add("exec_1", Life.ended())
@@ -437,10 +433,10 @@ class TestCheckpoint:
         assert "the first line of standard input looks like CSV without a column id (name, size)" in second.stderr
         assert checkpoint.exists()
 
-    def test_a_refused_key_costs_nothing(
+    def test_a_refused_key_loses_no_id(
         self, impatient: None, monkeypatch: pytest.MonkeyPatch, checkpoint: Path
     ) -> None:
-        """What it was asked for is waited for again with the right one."""
+        """After a refused key, the same command with the right key waits for all ids."""
         with KaizenEmulator(api_key="right", default_life=Life.ended()) as locked:
             monkeypatch.setenv("KAIZEN_BASE_URL", locked.base_url)
             command = ["wait", "exec_1", "exec_2", "exec_1", "--checkpoint", str(checkpoint)]
@@ -449,7 +445,7 @@ class TestCheckpoint:
             assert Counter(ids_in(CliRunner().invoke(cli, command))) == Counter({"exec_1": 2, "exec_2": 1})
 
     def test_the_file_belongs_to_one_server(self, run: Run, emulator: KaizenEmulator, checkpoint: Path) -> None:
-        """Elsewhere its ids would all be unknown, and so be lost."""
+        """A checkpoint of another server is refused, because its ids are unknown there."""
         emulator.add("exec_1", Life.running())
         run("wait", "exec_1", "--deadline", "0.1", "--checkpoint", str(checkpoint))
         result = run("wait", "exec_1", "--base-url", "https://kaizen.example", "--checkpoint", str(checkpoint))
@@ -469,10 +465,10 @@ class TestCheckpoint:
             ),
         ],
     )
-    def test_a_file_that_is_no_checkpoint_is_left_alone(
+    def test_another_file_is_refused_and_kept(
         self, run: Run, emulator: KaizenEmulator, checkpoint: Path, content: str
     ) -> None:
-        """It may be somebody's work."""
+        """A file that is not a checkpoint is refused and stays unchanged."""
         content = content.replace("URL", emulator.base_url)
         checkpoint.write_text(content)
         result = run("wait", "exec_1", "--checkpoint", str(checkpoint))
@@ -480,17 +476,17 @@ class TestCheckpoint:
         assert "is not a checkpoint of kaizen-async wait" in result.stderr
         assert checkpoint.read_text() == content
 
-    def test_a_file_that_cannot_be_read_is_told_at_once(self, run: Run, tmp_path: Path) -> None:
-        """A part of the path that is a file, for instance."""
+    def test_an_unreadable_checkpoint_is_reported_at_once(self, run: Run, tmp_path: Path) -> None:
+        """A checkpoint that cannot be read is reported at once with status 2."""
         (tmp_path / "file").touch()
         result = run("wait", "exec_1", "--checkpoint", str(tmp_path / "file" / "waiting.json"))
         assert result.exit_code == 2
         assert "cannot read the checkpoint" in result.stderr
 
-    def test_a_file_that_cannot_be_written_is_told_at_once(
+    def test_an_unwritable_checkpoint_is_reported_at_once(
         self, run: Run, emulator: KaizenEmulator, tmp_path: Path
     ) -> None:
-        """Not after hours of waiting."""
+        """A checkpoint that cannot be written is reported before the first request."""
         result = run("wait", "exec_1", "--checkpoint", str(tmp_path / "nowhere" / "waiting.json"))
         assert result.exit_code == 2
         assert "cannot write the checkpoint" in result.stderr
@@ -499,7 +495,7 @@ class TestCheckpoint:
     def test_a_file_that_cannot_be_written_later_does_not_end_the_wait(
         self, run: Run, emulator: KaizenEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """It is reported, and tried again."""
+        """If a checkpoint cannot be written later, the command reports it, retries, and continues to wait."""
         folder = tmp_path / "folder"
         folder.mkdir()
         monkeypatch.setattr(checkpoints, "SAVE_EVERY", 0.01)
@@ -528,7 +524,7 @@ class TestCheckpoint:
     def test_a_temporary_file_that_failed_is_not_left_behind(
         self, run: Run, emulator: KaizenEmulator, checkpoint: Path
     ) -> None:
-        """The folder is as it was."""
+        """A failed write leaves no temporary file behind."""
         emulator.add("exec_1", Life.running())
         checkpoint.mkdir()
         result = run("wait", "exec_1", "--checkpoint", str(checkpoint / ".." / checkpoint.name))
@@ -537,10 +533,10 @@ class TestCheckpoint:
 
 
 class TestWatch:
-    """`watch`: one line for each change."""
+    """`watch` writes one line for each change."""
 
     def test_changes_have_a_before_and_an_after(self, run: Run, emulator: KaizenEmulator) -> None:
-        """The first state has no before; the last change is the end."""
+        """The first state has no `before`, and the last change is the end."""
         emulator.add("exec_1", Life.of(("Enqueued", 0), ("Zorp", 0.7), ("Completed", 1.4)))
         result = run("watch", "exec_1")
         seen = [(line["before"] and line["before"]["status"], line["after"]["status"]) for line in lines_in(result)]
@@ -549,22 +545,22 @@ class TestWatch:
         assert said(result).startswith("1 ended (Completed 1), 0 failed · ")
 
     def test_an_id_that_cannot_be_watched_has_its_line(self, run: Run, emulator: KaizenEmulator) -> None:
-        """The others go on; the status is 1."""
+        """An id that fails has its line, the others continue, and the status is 1."""
         emulator.add("exec_1", Life.ended())
         result = run("watch", "exec_1", "exec_2")
         assert [line["error"]["type"] for line in lines_in(result) if "error" in line] == ["NotFoundError"]
         assert result.exit_code == 1
         assert said(result) == "1 ended (Completed 1), 1 failed (NotFoundError 1) · 2 requests"
 
-    def test_what_still_runs_when_time_is_up_has_its_line(self, run: Run, emulator: KaizenEmulator) -> None:
-        """The status is 1."""
+    def test_an_execution_still_running_at_the_deadline_has_its_line(self, run: Run, emulator: KaizenEmulator) -> None:
+        """An execution that still runs at the deadline has its line, and the status is 1."""
         emulator.add("exec_1", Life.running())
         result = run("watch", "-", "--deadline", "1", given="exec_1\n")
         assert lines_in(result)[-1]["error"]["type"] == "DeadlineExceededError"
         assert result.exit_code == 1
 
     def test_a_bad_line_is_reported(self, run: Run, emulator: KaizenEmulator) -> None:
-        """The others are watched; the status is that of misuse."""
+        """An invalid line is reported with status 2, and the others are watched."""
         emulator.add("exec_1", Life.ended())
         result = run("watch", "-", given=b"exec_1\n\xff\n")
         assert ids_in(result) == ["exec_1"]
@@ -572,25 +568,25 @@ class TestWatch:
 
 
 class TestDemo:
-    """`demo`: thousands of lookups, and none is lost."""
+    """`demo` runs thousands of lookups and loses none."""
 
-    def test_every_look_up_is_accounted_for(self, run: Run) -> None:
-        """The last line says so, and the status is 0."""
+    def test_every_lookup_is_accounted_for(self, run: Run) -> None:
+        """The last line reports that every lookup has a result, and the status is 0."""
         result = run("demo", "--executions", "1200")
         assert result.exit_code == 0
         assert result.stdout.splitlines()[-1] == "1,200 of 1,200 accounted for"
         assert result.stdout.splitlines()[0].startswith("1,200 executions looked up in ")
 
     def test_the_same_seed_gives_the_same_counts(self, run: Run) -> None:
-        """Of executions by status. How many requests that takes depends on the machine, too."""
+        """The same seed gives the same counts by status. The number of requests also depends on the machine."""
         shown = [run("demo", "--executions", "300", "--seed", seed) for seed in ("7", "7", "8")]
         statuses = [re.findall(r"(\d+)  (Completed|Failed|InProgress|Enqueued|Paused)", ran.stdout) for ran in shown]
         assert statuses[0] == statuses[1] != statuses[2]
         assert figures(shown[0])["found"] == "300"
         assert figures(shown[0])["faults met"] != "0"
 
-    def test_look_ups_that_fail_are_accounted_for_too(self, run: Run) -> None:
-        """With a fault in every request some cannot succeed."""
+    def test_failed_lookups_are_accounted_for_too(self, run: Run) -> None:
+        """With a fault in every request, failed lookups are counted too."""
         result = run("demo", "--executions", "15", "--faults", "1")
         shown = figures(result)
         assert int(shown["found"]) + int(shown["failed"]) == 15
@@ -598,8 +594,8 @@ class TestDemo:
         assert shown["lost"] == "0"
         assert result.exit_code == 0
 
-    def test_a_lost_look_up_would_not_go_unseen(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The status would be 1."""
+    def test_a_lost_lookup_is_reported(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A lost lookup is reported with status 1."""
         look_up = demo._look_up
 
         async def lose_one(stop: Stop, kaizen: KaizenClient, account: demo.Account) -> None:
@@ -614,7 +610,7 @@ class TestDemo:
         assert result.exit_code == 1
 
     def test_before_the_first_outcome_there_is_no_slowest(self) -> None:
-        """Whoever interrupts it that early sees the rest."""
+        """A demo that is interrupted before its first outcome shows no slowest lookup."""
         screen = Console(file=StringIO(), width=80)
         demo.show(demo.Account(wanted=5, seconds=1.0, interrupted=True), screen)
         assert isinstance(screen.file, StringIO)
@@ -622,7 +618,7 @@ class TestDemo:
         assert "unfinished        5" in screen.file.getvalue()
 
     def test_an_outcome_that_comes_twice_is_not_accounted_for(self) -> None:
-        """Exactly one for each id is what is promised."""
+        """A second outcome for an id counts as an error of the account."""
         account = demo.Account(wanted=2)
         outcome: Outcome[InstructorExecution] = Outcome("exec_1", None, TransportError("no"), 1, 0.1)
         account.add(outcome)
@@ -631,7 +627,7 @@ class TestDemo:
         assert account.accounted == 0
 
     def test_the_program_that_it_shows_works(self, run: Run, emulator: KaizenEmulator) -> None:
-        """As it stands, in a process of its own, pointed at a server by the environment."""
+        """The program that the demo shows runs unchanged in its own process."""
         emulator.add_many(["exec_1", "exec_2"])
         shown = run("demo", "--executions", "10").stdout
         assert all(line in shown for line in demo.SNIPPET.splitlines())
@@ -642,7 +638,7 @@ class TestDemo:
 
 
 def figures(result: Result) -> dict[str, str]:
-    """Return the counts that a demo shows, by their names."""
+    """Return the counts of a demo by name."""
     shown: dict[str, str] = {}
     for line in result.stdout.splitlines():
         name, number = line[2:14].strip(), line[14:22].strip()

@@ -1,4 +1,4 @@
-"""The command at the edges of what it is given: settings, files, inputs and servers that are not as they should be."""
+"""The command with unusual settings, files, inputs and servers."""
 
 import asyncio
 import json
@@ -35,7 +35,7 @@ from kaizen_async.testing import Fault, KaizenEmulator, Life
 
 @pytest.fixture
 def server() -> Iterator[KaizenEmulator]:
-    """Return an emulator with three executions that have ended."""
+    """Yield an emulator with three finished executions."""
     with KaizenEmulator() as emulator:
         emulator.add_many(["a", "b", "c"], Life.ended())
         yield emulator
@@ -48,7 +48,7 @@ def command(server: KaizenEmulator, monkeypatch: pytest.MonkeyPatch) -> Command:
 
 
 def test_headers_are_sent_and_never_shown(command: Command, server: KaizenEmulator, tmp_path: Path) -> None:
-    """They come from options and from files, which other users of the machine cannot see."""
+    """Headers come from options and files, and their values are never shown."""
     file = tmp_path / "headers.txt"
     file.write_text("X-File: from-file\n\n")
     sent = command("get", "a", "-H", "X-Tenant:  secret-1 ", "--header", f"@{file}", "-v")
@@ -70,15 +70,15 @@ def test_headers_are_sent_and_never_shown(command: Command, server: KaizenEmulat
     ],
 )
 def test_headers_that_cannot_be_sent(command: Command, server: KaizenEmulator, given: str, why: str) -> None:
-    """The message does not show the value."""
+    """An invalid header is refused without showing its value."""
     refused = command("get", "a", "-H", given)
     assert (refused.exit_code, server.request_count) == (2, 0)
     assert why in " ".join(refused.stderr.split())
     assert "secret-1" not in refused.stderr
 
 
-def test_settings_that_cannot_work(command: Command, server: KaizenEmulator, tmp_path: Path) -> None:
-    """Each is refused with its name before anything is sent."""
+def test_invalid_settings_are_refused(command: Command, server: KaizenEmulator, tmp_path: Path) -> None:
+    """Each invalid setting is refused by name before anything is sent."""
     text = tmp_path / "text"
     text.write_bytes(b"\xff")
     refused = {
@@ -99,14 +99,14 @@ def test_settings_that_cannot_work(command: Command, server: KaizenEmulator, tmp
 
 
 def test_requests_are_spaced_by_the_rate(command: Command, server: KaizenEmulator) -> None:
-    """The first is sent at once."""
+    """`--rate` spaces the requests, and the first one is sent at once."""
     began = time.monotonic()
     assert command("get", "a", "b", "c", "--rate", "50").exit_code == 0
     assert time.monotonic() - began >= 2 / 50
 
 
 def test_completion_scripts(command: Command) -> None:
-    """They name the command, by either way to get them."""
+    """Both ways to get a completion script give one for the command."""
     assert "_kaizen_async_completion" in command("completion", "zsh").stdout
     with Piped(base_url="", settings={"_KAIZEN_ASYNC_COMPLETE": "bash_source"}) as shell:
         status, output, _ = shell.end()
@@ -114,14 +114,14 @@ def test_completion_scripts(command: Command) -> None:
 
 
 def test_an_error_of_decoding_is_not_replaced() -> None:
-    """Only characters that an encoding lacks are."""
+    """The error handler replaces only characters that an encoding lacks, and raises decoding errors."""
     error = UnicodeDecodeError("ascii", b"\xff", 0, 1, "no")
     with pytest.raises(UnicodeDecodeError):
         app._replace(error)
 
 
 def test_many_bad_lines_are_counted(command: Command) -> None:
-    """The first twenty are reported one by one."""
+    """The first twenty invalid lines are reported one by one, and the rest as a number."""
     result = command("get", "-", "-q", given=b"a\n" + b"b c\n" * 24 + b"\xef\xbf\xbd\n")
     assert result.stderr.count("because it contains U+0020") == 20
     assert "5 more lines of standard input are not ids" in result.stderr
@@ -130,14 +130,14 @@ def test_many_bad_lines_are_counted(command: Command) -> None:
 
 
 def test_arguments_of_every_length_and_encoding(command: Command) -> None:
-    """One that is too long for a file's name is an id; bytes that the locale did not decode are read as UTF-8."""
+    """A very long argument is an id, and undecoded bytes are read as UTF-8."""
     assert command("get", "x" * 5000).exit_code == 1
     undecoded = "é".encode().decode("ascii", "surrogateescape")
     assert json.loads(command("get", undecoded).stdout)["id"] == "é"
 
 
 def test_a_record_keeps_the_id_that_was_asked_for(command: Command, server: KaizenEmulator) -> None:
-    """A server may write it in another way. What is not UTF-8 is replaced."""
+    """The output has the requested id, even if the server spells it differently. Invalid UTF-8 is replaced."""
     record = WorkflowExecution(id="abc", status=ExecutionStatus("x"))
     assert json.loads(_document_for(record, "ABC"))["id"] == "ABC"
     server.add("odd", Life.ended(), body=b'{"execution":{"id":"odd","status":"x","note":"\xff"}}')
@@ -146,7 +146,7 @@ def test_a_record_keeps_the_id_that_was_asked_for(command: Command, server: Kaiz
 
 
 def test_results_do_not_go_into_the_file_of_ids(server: KaizenEmulator, tmp_path: Path) -> None:
-    """Though a shell may append to it."""
+    """The command refuses standard output that is the file of ids."""
     file = tmp_path / "ids.txt"
     file.write_text("a\n")
     with file.open("rb") as stdin, file.open("ab") as stdout:
@@ -157,7 +157,7 @@ def test_results_do_not_go_into_the_file_of_ids(server: KaizenEmulator, tmp_path
 
 
 async def test_a_named_pipe_opens_once_it_has_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until then, the event loop hears signals."""
+    """Opening a named pipe waits for a reader without blocking the event loop."""
     monkeypatch.setattr(output, "LOOK_AGAIN", 0)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
@@ -178,7 +178,7 @@ async def test_a_named_pipe_opens_once_it_has_a_reader(tmp_path: Path, monkeypat
 def test_a_signal_ends_the_wait_for_the_reader_of_a_pipe(
     name: str, command: Command, server: KaizenEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing was looked up."""
+    """A signal ends the wait for a pipe's reader before any lookup."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
 
@@ -194,7 +194,7 @@ def test_a_signal_ends_the_wait_for_the_reader_of_a_pipe(
 def test_checkpoints_that_cannot_be_read(
     command: Command, server: KaizenEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A device, a file nested too deeply, one that is too large."""
+    """A device, a file with deep nesting and a file that is too large are refused as checkpoints."""
     file = tmp_path / "waiting.json"
     start = f'{{"kind":"kaizen-async wait","base_url":"{server.base_url}","taken":{{}},"unprinted":[],"waiting":'
     file.write_text(start + '{"x":' + "[" * 100_000)
@@ -207,7 +207,7 @@ def test_checkpoints_that_cannot_be_read(
 def test_files_of_results_that_cannot_be_read(
     command: Command, server: KaizenEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are left as they are."""
+    """A file of results that cannot be read is refused and stays unchanged."""
     file = tmp_path / "out.ndjson"
     file.write_text("x" * 100)
     monkeypatch.setattr(results, "LONGEST_LINE", 50)
@@ -229,7 +229,7 @@ def test_files_of_results_that_cannot_be_read(
 
 
 def saved_at(server: KaizenEmulator, file: Path, written: int, *ids: object) -> None:
-    """Write a checkpoint of a wait for ids, with an output file of some bytes."""
+    """Write a checkpoint of a wait for ids, with the size of its output file."""
     entries = [[execution_id, 2] for execution_id in ids]
     state = {
         "kind": "kaizen-async wait",
@@ -255,7 +255,10 @@ def saved_at(server: KaizenEmulator, file: Path, written: int, *ids: object) -> 
 def test_results_that_are_newer_than_the_checkpoint_count(
     command: Command, server: KaizenEmulator, tmp_path: Path, options: list[str], before: str, torn: str, after: Any
 ) -> None:
-    """A result that was cut off is removed. An output that does not show ids is only added to."""
+    """Results newer than the checkpoint count, and a truncated one is removed.
+
+    Output without ids is only appended to.
+    """
     file, checkpoint = tmp_path / "out", tmp_path / "waiting.json"
     file.write_text(torn)
     written = len(before.removesuffix("\n]\n")) if before else 0
@@ -274,7 +277,7 @@ def test_results_that_are_newer_than_the_checkpoint_count(
 def test_a_second_crash_forgets_no_result_of_the_first(
     command: Command, server: KaizenEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second run is killed when it has saved at its beginning, and has written one more result."""
+    """If a resumed run also crashes, the next run still knows the results of both."""
     file, checkpoint = tmp_path / "out.ndjson", tmp_path / "waiting.json"
     saved_at(server, checkpoint, 0)
     file.write_text('{"id":"a"}\n{"id":"b"}\n')
@@ -294,7 +297,7 @@ def test_a_second_crash_forgets_no_result_of_the_first(
 def test_output_files_that_do_not_belong_to_the_checkpoint(
     command: Command, server: KaizenEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that is shorter was replaced, and is added to; one with other content is refused."""
+    """A shorter output file is appended to, and one with other content is refused."""
     file, checkpoint = tmp_path / "out.ndjson", tmp_path / "waiting.json"
     saved_at(server, checkpoint, 500, "a")
     assert command("wait", "--checkpoint", checkpoint, "-o", file).exit_code == 0
@@ -309,7 +312,7 @@ def test_output_files_that_do_not_belong_to_the_checkpoint(
 def test_a_file_with_two_records_of_an_id_keeps_the_first(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However it came about."""
+    """A resumed file keeps the first of two records of an id."""
     monkeypatch.setattr(results, "AT_ONCE", 1)
     file = tmp_path / "out.ndjson"
     file.write_text('{"id":"a","n":1}\n{"id":"a","n":2}\n')
@@ -318,7 +321,7 @@ def test_a_file_with_two_records_of_an_id_keeps_the_first(
 
 
 def test_before_a_stream_has_ended_there_is_no_total() -> None:
-    """Nor a remaining time without a rate."""
+    """Without a total there is no progress share, and without a rate no remaining time."""
     plan: Any = SimpleNamespace(saved=None, ids=Source(BytesIO(), "it", Layout()))  # type: ignore[arg-type]
     stop: Any = None
     assert Wait(stop, plan)._total is None
@@ -327,12 +330,12 @@ def test_before_a_stream_has_ended_there_is_no_total() -> None:
 
 
 def test_the_module_is_the_command() -> None:
-    """`python -m kaizen_async` needs no installed script."""
+    """`python -m kaizen_async` runs the command."""
     assert __main__.main is _kaizen_async_command.main
 
 
 def test_the_same_arguments_are_not_waited_for_again(command: Command, server: KaizenEmulator, tmp_path: Path) -> None:
-    """If their results are newer than the checkpoint."""
+    """Arguments whose results are newer than the checkpoint are not awaited again."""
     file, checkpoint = tmp_path / "out.ndjson", tmp_path / "waiting.json"
     file.write_text('{"id":"a"}\n')
     saved_at(server, checkpoint, 0)
@@ -344,7 +347,7 @@ def test_the_same_arguments_are_not_waited_for_again(command: Command, server: K
 def test_ctrl_c_while_the_file_of_results_is_read(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is written, and nothing is sent."""
+    """Ctrl-C while the file of results is read sends and writes nothing."""
 
     async def interrupted(_: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)
@@ -357,10 +360,10 @@ def test_ctrl_c_while_the_file_of_results_is_read(
 
 
 class TestTrouble:
-    """What is reported while nothing comes."""
+    """Reports of pauses, outages and failures."""
 
     def test_pauses_and_outages(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A pause of the server comes first; an outage is reported until it is over."""
+        """A pause is reported first, and an outage until it is over."""
         trouble = Trouble()
         assert trouble.words() == ""
         trouble(Gated(status=429, retry_after=3.0, pause=60.0))
@@ -375,7 +378,7 @@ class TestTrouble:
         assert trouble.words() == ""
 
     def test_requests_that_only_fail(self) -> None:
-        """After two seconds; one success ends it. A refused key is named."""
+        """Failures are reported after two seconds until a success. A refused key is named."""
         trouble = Trouble()
         refused = AuthenticationError("the server answered 401", status=401, execution_id="a", attempts=1)
         trouble(AttemptEnded("a", "", 1, 5.0, 401, refused))
@@ -384,13 +387,13 @@ class TestTrouble:
         assert trouble.words() == ""
 
     def test_statuses_beyond_the_eighth_are_summed_up(self) -> None:
-        """A hostile server may invent any number of them."""
+        """Counts by status show eight statuses and the sum of the others."""
         assert by_status({f"S{number:02}": 1 for number in range(10)}).endswith("S07 1 · others 2")
 
     async def test_without_a_terminal_there_is_a_line_now_and_then(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """And one at once when trouble begins or ends."""
+        """Without a terminal, progress is a line from time to time, and one at once when trouble starts or ends."""
         monkeypatch.setattr(progress, "REFRESH", 0)
         monkeypatch.setattr(progress, "PLAIN_EVERY", 1000)
         troubles = iter(["", "the server is down", "the server is down", "", ""])
@@ -411,7 +414,7 @@ class TestTrouble:
 def test_watch_on_a_dumb_terminal_reports_lines(
     command: Command, server: KaizenEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The table comes at the end."""
+    """`watch` on a dumb terminal reports progress lines, and the table at the end."""
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.setattr(progress, "REFRESH", 0.01)
@@ -424,10 +427,10 @@ def test_watch_on_a_dumb_terminal_reports_lines(
 
 
 def test_the_emulator_plays_a_script_on_every_address(tmp_path: Path) -> None:
-    """It says that other machines reach it, and names executions of the script."""
+    """The emulator on all addresses warns that other machines can reach it, and names executions of its script."""
     script = tmp_path / "script.json"
     script.write_text('{"executions": {"mine": {"status": "Completed"}}}')
-    with Piped("emulator", "--port", "0", "--host", "0.0.0.0", "--config", str(script), base_url="") as emulator:  # noqa: S104 - what is tested
+    with Piped("emulator", "--port", "0", "--host", "0.0.0.0", "--config", str(script), base_url="") as emulator:  # noqa: S104 - the test needs it
         shown = b"".join(emulator.line() for _ in range(3))
         _, _, said = emulator.stopped_by(signal.SIGINT)
     assert b" watch mine" in shown
@@ -440,7 +443,7 @@ def test_the_emulator_plays_a_script_on_every_address(tmp_path: Path) -> None:
 def test_a_refused_key_loses_no_result_and_leaves_whole_json(
     command: Command, server: KaizenEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A record that waits for its turn in the order of the arguments is written, too."""
+    """A refused key ends the command with complete JSON, including results that waited for their order."""
     server.faults.always(Fault.status(401), id="b")
     ended = command("get", "a", "b", "c", "--format", "json", "--concurrency", "1")
     assert ended.exit_code == 2
@@ -454,7 +457,7 @@ def test_a_refused_key_loses_no_result_and_leaves_whole_json(
 def test_failed_ids_of_a_json_file_are_repeated_once_each(
     command: Command, server: KaizenEmulator, tmp_path: Path
 ) -> None:
-    """New results are written over the end of the file while the old ones are read."""
+    """`--resume` looks each failed id of a JSON file up once, while new results replace old ones."""
     file = tmp_path / "out.json"
     ids = [f"x{number}" for number in range(300)]
     error = {"type": "NotFoundError", "message": "no", "attempts": 1, "retryable": False}
@@ -467,7 +470,7 @@ def test_failed_ids_of_a_json_file_are_repeated_once_each(
 
 
 async def test_a_failed_sync_does_not_end_the_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is reported, and tried again."""
+    """A failed write is reported and retried."""
     monkeypatch.setattr(checkpoints, "SAVE_EVERY", 0.001)
     said: list[str] = []
     monkeypatch.setattr(checkpoints, "say", said.append)
@@ -489,7 +492,7 @@ async def test_a_failed_sync_does_not_end_the_saving(tmp_path: Path, monkeypatch
 
 
 def test_ctrl_c_before_the_work_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Click turns it into an exception of its own."""
+    """Ctrl-C before the work starts gives status 130 without a traceback."""
     monkeypatch.setattr(app, "cli", mock.Mock(side_effect=click.Abort))
     assert app._run() == 130
 
@@ -497,7 +500,7 @@ def test_ctrl_c_before_the_work_is_no_traceback(monkeypatch: pytest.MonkeyPatch)
 def test_fields_choose_a_format_that_has_them(
     command: Command, server: KaizenEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The table has columns of its own, and a list of ids has none."""
+    """`--fields` chooses a format that supports it and is refused with others."""
     assert OutputOptions(fields=("id",)).resolved == "ndjson"
     for other in (["--format", "table"], ["--only-ids"]):
         refused = command("get", "a", "--fields", "id", *other)

@@ -1,4 +1,4 @@
-"""What the command reads and writes: formats of ids, formats of results, files that another run continues."""
+"""Input formats, output formats and files that another run continues."""
 
 import csv
 import json
@@ -23,7 +23,7 @@ from kaizen_async.testing import Fault, KaizenEmulator, Life
 
 @pytest.fixture
 def server() -> Iterator[KaizenEmulator]:
-    """Return an emulator with three executions that have ended."""
+    """Yield an emulator with three finished executions."""
     with KaizenEmulator() as emulator:
         emulator.add_many(["a", "b", "c"], Life.ended())
         yield emulator
@@ -36,7 +36,7 @@ def command(server: KaizenEmulator, monkeypatch: pytest.MonkeyPatch) -> Command:
 
 
 def read(given: bytes, size: int, **layout: Any) -> tuple[list[str], list[tuple[int, str]], Counts]:
-    """Return the ids in an input that arrives in pieces of some size, what was reported, and what was counted."""
+    """Return the ids, the reports and the counts of an input that arrives in pieces of a given size."""
     reported: list[tuple[int, str]] = []
     counts = Counts()
     reader = DetectingReader(Layout(**layout), counts, lambda line, why: reported.append((line, why)))
@@ -45,7 +45,7 @@ def read(given: bytes, size: int, **layout: Any) -> tuple[list[str], list[tuple[
 
 
 class TestInput:
-    """The format is found in the first bytes, however the bytes arrive."""
+    """The command detects the format from the first bytes, in pieces of any size."""
 
     @pytest.mark.parametrize(
         ("given", "layout"),
@@ -74,7 +74,7 @@ class TestInput:
     )
     @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
     def test_ids_are_found_in_every_format(self, given: str, layout: dict[str, Any], encoding: str) -> None:
-        """In every encoding, with and without a byte order mark."""
+        """Ids are found in every format and encoding, with and without a byte order mark."""
         text = given.encode(encoding)
         for size in (1, 2, 3, 7, len(text)):
             ids, reported, counts = read(text, size, **layout)
@@ -82,7 +82,7 @@ class TestInput:
 
     @pytest.mark.parametrize(("given", "layout"), [(b"exec_1\0exec\n2\0\0exec_3\0", None), (b"a\0b\0#\0", "nul")])
     def test_zero_bytes_separate_ids(self, given: bytes, layout: str | None) -> None:
-        """Then a line break is a part of one, and `#` begins no comment."""
+        """With `-0`, ids may contain line breaks, and `#` starts no comment."""
         for size in (1, len(given)):
             ids, reported, _ = read(given, size, format=layout)
             assert (ids, reported[:1]) == (
@@ -103,15 +103,15 @@ class TestInput:
             (b'{"id": "a"}\n' + b'{"x": ' * 5000 + b'\n{"id": "b"}\n', ["a", "b"], [2]),
         ],
     )
-    def test_what_is_no_id_is_reported_with_its_line(self, given: bytes, ids: list[str], lines: list[int]) -> None:
-        """The lines after it are read."""
+    def test_an_invalid_id_is_reported_with_its_line(self, given: bytes, ids: list[str], lines: list[int]) -> None:
+        """An invalid id is reported with its line number, and the lines after it are read."""
         for size in (5, len(given)):
             found, reported, counts = read(given, size)
             assert (found, [line for line, _ in reported]) == (ids, lines)
             assert counts.invalid == len(lines)
 
     def test_a_cell_that_is_too_long_hides_no_row(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """It is given up before the input ends, which may be far away."""
+        """A CSV cell that is too long is dropped, and the rows after it are read."""
         monkeypatch.setattr(formats, "LONGEST", 100)
         ids, reported, _ = read(b'id,x\na,"' + b"z\n" * 60 + b"b,\n", 9)
         assert (ids, [line for line, _ in reported]) == (["z"] * 59 + ["b"], [2])
@@ -125,12 +125,12 @@ class TestInput:
         ],
     )
     def test_csv_without_a_column_of_ids_is_refused(self, given: bytes, layout: dict[str, Any], why: str) -> None:
-        """It says which columns there are, and which option names one."""
+        """CSV without an id column is refused with its columns and the option to choose one."""
         with pytest.raises(LayoutError, match=f"{why}.*name.*--column"):
             read(given, 4, **layout)
 
     def test_the_input_can_be_a_file(self, command: Command, tmp_path: Path) -> None:
-        """Not both a file and arguments; a file that is taken for an id gets a hint."""
+        """`--input` reads a file and excludes arguments. A file name given as an id gets a hint."""
         ids = tmp_path / "ids.csv"
         ids.write_text("id\na\nb\n")
         assert {json.loads(line)["id"] for line in command("get", "-i", ids).stdout.splitlines()} == {"a", "b"}
@@ -147,10 +147,10 @@ class TestInput:
 
 
 class TestOutput:
-    """Results in the format that was asked for."""
+    """Results are written in the chosen format."""
 
     def test_formats(self, command: Command, tmp_path: Path) -> None:
-        """The same results, however they are laid out."""
+        """Every format has the same results."""
         (array,) = (json.loads(command("get", "a", "b", "--format", "json").stdout),)
         assert [record["id"] for record in array] == ["a", "b"]
         rows = list(csv.DictReader(StringIO(command("get", "a", "none", "-f", "csv").stdout)))
@@ -169,7 +169,7 @@ class TestOutput:
         assert json.loads(command("get", "-", "-f", "json", given='{"id": 1 2}').stdout) == []
 
     def test_cells_that_look_like_formulas_are_neutralised(self, command: Command, server: KaizenEmulator) -> None:
-        """Unless that is switched off. A cell never has more than one line."""
+        """CSV cells that look like formulas are neutralised by default, and a cell has only one line."""
         for first in "=+-@\t\r":
             assert cell_of(f"{first}cmd", formulas=False).startswith("'")
             assert not cell_of(f"{first}cmd", formulas=True).startswith("'")
@@ -181,7 +181,7 @@ class TestOutput:
         assert "\n=id" in command("get", "=id", "-f", "csv", "--formulas").stdout
 
     def test_json_is_valid_and_harmless(self) -> None:
-        """Characters that could move a terminal or break a line are escaped, and bytes that are not UTF-8 replaced."""
+        """JSON output escapes control characters and replaces invalid UTF-8."""
         text = '{"x":"\x7f\x9b\u202e\u2028\u200b\ufeff\U000e0041é"}'
         escaped = safe(text.encode())
         assert json.loads(escaped) == json.loads(text)
@@ -189,7 +189,7 @@ class TestOutput:
         safe(b'{"x":"\xff"}').decode()
 
     def test_the_place_of_the_output_is_checked_first(self, command: Command, tmp_path: Path) -> None:
-        """Nothing is sent if it cannot be written."""
+        """The command sends nothing if the output cannot be written."""
         ids = tmp_path / "ids.txt"
         ids.write_text("a\n")
         for arguments, said in (
@@ -206,12 +206,12 @@ class TestOutput:
         assert (full.exit_code, "No space left on device" in full.stderr) == (1, True)
 
     def test_times_at_the_ends_of_the_calendar_are_shown(self) -> None:
-        """Though another time zone may leave them."""
+        """Times at the ends of the calendar are shown, even if another time zone would overflow."""
         assert moment_of(datetime(1, 1, 1, tzinfo=UTC)) == "0001-01-01"
         assert moment_of(datetime(9999, 12, 31, 23, 59, tzinfo=UTC)).startswith(("9999", "10000"))
 
     def test_paths_reach_into_documents(self) -> None:
-        """Names, and numbers of list items; what is not there is nothing."""
+        """Paths of `--fields` accept names and list indexes, and a missing value is empty."""
         assert pick({"a": [{"b": 1}]}, "a.0.b") == 1
         assert pick({"a": [1]}, "a.7") is None
         assert pick({"a": 1}, "a.b") is None
@@ -219,11 +219,11 @@ class TestOutput:
 
 
 class TestResume:
-    """Another run continues where one ended, in whatever way it ended."""
+    """A run continues an earlier one, however it ended."""
 
     @pytest.mark.parametrize("name", ["out.ndjson", "out.json", "out.csv"])
     def test_after_a_cut_at_any_byte_each_id_has_one_line(self, command: Command, tmp_path: Path, name: str) -> None:
-        """As `kill -9` or a power failure leaves it: a prefix of what was written."""
+        """After a truncation at any byte, as by `kill -9`, a resumed run writes one line for each id."""
         file = tmp_path / name
         arguments = ["get", "-", "-o", file, "-f", name.partition(".")[2], "--resume"]
         fields = ["--fields", "id,status,error.retryable"]
@@ -238,7 +238,7 @@ class TestResume:
     def test_failed_ids_are_tried_again(
         self, command: Command, server: KaizenEmulator, tmp_path: Path, name: str
     ) -> None:
-        """Without ids those in the file; records are never looked up again."""
+        """`--resume` looks only failed ids up again, and without ids uses those in the file."""
         file = tmp_path / name
         link = tmp_path / f"link-{name}"
         link.symlink_to(file)
@@ -254,7 +254,7 @@ class TestResume:
         assert "3 already there" in command(*arguments, "a", "b", "later").stderr
 
     def test_other_files_are_refused(self, command: Command, tmp_path: Path) -> None:
-        """They stay as they are."""
+        """Files that are not results are refused and stay unchanged."""
         file = tmp_path / "x.ndjson"
         for content in ("something else\n", "[1]\n", '{"a": 1}\n', "[" * 100_000 + "\n"):
             file.write_text(content)
@@ -273,7 +273,7 @@ class TestResume:
             assert command("get", "a", *arguments).exit_code == 2
 
     def test_a_full_disk_loses_nothing(self, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The line that does not fit is taken back; the next run writes it."""
+        """On a full disk, the incomplete line is removed, and the next run writes it."""
         file = tmp_path / "out.ndjson"
         pwrite, room = os.pwrite, 1500
 
@@ -291,7 +291,7 @@ class TestResume:
 
 
 class TestCheckpointFiles:
-    """A checkpoint is input that somebody may have edited."""
+    """A checkpoint is untrusted input, because users may edit it."""
 
     @pytest.mark.parametrize(
         "change",
@@ -328,7 +328,7 @@ class TestCheckpointFiles:
     def test_values_out_of_bounds_do_no_harm(
         self, command: Command, server: KaizenEmulator, tmp_path: Path, change: dict[str, Any]
     ) -> None:
-        """Such a file is refused in one line, or continued from in bounded time; nothing reaches the terminal raw."""
+        """A checkpoint with invalid values is refused in one line or resumed in bounded time, with safe output."""
         file = tmp_path / "waiting.json"
         saved = {
             "kind": "kaizen-async wait",
@@ -345,15 +345,15 @@ class TestCheckpointFiles:
 
     @pytest.mark.parametrize("content", [b"", b"[" * 100_000, b"nonsense", b"{}", b"\xff\xfe", b'{"kind":"x"}'])
     def test_foreign_files_are_refused(self, command: Command, tmp_path: Path, content: bytes) -> None:
-        """They stay as they are."""
+        """Foreign files are refused and stay unchanged."""
         file = tmp_path / "waiting.json"
         file.write_bytes(content)
         refused = command("wait", "a", "--checkpoint", file)
         assert (refused.exit_code, file.read_bytes()) == (2, content)
         assert "is not a checkpoint of kaizen-async wait" in refused.stderr
 
-    def test_a_file_that_cannot_be_used_is_told(self, command: Command, server: KaizenEmulator, tmp_path: Path) -> None:
-        """Read-only, a folder, links in a circle, a pipe that nobody writes to."""
+    def test_an_unusable_checkpoint_is_reported(self, command: Command, server: KaizenEmulator, tmp_path: Path) -> None:
+        """A read-only file, a folder, circular links and a pipe are reported as unusable checkpoints."""
         circle = tmp_path / "circle"
         circle.symlink_to(circle)
         read_only = tmp_path / "read-only"

@@ -1,4 +1,4 @@
-"""`--kind executions`: the command's way with workflow executions."""
+"""`--kind executions` makes the command use workflow executions."""
 
 import io
 import json
@@ -24,7 +24,7 @@ BARE = WorkflowExecution(id="run_1", status=ExecutionStatus.COMPLETED)
 
 @pytest.fixture
 def server() -> Iterator[KaizenEmulator]:
-    """Return an emulator with some workflow executions."""
+    """Yield an emulator with some workflow executions."""
     with KaizenEmulator() as emulator:
         emulator.add("run_1", Life.ended(status="Failed"))
         emulator.add("run_2", Life.running(status="Paused"))
@@ -38,24 +38,24 @@ def command(server: KaizenEmulator, *arguments: str) -> Result:
 
 @pytest.mark.parametrize("verb", ["get", "wait"])
 def test_a_workflow_execution_is_written_with_all_that_the_server_sent(server: KaizenEmulator, verb: str) -> None:
-    """Fields without an attribute of their own too, and without the wrapping."""
+    """The output has all fields of a workflow execution, without the wrapper."""
     ran = command(server, verb, "--kind", "executions", "run_1")
-    assert ran.exit_code == (1 if verb == "wait" else 0)  # it ended as failed
+    assert ran.exit_code == (1 if verb == "wait" else 0)  # the execution failed
     written = json.loads(ran.stdout)
     assert (written["id"], written["status"], written["attempts"]) == ("run_1", "Failed", 1)
     assert "raw" not in written
 
 
 def test_watch_writes_workflow_executions(server: KaizenEmulator) -> None:
-    """Before a change, and after it."""
+    """`watch` writes workflow executions before and after a change."""
     ran = command(server, "watch", "--kind", "executions", "run_1")
     (change,) = map(json.loads, ran.stdout.splitlines())
     assert change["before"] is None
     assert change["after"]["parentExecutionId"] is None
 
 
-def test_a_kind_that_there_is_not_is_misuse(server: KaizenEmulator) -> None:
-    """With the kinds that there are."""
+def test_an_unknown_kind_is_misuse(server: KaizenEmulator) -> None:
+    """An unknown kind is refused with the list of kinds."""
     ran = command(server, "get", "--kind", "zorp", "run_1")
     assert ran.exit_code == 2
     assert "'instructor-executions', 'executions'" in ran.stderr
@@ -63,7 +63,7 @@ def test_a_kind_that_there_is_not_is_misuse(server: KaizenEmulator) -> None:
 
 
 def test_a_checkpoint_belongs_to_its_kind(server: KaizenEmulator, tmp_path: Path) -> None:
-    """The same id names another execution of the other kind."""
+    """A checkpoint of another kind is refused, because its ids name other executions."""
     file = str(tmp_path / "waiting.json")
     first = command(server, "wait", "--kind", "executions", "run_2", "--deadline", "0.5", "--checkpoint", file)
     assert first.exit_code == 1
@@ -75,27 +75,27 @@ def test_a_checkpoint_belongs_to_its_kind(server: KaizenEmulator, tmp_path: Path
 
 
 def test_a_record_that_came_in_many_lines_is_written_in_one() -> None:
-    """As the reader of the lines expects; its numbers keep their digits."""
+    """A record of several lines is written in one, and numbers keep their digits."""
     pretty = b'{\n "id": "run_1",\n "status": "Failed",\n "amount": 1.50\n}'
     record = Endpoint("executions/get", WorkflowExecution).decode(pretty, "run_1")
     assert document_of(record) == b'{"id":"run_1","status":"Failed","amount":1.50}'
 
 
 def console() -> tuple[Console, io.StringIO]:
-    """Return a terminal, and what is shown on it."""
+    """Return a terminal and its output."""
     shown = io.StringIO()
     return Console(file=shown, width=80), shown
 
 
-def test_what_the_server_does_not_tell_is_left_blank_in_a_row() -> None:
-    """Workflow, start and duration."""
+def test_missing_values_are_blank_in_a_row() -> None:
+    """A missing workflow, start or duration is blank in a row."""
     screen, shown = console()
     Rows(screen, Arguments(["run_1"])).show(Outcome("run_1", BARE, None, 1, 0.1))
     assert shown.getvalue().splitlines()[-1].split() == ["run_1", "Completed"]
 
 
-async def test_what_the_server_does_not_tell_is_left_blank_on_the_board() -> None:
-    """As in a row."""
+async def test_missing_values_are_blank_on_the_board() -> None:
+    """A missing workflow, start or duration is blank on the board."""
     screen, shown = console()
     board = Board(screen, ["run_1"])
     board.show(Change("run_1", None, BARE, None))

@@ -1,4 +1,4 @@
-"""The parts of the command `kaizen-async` by themselves."""
+"""The parts of the command `kaizen-async` in isolation."""
 
 import asyncio
 import os
@@ -45,7 +45,7 @@ Found = Outcome[InstructorExecution]
 
 @pytest.fixture
 def record(sample_execution: InstructorExecution) -> Callable[..., InstructorExecution]:
-    """Return a function that makes records that differ from the documented example."""
+    """Return a function that creates variants of the documented example."""
 
     def make(**changes: Any) -> InstructorExecution:
         return msgspec.structs.replace(sample_execution, **changes)
@@ -59,18 +59,18 @@ def found(execution: InstructorExecution) -> Found:
 
 
 def failed(execution_id: str, reason: str = "no such thing") -> Found:
-    """Return the outcome of one that did not."""
+    """Return the outcome of a lookup that failed."""
     error = NotFoundError(reason, status=404, execution_id=execution_id, attempts=1)
     return Outcome(execution_id, None, error, 1, 0.1)
 
 
 def source(stream: Any) -> Source:
-    """Return ids that are read from a stream."""
+    """Return a source that reads ids from a stream."""
     return Source(stream, "standard input", Layout())
 
 
 async def numbers(*, hang: bool = False) -> AsyncIterator[int]:
-    """Yield 0, 1 and 2; then end, or never."""
+    """Yield 0, 1 and 2, and then end or hang."""
     for number in range(3):
         yield number
     if hang:
@@ -78,10 +78,10 @@ async def numbers(*, hang: bool = False) -> AsyncIterator[int]:
 
 
 class TestStop:
-    """The wish to end takes effect between two results."""
+    """A request to stop takes effect between two results."""
 
     async def test_results_end_when_asked_for_while_waiting(self) -> None:
-        """Whoever waits for the next result stops waiting."""
+        """A request to stop ends the wait for the next result."""
         stop = Stop(_current())
         asyncio.get_running_loop().call_later(0.01, stop.ask, "enough", 7)
         assert [number async for number in stop.each(numbers(hang=True))] == [0, 1, 2]
@@ -89,7 +89,7 @@ class TestStop:
         assert not _current().cancelling()
 
     async def test_results_end_when_asked_for_while_one_is_handled(self) -> None:
-        """That one is handled to its end, awaiting whatever it needs to."""
+        """A request to stop lets the handling of the current result finish."""
         stop = Stop(_current())
         handled: list[int] = []
         async for number in stop.each(numbers()):
@@ -99,15 +99,15 @@ class TestStop:
         assert handled == [0]
 
     async def test_the_first_reason_counts(self) -> None:
-        """What comes later changes nothing."""
+        """The first reason to stop counts."""
         stop = Stop(_current())
         stop.ask("first", 1)
         stop.ask("second", 2)
         await stop.asked()
         assert (stop.reason, stop.status) == ("first", 1)
 
-    async def test_cancellation_by_others_is_none_of_its_business(self) -> None:
-        """It comes out where it belongs."""
+    async def test_other_cancellations_are_raised(self) -> None:
+        """A cancellation from elsewhere is raised."""
         stop = Stop(_current())
         asyncio.get_running_loop().call_later(0.01, _current().cancel)
         with pytest.raises(asyncio.CancelledError):
@@ -124,7 +124,7 @@ class TestStop:
     def test_signals_ask_for_the_end(
         self, monkeypatch: pytest.MonkeyPatch, signum: signal.Signals, status: int, loop: str
     ) -> None:
-        """The exit status is the one that shells give."""
+        """A signal requests a stop, and the exit status is the one that shells report."""
         if loop == "asyncio":
             monkeypatch.setitem(sys.modules, "uvloop", None)
 
@@ -138,8 +138,8 @@ class TestStop:
         assert exit_status(work) == status
         assert signal.getsignal(signum) == before
 
-    def test_a_second_signal_ends_whatever_is_under_way(self) -> None:
-        """A moment later; one that comes with the first, as `timeout` sends it, does not count."""
+    def test_a_second_signal_ends_the_work_at_once(self) -> None:
+        """A second signal ends the work at once, unless it arrives together with the first."""
 
         async def work(stop: Stop) -> int:
             for _ in range(2):
@@ -153,7 +153,7 @@ class TestStop:
         assert exit_status(work) == 130
 
     def test_a_signal_that_is_to_be_ignored_stays_ignored(self) -> None:
-        """As under `nohup`."""
+        """A signal that is ignored, as under `nohup`, stays ignored."""
 
         async def work(stop: Stop) -> int:
             os.kill(os.getpid(), signal.SIGHUP)
@@ -168,7 +168,7 @@ class TestStop:
             signal.signal(signal.SIGHUP, before)
 
     def test_ctrl_c_before_anything_listens_is_no_traceback(self) -> None:
-        """The status is that of any Ctrl-C."""
+        """Ctrl-C before the handlers are set gives status 130 without a traceback."""
 
         async def work(_: Stop) -> int:
             raise KeyboardInterrupt
@@ -176,15 +176,15 @@ class TestStop:
         assert exit_status(work) == 130
 
     def test_a_closed_output_has_the_status_of_a_broken_pipe(self) -> None:
-        """As if the signal had ended the process."""
+        """A closed output gives the status of a broken pipe."""
 
         async def work(_: Stop) -> int:
             raise OutputClosedError
 
         assert exit_status(work) == 141
 
-    def test_a_cancellation_that_nobody_asked_for_is_not_hidden(self) -> None:
-        """It would be a defect."""
+    def test_an_unexpected_cancellation_is_raised(self) -> None:
+        """An unexpected cancellation is raised, because it is a bug."""
 
         async def work(_: Stop) -> int:
             raise asyncio.CancelledError
@@ -194,7 +194,7 @@ class TestStop:
 
 
 def exit_status(work: ending.Work) -> int:
-    """Return the status with which a command's work makes the process exit."""
+    """Return the exit status of a command's work."""
     with pytest.raises(Exit) as caught:
         run(work)
     return caught.value.exit_code
@@ -210,7 +210,7 @@ class TestInOrder:
     """Results for arguments come in the order of the arguments."""
 
     def test_order_is_kept_for_arguments_only(self, record: Callable[..., InstructorExecution]) -> None:
-        """An id that is repeated waits for its turn each time."""
+        """Results keep the order of arguments, also of repeated ones, but not of lines."""
         outcomes = {name: found(record(id=name)) for name in "abc"}
         in_order = InOrder(Arguments(["a", "b", "a", "c"]))
         assert list(in_order.released_by(outcomes["a"])) == [outcomes["a"]]
@@ -223,10 +223,10 @@ class TestInOrder:
 
 
 class TestStatuses:
-    """The watch beside a wait."""
+    """The watch beside a wait counts statuses."""
 
-    async def test_it_counts_what_has_not_ended_and_polls_nothing_itself(self) -> None:
-        """Ids from the beginning, ids added later, errors and ends."""
+    async def test_it_counts_running_executions_without_polls(self) -> None:
+        """The watch counts the statuses of running executions, also added ones, without polls of its own."""
         clock = VirtualClock()
         with KaizenEmulator(clock=clock.time) as server:
             server.add("first", Life.of(("Enqueued", 0), ("InProgress", 50), ("Completed", 100)))
@@ -257,8 +257,8 @@ class TestStatuses:
         assert seen[-1] == {"InProgress": 1} or seen[-1] == {}
         assert all(sum(counts.values()) <= 2 for counts in seen)
 
-    async def test_it_does_nothing_if_nobody_looks(self, emulator: KaizenEmulator) -> None:
-        """Not even keep the ids."""
+    async def test_it_does_nothing_without_a_display(self, emulator: KaizenEmulator) -> None:
+        """Without a display, the watch does nothing and keeps no ids."""
         async with KaizenClient(base_url=emulator.base_url) as kaizen:
             statuses = Statuses(kaizen.instructor_executions, ["a"], wanted=False)
             async with statuses:
@@ -268,10 +268,10 @@ class TestStatuses:
 
 
 class TestCheckpointFile:
-    """The file on disk is the old one or the new one."""
+    """The file on disk is always the old or the new checkpoint."""
 
     def test_a_write_that_fails_leaves_the_old_one(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """And nothing beside it."""
+        """A failed write keeps the old checkpoint and leaves no other file."""
         file = CheckpointFile(tmp_path / "waiting.json", "http://127.0.0.1/")
         saved = Saved(base_url="http://127.0.0.1/", taken=Taken(), unprinted=["a"], waiting=WAITING)
         file.save(saved)
@@ -287,13 +287,13 @@ class TestCheckpointFile:
         assert list(tmp_path.iterdir()) == [file.path]
         assert file.load() == saved
 
-    def test_ids_are_those_waited_for_and_those_not_printed(self) -> None:
-        """Each as often as it was taken in."""
+    def test_ids_include_awaited_and_unprinted_ids(self) -> None:
+        """A checkpoint counts awaited and unprinted ids, each as often as it was read."""
         saved = Saved(base_url="", taken=Taken(), unprinted=["c"], waiting=WAITING)
         assert saved.counts() == {"a": 2, "b": 1, "c": 1}
 
     async def test_being_interrupted_while_skipping_changes_nothing(self) -> None:
-        """What is saved stays what was taken."""
+        """An interruption while known ids are skipped does not change the checkpoint."""
         taken = Taken()
         for execution_id in ("a", "b"):
             taken.add(execution_id)
@@ -311,15 +311,18 @@ WAITING = {"version": 2, "taken": 0, "taken_at": 0.0, "ids": [["a", 2], ["b"]], 
 
 
 class TestRows:
-    """Outcomes as rows of a table."""
+    """Outcomes are shown as rows of a table."""
 
     @pytest.fixture
     def screen(self) -> Console:
-        """Return a terminal of 90 columns that can be read."""
+        """Return a terminal of 90 columns whose output can be read."""
         return Console(file=StringIO(), force_terminal=True, color_system=None, width=90)
 
     def test_rows(self, screen: Console, record: Callable[..., InstructorExecution]) -> None:
-        """One header; an execution of today shows the time, an older one the date; an error takes the row."""
+        """The table has one header.
+
+        Recent executions show the time, older ones the date, and an error fills its row.
+        """
         today = datetime.now(UTC)
         rows = Rows(screen, Arguments(["exec_1", "exec_2", "missing"]))
         rows.show(found(record(id="exec_1", duration_ms=65_000.0, start_time=today)))
@@ -335,7 +338,7 @@ class TestRows:
         assert third.split()[:5] == ["missing", "no", "such", "thing", "(after"]
 
     def test_an_id_is_never_cut(self, screen: Console, record: Callable[..., InstructorExecution]) -> None:
-        """It is there to be copied; one that is too long goes on below."""
+        """An id is never shortened, so that it can be copied. A long id continues on the next line."""
         rows = Rows(screen, source(BytesIO()))
         rows.show(found(record(id="x" * 100)))
         assert sum(line[:45].count("x") for line in shown(screen)[1:]) == 100
@@ -343,7 +346,7 @@ class TestRows:
     def test_text_of_the_server_neither_styles_nor_moves_anything(
         self, screen: Console, record: Callable[..., InstructorExecution]
     ) -> None:
-        """Control characters are replaced, markup is shown as it is."""
+        """The server's control characters are replaced, and its markup is shown as text."""
         workflow = msgspec.structs.replace(record().workflow, name="[red]\x1b[2J")
         Rows(screen, Arguments(["e"])).show(found(record(id="e", workflow=workflow, status=ExecutionStatus("\x07[b]"))))
         (_, row) = shown(screen)
@@ -351,7 +354,7 @@ class TestRows:
         assert "�[b]" in row
 
     def test_the_age_of_what_runs_grows(self, record: Callable[..., InstructorExecution]) -> None:
-        """It is counted from the start, and never below 0."""
+        """The age of a running execution counts from its start and is never below 0."""
         runs = {"end_time": None, "duration_ms": None}
         now = datetime.now(UTC)
         assert age_of(record(start_time=now - timedelta(hours=3), **runs)) == "3 h 0 min"
@@ -359,15 +362,15 @@ class TestRows:
 
 
 class TestBoard:
-    """The live table."""
+    """The live table of `watch`."""
 
     @pytest.fixture
     def screen(self) -> Console:
-        """Return a terminal of 100 columns and 10 lines that can be read."""
+        """Return a terminal of 100 columns and 10 lines whose output can be read."""
         return Console(file=StringIO(), force_terminal=True, color_system=None, width=100, height=10)
 
     async def test_it_shows_the_latest_state(self, screen: Console, record: Callable[..., InstructorExecution]) -> None:
-        """In the order of the ids; the time of the last change only where there was one."""
+        """The board shows the latest states in the order of the ids, with the time of a last change."""
         board = Board(screen, ["exec_1", "exec_2"])
         enqueued = record(id="exec_2", status=ExecutionStatus.ENQUEUED, end_time=None, duration_ms=None)
         running = record(id="exec_2", status=ExecutionStatus.IN_PROGRESS, end_time=None, duration_ms=None)
@@ -390,7 +393,7 @@ class TestBoard:
     async def test_an_error_after_a_record_keeps_what_is_known(
         self, screen: Console, record: Callable[..., InstructorExecution]
     ) -> None:
-        """Its workflow stays, its status is no longer counted."""
+        """An error keeps the workflow of its row, and its status no longer counts."""
         board = Board(screen, [])
         running = record(id="exec_1", end_time=None, duration_ms=None)
         board.show(Change("exec_1", None, running, None))
@@ -403,7 +406,7 @@ class TestBoard:
     async def test_what_runs_comes_before_what_is_over(
         self, screen: Console, record: Callable[..., InstructorExecution]
     ) -> None:
-        """If not all fit; the rest is counted."""
+        """If not all rows fit, running executions come first and the rest is counted."""
         board = Board(screen, [])
         for number in range(10):
             ends = {} if number % 2 else {"end_time": None, "duration_ms": None}
@@ -416,7 +419,7 @@ class TestBoard:
     async def test_it_can_show_failures_and_nothing_else(
         self, screen: Console, record: Callable[..., InstructorExecution]
     ) -> None:
-        """What runs or has ended well is counted; only failures that do not fit are not shown."""
+        """With only failures, other executions are counted, and failures that do not fit are reported."""
         board = Board(screen, ["exec_1"], only_failed=True)
         board.show(Change("exec_1", None, record(id="exec_1", status=ExecutionStatus.COMPLETED), None))
         for number in range(2, 8):
@@ -426,18 +429,18 @@ class TestBoard:
         assert rows[-1].rstrip() == "Completed 1 · errors 6 · 2 not shown"
 
     async def test_ids_are_there_before_their_first_state(self, screen: Console) -> None:
-        """So that the table does not jump about."""
+        """All ids have a row from the start, so that the table does not move."""
         assert [line.split() for line in picture(Board(screen, ["exec_1", "exec_1"]), screen)[1:-1]] == [["exec_1"]]
 
     async def test_the_last_picture_stays(self, screen: Console, record: Callable[..., InstructorExecution]) -> None:
-        """It is drawn when the block ends, however soon that is."""
+        """The last state is drawn at the end of the block, however soon it ends."""
         async with Board(screen, []) as board:
             board.show(Change("exec_1", None, record(id="exec_1"), None))
         assert any(line.startswith("exec_1") for line in shown(screen))
 
 
 def shown(screen: Console) -> list[str]:
-    """Return the lines that a terminal shows."""
+    """Return the lines of a terminal."""
     assert isinstance(screen.file, StringIO)
     return screen.file.getvalue().rstrip().splitlines()
 
@@ -450,7 +453,7 @@ def picture(board: Board, screen: Console) -> list[str]:
 
 
 class TestWording:
-    """How numbers, durations and errors are put for people."""
+    """Numbers, durations and errors are formatted for people."""
 
     @pytest.mark.parametrize(
         ("seconds", "words"),
@@ -466,49 +469,49 @@ class TestWording:
         ],
     )
     def test_durations_have_two_units(self, seconds: float, words: str) -> None:
-        """The rest is noise."""
+        """A duration has at most two units."""
         assert spell(seconds) == words
 
-    def test_an_error_is_told_without_the_id_beside_it(self) -> None:
-        """The id may hold anything."""
+    def test_an_error_is_described_without_its_id(self) -> None:
+        """The description of an error omits its id, which may contain any text."""
         error = KaizenError("it broke", execution_id="a: \n", attempts=2)
         shown = described(error)
         assert (shown["type"], shown["message"]) == ("KaizenError", "it broke (after 2 attempts)")
 
-    def test_statuses_that_nobody_is_in_are_left_out(self) -> None:
-        """And those of the server are made harmless."""
+    def test_statuses_with_a_count_of_zero_are_omitted(self) -> None:
+        """Statuses with a count of 0 are omitted, and the server's text is made printable."""
         assert by_status({"B": 1200, "A\x1b": 1, "C": 0}, 0) == "A� 1 · B 1,200"
         assert by_status({}, 3) == "errors 3"
 
 
 class TestEntryPoint:
-    """`kaizen-async` and `python -m kaizen_async`."""
+    """The entry points `kaizen-async` and `python -m kaizen_async`."""
 
     @pytest.mark.parametrize("missing", ["click", "rich"])
     def test_without_the_extra_it_says_how_to_get_it(self, missing: str) -> None:
-        """In one line, with the status of misuse."""
+        """Without the extra, the command names it in one line and exits with status 2."""
         program = f"import sys; sys.modules[{missing!r}] = None; from _kaizen_async_command import main; main()"
         result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)  # noqa: S603 - our own
         assert result.returncode == 2
         assert result.stderr == "The command needs an extra: pip install 'kaizen-async[cli]'\n"
 
     def test_another_module_that_is_missing_is_not_taken_for_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A broken installation is not to be hidden behind a hint."""
+        """Another missing module raises its own error, so that a broken installation is not hidden."""
         monkeypatch.delitem(sys.modules, "kaizen_async._cli.app", raising=False)
         monkeypatch.setitem(sys.modules, "kaizen_async._cli.get", None)
-        monkeypatch.setattr(signal, "signal", lambda *_: None)  # the handler is for a process of its own
+        monkeypatch.setattr(signal, "signal", lambda *_: None)  # the handler is only for a separate process
         with pytest.raises(ModuleNotFoundError, match=r"kaizen_async\._cli\.get"):
             _kaizen_async_command.main()
 
     def test_the_module_runs(self) -> None:
-        """And tells its version."""
+        """`python -m kaizen_async --version` prints the version."""
         result = subprocess.run(
             [sys.executable, "-m", "kaizen_async", "--version"], capture_output=True, text=True, check=True
         )
         assert result.stdout == f"kaizen-async, version {__version__}\n"
 
     def test_the_library_does_without_the_command(self) -> None:
-        """Whoever imports it pays for neither click nor rich."""
+        """Importing the library loads neither click nor rich."""
         program = (
             "import sys, kaizen_async, kaizen_async.testing.emulator\n"
             "assert not {'click', 'rich', 'kaizen_async._cli'} & set(sys.modules), sys.modules"

@@ -1,4 +1,4 @@
-"""Runs of the command that are ended in every way, and the one after them: each id has exactly one line."""
+"""After runs that end in every way, the last run leaves exactly one line for each id."""
 
 import signal
 import subprocess
@@ -19,24 +19,24 @@ IDS = [f"exec_{number}" for number in range(120)]
 
 @pytest.fixture
 def server() -> Iterator[KaizenEmulator]:
-    """Return a slow emulator that knows all ids but one."""
+    """Yield a slow emulator that knows all ids but one."""
     with KaizenEmulator(default_life=lambda name: None if name == IDS[7] else Life.ended()) as running:
         running.faults.always(Fault.latency(0.05))
         yield running
 
 
 def lines_of(file: Path) -> int:
-    """Return how many line breaks a file has."""
+    """Return the number of line breaks in a file."""
     return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
 def run_until(server: KaizenEmulator, arguments: list[str], file: Path, signum: int | None, more: int) -> int:
-    """Run a command; send it a signal once the file has grown by `more` lines. Return the exit status."""
+    """Run a command, send it a signal after `more` new lines, and return the exit status."""
     before = lines_of(file)
-    limit = "ulimit -f 20; " if signum == signal.SIGXFSZ else ""  # as if the disk had 10 kB
+    limit = "ulimit -f 20; " if signum == signal.SIGXFSZ else ""  # simulates a disk of 10 kB
     command = ["/bin/sh", "-c", f'{limit}exec "$@"', "sh", *launch(*arguments)]
     variables = environment(server.base_url)
-    if limit:  # then there is no room for what coverage writes either
+    if limit:  # coverage could not write its data either
         variables = {name: value for name, value in variables.items() if not name.startswith("COV")}
     with subprocess.Popen(command, env=variables, stderr=subprocess.PIPE) as process:  # noqa: S603 - our own
         deadline = time.monotonic() + SECONDS
@@ -55,7 +55,7 @@ def run_until(server: KaizenEmulator, arguments: list[str], file: Path, signum: 
     [("get", "out.ndjson"), ("get", "out.csv"), ("wait", "out.ndjson"), ("wait", "out.json"), ("wait", "out.csv")],
 )
 def test_however_runs_end_each_id_has_one_line(server: KaizenEmulator, tmp_path: Path, command: str, name: str) -> None:
-    """A full disk, SIGKILL, SIGTERM and SIGINT, each at a moment of its own."""
+    """Runs that end by a full disk, SIGKILL, SIGTERM and SIGINT together leave one line for each id."""
     chance = Random(f"{command} {name}")
     source, file, checkpoint = tmp_path / "ids.txt", tmp_path / name, tmp_path / "waiting.json"
     source.write_text("\n".join(IDS))

@@ -1,4 +1,4 @@
-"""`kaizen-async run`, in this process, with a worker in this process: what it prints, and with which status it ends."""
+"""`kaizen-async run` with a worker in the same process: its output and its exit status."""
 
 import asyncio
 import os
@@ -36,14 +36,14 @@ Command = Callable[..., Result]
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """Return a Redis server."""
+    """Yield a Redis server."""
     with RedisServer(tmp_path_factory.mktemp("redis")) as running:
         yield running
 
 
 @pytest.fixture
 def command(server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]:
-    """Return a function that runs a command with runs of the test's own."""
+    """Return a function that runs a command with its own runs."""
     name = f"broker{next(NAMES)}"
     (tmp_path / f"{name}.py").write_text(BROKER)
     monkeypatch.chdir(tmp_path)
@@ -63,7 +63,7 @@ def command(server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_run_is_started_followed_and_purged(command: Command, tmp_path: Path) -> None:
-    """Outcomes go to standard output, all else to standard error."""
+    """`start` writes outcomes to standard output and everything else to standard error. `status` and `purge` work."""
     (tmp_path / "ids.txt").write_bytes(b"\xef\xbb\xbfexec_1\n\nno_1\n")
     started = command("start", "r", "ids.txt", "--size", "1")
     assert started.exit_code == 1
@@ -93,7 +93,7 @@ def test_outcomes_do_not_control_the_terminal(command: Command, monkeypatch: pyt
 
 
 def test_a_run_can_be_sent_and_left(command: Command) -> None:
-    """Nothing is printed then but how far it is."""
+    """`start --detach` writes no outcomes, only the progress."""
     sent = command("start", "r", "--detach", input=b"exec_1\nexec_2\n")
     assert (sent.exit_code, sent.stdout) == (0, "")
     assert "of 2 done, 0 failed" in sent.stderr
@@ -101,7 +101,7 @@ def test_a_run_can_be_sent_and_left(command: Command) -> None:
 
 
 def test_output_that_cannot_be_written_ends_the_command(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The run continues, and the same command resumes it."""
+    """Unwritable output ends the command. The run continues, and the same command resumes it."""
 
     class Full:
         def __init__(self, *_args: object, **_options: object) -> None:
@@ -118,7 +118,7 @@ def test_output_that_cannot_be_written_ends_the_command(command: Command, monkey
 
 @pytest.mark.parametrize("hangs", ["produce", "status", "retry_failed", "cancel", "purge", "__aenter__"])
 def test_every_command_ends_with_ctrl_c(command: Command, monkeypatch: pytest.MonkeyPatch, hangs: str) -> None:
-    """At once, whatever Redis does; and without a traceback."""
+    """Ctrl-C ends every command at once without a traceback, even if Redis hangs."""
 
     async def interrupted(*_arguments: object, **_options: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)
@@ -135,7 +135,7 @@ def test_every_command_ends_with_ctrl_c(command: Command, monkeypatch: pytest.Mo
 
 
 def test_an_interrupted_reader_does_not_wait_for_redis(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It looks once more where the run is, for a moment."""
+    """An interrupted reader checks the run's status once more, for a moment only."""
 
     async def interrupted(*_arguments: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)
@@ -149,8 +149,8 @@ def test_an_interrupted_reader_does_not_wait_for_redis(command: Command, monkeyp
     assert "interrupted: Redis does not tell where the run is" in ended.stderr
 
 
-def test_standard_input_has_a_lock_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread that waits for a line of `sys.stdin` would make the interpreter crash at its end."""
+def test_standard_input_uses_its_own_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command does not read `sys.stdin` in a thread, because the interpreter would crash at its end."""
     (tmp_path / "typed").write_bytes(b"exec_1\n")
     with (tmp_path / "typed").open() as typed:
         monkeypatch.setattr(sys, "stdin", typed)
@@ -162,7 +162,10 @@ def test_standard_input_has_a_lock_of_its_own(tmp_path: Path, monkeypatch: pytes
 def test_a_worker_takes_the_place_of_the_command(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that taskiq gets the signals; but only if Redis and the broker can be used."""
+    """The worker replaces the command's process, so that taskiq gets the signals.
+
+    Redis and the broker must be usable.
+    """
     started: list[list[str]] = []
     monkeypatch.setattr(os, "execv", lambda _program, arguments: started.append(arguments))
     assert command("worker", "--processes", "3").exit_code == 0
@@ -183,22 +186,22 @@ def test_a_worker_takes_the_place_of_the_command(
 
 
 def test_without_the_extra_the_command_names_it(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Instead of a traceback."""
+    """Without the extra, the command names it instead of a traceback."""
     monkeypatch.setitem(sys.modules, "kaizen_async.workers", None)
     refused = command("status", "r")
     assert refused.exit_code == 2
     assert "pip install 'kaizen-async[workers]'" in refused.stderr
 
 
-def test_trouble_is_said_when_it_begins_and_ends(capsys: pytest.CaptureFixture[str]) -> None:
-    """On standard error."""
+def test_trouble_is_reported_at_its_start_and_end(capsys: pytest.CaptureFixture[str]) -> None:
+    """Standard error reports the start and the end of trouble."""
     run_module._say("Redis is full")
     run_module._say("")
     assert capsys.readouterr().err == "Redis is full\nback again\n"
 
 
 def status_of(**changes: Any) -> RunStatus:
-    """Return where a run of 30 ids is."""
+    """Return the status of a run of 30 ids."""
     numbers = dict.fromkeys(("failed", "invalid", "set_aside", "read", "unread_bytes", "shards_waiting"), 0)
     known: dict[str, Any] = {"state": "running", "ids": 30, "total": 30, "digest": "", "done": 10, "workers": 1}
     return RunStatus("r", wait=False, shards_held=1, **{**numbers, **known, "age": 9.0, **changes})
@@ -215,13 +218,13 @@ def status_of(**changes: Any) -> RunStatus:
         ),
     ],
 )
-def test_where_a_run_is_is_one_line(changes: dict[str, Any], text: str) -> None:
-    """With what is known."""
+def test_the_progress_of_a_run_is_one_line(changes: dict[str, Any], text: str) -> None:
+    """The progress of a run is one line with all known figures."""
     assert _described(status_of(**changes)) == text
 
 
 async def test_the_rate_is_that_of_the_last_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not that since the start; and at once, also if the clock of Redis stands still."""
+    """The rate covers the last seconds, and works even if the clock of Redis stands still."""
     monkeypatch.setattr(run_module, "REPORT_SECONDS", 0)
     seen: list[str] = []
 

@@ -1,4 +1,4 @@
-"""The command on terminals of every kind, with streams that are closed or full, and with Ctrl-C at any moment."""
+"""The command on every kind of terminal, with closed or full streams, and with Ctrl-C at any moment."""
 
 import os
 import re
@@ -18,7 +18,7 @@ HOSTILE = "a\x1b]52;c;x\x07\u202eb\u200b\x9b31m\n\u2028é日"
 
 @pytest.fixture
 def server() -> Iterator[KaizenEmulator]:
-    """Return an emulator with executions that have ended, and some that servers should not have."""
+    """Yield an emulator with finished executions, and with unusual and hostile records."""
     with KaizenEmulator(default_life=Life.ended()) as running:
         first, last = "0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999Z"
         running.add("year-1", record={"startTime": first, "endTime": first})
@@ -55,7 +55,7 @@ CANNOT_WRITE = "cannot write to standard output"
 def test_streams_that_are_closed_or_full(
     server: KaizenEmulator, streams: str, arguments: str, status: int, shown: str
 ) -> None:
-    """The exit status says whether the results were written, and the reason is printed once if it can be."""
+    """The exit status says whether the results were written, and the reason is printed once."""
     with OnTerminal(*arguments.split(), base_url=server.base_url, streams=streams) as terminal:
         ended, screen = terminal.end()
     assert (ended, "Traceback" in screen) == (status, False), screen
@@ -67,8 +67,8 @@ C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
 @pytest.mark.parametrize("arguments", ["--help", "get --help", "--version", "completion bash", "demo --executions 3"])
-def test_a_reader_that_is_gone_is_no_error(server: KaizenEmulator, arguments: str) -> None:
-    """As `kaizen-async --help | true`, with the status that such a signal has."""
+def test_a_closed_reader_is_not_an_error(server: KaizenEmulator, arguments: str) -> None:
+    """A closed reader, as in `kaizen-async --help | true`, gives the status of a broken pipe and no message."""
     reader, writer = os.pipe()
     os.close(reader)
     with Piped(*arguments.split(), base_url=server.base_url, stdout=writer) as command:
@@ -95,7 +95,7 @@ def test_a_reader_that_is_gone_is_no_error(server: KaizenEmulator, arguments: st
 def test_terminals_of_every_kind(
     server: KaizenEmulator, command: str, settings: dict[str, str], size: tuple[int, int]
 ) -> None:
-    """What a server sends neither moves the terminal nor colours it, and every character fits its encoding."""
+    """The server's text neither moves nor colours the terminal, and all characters fit its encoding."""
     ids = ["year-1", "year-9999", "hostile", "refused", "exec_é日", "runs"]
     settings = {**settings, "KAIZEN_BASE_URL": f"  {server.base_url} "}
     arguments = [command, *ids, "--deadline", "0.5"] if command == "watch" else [command, *ids]
@@ -115,7 +115,7 @@ def test_terminals_of_every_kind(
 
 
 def test_colours_can_be_forced_into_a_pipe(server: KaizenEmulator) -> None:
-    """FORCE_COLOR is the word of `less -R` users."""
+    """FORCE_COLOR colours output in a pipe, for example for `less -R`."""
     with OnTerminal(
         "get",
         "exec_1",
@@ -130,7 +130,7 @@ def test_colours_can_be_forced_into_a_pipe(server: KaizenEmulator) -> None:
 
 
 def test_help_fits_every_terminal() -> None:
-    """Its texts are ASCII."""
+    """All help texts are ASCII."""
     for name, command in [("", cli), *cli.commands.items()]:
         shown = CliRunner().invoke(command, ["--help"], prog_name=f"kaizen-async {name}")
         assert shown.exit_code == 0
@@ -150,7 +150,7 @@ def test_help_fits_every_terminal() -> None:
 )
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c(server: KaizenEmulator, arguments: str, until: str, status: int, times: int) -> None:
-    """It ends each command in order; pressed again, it ends the command at once, without a traceback as well."""
+    """Ctrl-C ends each command in order, and a second one ends it at once, without a traceback."""
     server.faults.always(Fault.hang(), id="hangs")
     with OnTerminal(*arguments.split(), base_url=server.base_url) as terminal:
         if until:
@@ -163,16 +163,16 @@ def test_ctrl_c(server: KaizenEmulator, arguments: str, until: str, status: int,
             time.sleep(0.01)
         ended, screen = terminal.end()
     assert "Traceback" not in screen
-    # The second signal may come when the interpreter has given its handlers up. A shell calls that 130, too.
+    # The second signal may arrive after the interpreter has removed its handlers. A shell reports 130 for that too.
     assert ended in ({status} if times == 1 else {status, 130, -signal.SIGINT}), screen
 
 
 @pytest.mark.parametrize("delay", [0.05, 0.1, 0.2, 0.3, 0.4, 0.5])
 def test_ctrl_c_while_the_command_starts(server: KaizenEmulator, delay: float) -> None:
-    """It ends at once, without a traceback, whatever is being imported."""
+    """Ctrl-C during the start ends the command at once without a traceback."""
     with Piped("get", "exec_1", base_url=server.base_url, how="announced") as command:
         assert command.line() == b"starts\n"
         time.sleep(delay)
         status, _, said = command.stopped_by(signal.SIGINT)
-    assert status in {0, 130, -signal.SIGINT}  # before Python has its handlers, and after, the signal itself ends it
+    assert status in {0, 130, -signal.SIGINT}  # without Python's handlers the signal itself ends the process
     assert "Traceback" not in said

@@ -1,4 +1,4 @@
-"""The command `kaizen-async` in a process of its own: pipes, signals, and a real terminal."""
+"""The command `kaizen-async` in its own process, with pipes, signals and a real terminal."""
 
 import json
 import re
@@ -19,27 +19,27 @@ LOOPS = pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 
 @pytest.fixture
 def server() -> Iterator[KaizenEmulator]:
-    """Return an emulator on which every id exists and has ended, but for those that are added."""
+    """Yield an emulator on which every id has ended, except ids that a test adds."""
     with KaizenEmulator(default_life=Life.ended()) as running:
         yield running
 
 
 def ids_in(output: bytes) -> list[str]:
-    """Return the ids of lines of output, in their order."""
+    """Return the ids of lines of output, in order."""
     return [json.loads(line)["id"] for line in output.splitlines()]
 
 
 def without_time(text: str) -> str:
-    """Return a summary without the time that the work took."""
+    """Return a summary without its duration."""
     return re.sub(r" · [\d.]+ s(?= ·)", "", text)
 
 
 class TestPipes:
-    """Standard input and output as pipes and files."""
+    """Standard input and output are pipes and files."""
 
     @LOOPS
     def test_a_line_is_looked_up_as_soon_as_it_is_there(self, server: KaizenEmulator, loop: str) -> None:
-        """The pipe need not end."""
+        """The command looks a line up as soon as it arrives, before the pipe ends."""
         with Piped("get", base_url=server.base_url, loop=loop) as command:
             for number in range(3):
                 command.feed(f"exec_{number}\n".encode())
@@ -48,7 +48,7 @@ class TestPipes:
 
     @LOOPS
     def test_a_file_is_read_like_a_pipe(self, server: KaizenEmulator, tmp_path: Path, loop: str) -> None:
-        """And written like one."""
+        """A file is read and written like a pipe."""
         source, target = tmp_path / "ids.txt", tmp_path / "records.ndjson"
         wanted = [f"exec_{number}" for number in range(300)]
         source.write_text("\n".join(wanted))
@@ -60,7 +60,7 @@ class TestPipes:
 
     @LOOPS
     def test_a_closed_pipe_ends_the_command_quietly(self, server: KaizenEmulator, loop: str) -> None:
-        """As `| head -1` closes it, with the status that such a signal has."""
+        """A closed output pipe, as by `| head -1`, ends the command quietly with status 141."""
         with Piped("get", base_url=server.base_url, loop=loop) as command:
             command.feed(b"exec_1\n")
             command.line()
@@ -72,7 +72,7 @@ class TestPipes:
 
     @LOOPS
     def test_a_slow_reader_slows_the_requests(self, server: KaizenEmulator, loop: str) -> None:
-        """What is not read is not asked for, beyond what the pipe holds; then it goes on, and nothing is lost."""
+        """A slow reader slows the requests down, and no result is lost."""
         wanted = [f"exec_{number}" for number in range(400)]
         with Piped("get", "-", "--concurrency", "5", base_url=server.base_url, loop=loop) as command:
             command.feed("\n".join(wanted).encode() + b"\n")
@@ -87,7 +87,7 @@ class TestPipes:
 
     @pytest.mark.parametrize("command", ["wait", "watch"])
     def test_a_pipe_that_stays_open_does_not_outlive_the_deadline(self, server: KaizenEmulator, command: str) -> None:
-        """That it was not read to its end is told."""
+        """The deadline ends the command with an open pipe, and standard error says that input was left unread."""
         with Piped(command, "--deadline", "1", base_url=server.base_url) as process:
             process.feed(b"exec_1\n")
             assert json.loads(process.line())
@@ -98,8 +98,8 @@ class TestPipes:
             "out of time: 1 ended (Completed 1), 0 failed · not all of standard input was read · 1 request\n"
         )
 
-    def test_a_full_disk_is_told(self, server: KaizenEmulator) -> None:
-        """In one line."""
+    def test_a_full_disk_is_reported(self, server: KaizenEmulator) -> None:
+        """A full disk is reported in one line."""
         with (
             Path("/dev/full").open("wb") as full,
             Piped("get", "exec_1", base_url=server.base_url, stdout=full) as command,
@@ -112,15 +112,15 @@ class TestPipes:
 
 
 class TestSignals:
-    """Ctrl-C and its like end a command cleanly."""
+    """Ctrl-C and similar signals end a command cleanly."""
 
     @pytest.mark.parametrize(
         ("loop", "signum", "status"), [("asyncio", signal.SIGINT, 130), ("uvloop", signal.SIGTERM, 143)]
     )
-    def test_get_tells_how_far_it_came(
+    def test_get_reports_its_progress(
         self, server: KaizenEmulator, loop: str, signum: signal.Signals, status: int
     ) -> None:
-        """What was found is written already."""
+        """An interrupted `get` has written all results so far and reports its progress."""
         with Piped("get", "-", base_url=server.base_url, loop=loop) as command:
             command.feed(b"exec_1\n")
             assert ids_in(command.line()) == ["exec_1"]
@@ -129,7 +129,7 @@ class TestSignals:
         assert without_time(said) == "interrupted: 1 found, 0 failed · not all of standard input was read · 1 request\n"
 
     def test_wait_leaves_a_checkpoint_that_resumes(self, server: KaizenEmulator, tmp_path: Path) -> None:
-        """Both runs together print one end for each id."""
+        """An interrupted `wait` leaves a checkpoint, and both runs together print one end for each id."""
         server.add_many(["runs_1", "runs_2"], Life.running())
         checkpoint = str(tmp_path / "waiting.json")
         command_line = ("wait", "ends", "runs_1", "runs_2", "--checkpoint", checkpoint)
@@ -147,10 +147,8 @@ class TestSignals:
         assert said.startswith("2 ended (Completed 2), 0 failed · ")
         assert said.endswith(f" · nothing is left to do, so {checkpoint} is removed\n")
 
-    def test_an_end_whose_line_found_no_reader_is_printed_by_the_next_run(
-        self, server: KaizenEmulator, tmp_path: Path
-    ) -> None:
-        """It counts as printed only when it is."""
+    def test_an_unprinted_end_is_printed_by_the_next_run(self, server: KaizenEmulator, tmp_path: Path) -> None:
+        """An end whose line could not be written is printed by the next run."""
         checkpoint = str(tmp_path / "waiting.json")
         with Piped("wait", "-", "--checkpoint", checkpoint, base_url=server.base_url) as command:
             command.feed(b"exec_1\n")
@@ -168,8 +166,8 @@ class TestSignals:
         assert ended == ["exec_1"]
         assert sorted(ids_in(output)) == ["exec_2", "exec_3"]
 
-    def test_a_process_that_is_killed_leaves_what_it_last_saved(self, server: KaizenEmulator, tmp_path: Path) -> None:
-        """The next run prints at least what the first did not."""
+    def test_a_killed_process_leaves_its_last_checkpoint(self, server: KaizenEmulator, tmp_path: Path) -> None:
+        """After a SIGKILL, the next run prints at least all ends that the first did not print."""
         server.add_many(["runs_1", "runs_2"], Life.running())
         checkpoint = str(tmp_path / "waiting.json")
         command_line = ("wait", "ends", "runs_1", "runs_2", "--checkpoint", checkpoint)
@@ -184,7 +182,7 @@ class TestSignals:
         assert Counter(ids_in(output)).most_common(1)[0][1] == 1
 
     def test_the_emulator_serves_until_then(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """What it printed can be pasted, and Ctrl-C is its normal end."""
+        """The emulator prints commands to paste, and Ctrl-C is its normal end."""
         settings = ("--port", "0", "--executions", "2", "--duration", "0", "--fail-rate", "1", "--api-key-required")
         with Piped("emulator", *settings, base_url="") as emulator:
             said = emulator.line() + emulator.line() + emulator.line()
@@ -204,8 +202,8 @@ class TestSignals:
         assert status == 0
         assert rest.splitlines()[-1] == b"3 requests, answered 200: 1, 401: 1, 404: 1"
 
-    def test_an_emulator_that_nobody_asked_says_so(self, server: KaizenEmulator) -> None:
-        """Any id exists on it; a port that is taken is told."""
+    def test_an_unused_emulator_reports_no_requests(self, server: KaizenEmulator) -> None:
+        """An unused emulator reports 0 requests, and a taken port is an error."""
         with Piped("emulator", "--port", "0", "--rate-limit", "5", "--faults", "0.1", base_url="") as emulator:
             assert b"exec_1 exec_2 exec_3" in emulator.line() + emulator.line() + emulator.line()
             assert emulator.stopped_by(signal.SIGTERM)[1].splitlines()[-1] == b"0 requests"
@@ -217,10 +215,10 @@ class TestSignals:
 
 
 class TestTerminal:
-    """What people see."""
+    """The command on a terminal."""
 
     def test_get_shows_a_table(self, server: KaizenEmulator) -> None:
-        """Short work shows no progress."""
+        """`get` shows a table, and no progress for short work."""
         with OnTerminal("get", "exec_1", "exec_2", base_url=server.base_url) as terminal:
             status, screen = terminal.end()
         header, first, second, summary = screen.splitlines()
@@ -232,7 +230,7 @@ class TestTerminal:
         assert status == 0
 
     def test_get_shows_the_progress_of_long_work(self, server: KaizenEmulator) -> None:
-        """Below the table, with what has failed; Ctrl-C ends it with a word on the rest."""
+        """`get` shows the progress of long work below the table, and Ctrl-C reports the rest."""
         server.faults.always(Fault.hang(), id="hangs")
         server.faults.always(Fault.status(404), id="missing")
         with OnTerminal("get", "missing", "hangs", "exec_1", base_url=server.base_url) as terminal:
@@ -248,7 +246,7 @@ class TestTerminal:
         assert "Traceback" not in screen
 
     def test_ids_can_be_typed(self, server: KaizenEmulator) -> None:
-        """A dash is needed for that; no progress gets in the way."""
+        """With a dash, ids can be typed without progress in between."""
         with OnTerminal("get", "-", base_url=server.base_url) as terminal:
             terminal.press("exec_1\n")
             terminal.until(r"exec_1 .*Completed")
@@ -258,14 +256,14 @@ class TestTerminal:
 
     @pytest.mark.parametrize("command", ["get", "wait", "watch"])
     def test_without_ids_nothing_is_read_from_a_terminal(self, server: KaizenEmulator, command: str) -> None:
-        """It would look as if the command hung."""
+        """Without ids, the command does not read from a terminal, because it would seem to hang."""
         with OnTerminal(command, base_url=server.base_url) as terminal:
             status, screen = terminal.end()
         assert status == 2
         assert f"no ids: name some (kaizen-async {command} exec_1 exec_2)" in " ".join(screen.split())
 
     def test_progress_goes_to_standard_error(self, server: KaizenEmulator, tmp_path: Path) -> None:
-        """Lines of JSON go where standard output goes; in the end the counts stay."""
+        """Progress goes to standard error, results to standard output, and the counts stay at the end."""
         server.faults.always(Fault.latency(0.3))
         source, target = tmp_path / "ids.txt", tmp_path / "records.ndjson"
         source.write_text("\n".join(f"exec_{number}" for number in range(30)))
@@ -277,7 +275,7 @@ class TestTerminal:
         assert len(ids_in(target.read_bytes())) == 30
 
     def test_wait_shows_counts_by_status(self, server: KaizenEmulator, tmp_path: Path) -> None:
-        """Those of the executions that run, of those that have ended, and the errors; the extra watch costs no poll."""
+        """`wait` shows counts of running, finished and failed executions without additional polls."""
         server.add_many(["runs_1", "runs_2"], Life.running())
         server.faults.always(Fault.status(404), id="missing")
         source = tmp_path / "ids.txt"
@@ -292,8 +290,8 @@ class TestTerminal:
         )
         assert server.requests_for("ended") == 1
 
-    def test_wait_goes_on_from_a_checkpoint_without_ids(self, server: KaizenEmulator, tmp_path: Path) -> None:
-        """The counts are those of the rest."""
+    def test_wait_resumes_from_a_checkpoint_without_ids(self, server: KaizenEmulator, tmp_path: Path) -> None:
+        """A resumed `wait` without ids shows the counts of the remaining ids."""
         server.add("exec_1", Life.running())
         checkpoint = str(tmp_path / "waiting.json")
         with OnTerminal("wait", "exec_1", "exec_2", "--checkpoint", checkpoint, base_url=server.base_url) as terminal:
@@ -307,7 +305,7 @@ class TestTerminal:
             assert terminal.end()[0] == 0
 
     def test_watch_shows_a_live_table(self, server: KaizenEmulator) -> None:
-        """Changes show in place; Ctrl-C ends it."""
+        """`watch` updates its table in place, and Ctrl-C ends it."""
         server.add("exec_1", Life.running(status="Enqueued"))
         with OnTerminal("watch", "exec_1", "exec_2", base_url=server.base_url) as terminal:
             terminal.until(r"exec_1 .*Enqueued")
@@ -319,7 +317,7 @@ class TestTerminal:
         assert screen.splitlines()[-1].startswith("interrupted: 1 ended (Completed 1), 0 failed · 1 still running · ")
 
     def test_watch_takes_ids_from_a_file(self, server: KaizenEmulator, tmp_path: Path) -> None:
-        """The table stays when all have ended."""
+        """`watch` reads ids from a file, and the table stays at the end."""
         source = tmp_path / "ids.txt"
         source.write_text("exec_1\nexec_2\n")
         with OnTerminal("watch", base_url=server.base_url, stdin=source) as terminal:
@@ -328,7 +326,7 @@ class TestTerminal:
         assert screen.splitlines()[-2].strip() == "Completed 2"
 
     def test_the_demo_can_be_interrupted(self) -> None:
-        """It shows what it has got so far."""
+        """An interrupted demo shows its results so far."""
         with OnTerminal("demo", "--executions", "1000000", base_url="") as terminal:
             terminal.until(r"[\d,]+ / 1,000,000 · [\d,]+ retries")
             terminal.press("\x03")

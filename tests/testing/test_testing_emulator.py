@@ -1,4 +1,4 @@
-"""The emulator as a client sees it: over real sockets, with bare aiohttp."""
+"""The emulator from the view of a client, over real sockets with plain aiohttp."""
 
 import asyncio
 import contextlib
@@ -37,32 +37,32 @@ urlopen(Request(sys.argv[1], b'{"id": "exec_1"}', {"Content-Type": "application/
 
 
 class Clock:
-    """Seconds that a test moves by hand."""
+    """A clock that a test moves by hand."""
 
     def __init__(self) -> None:
         self.now = 1000.0
 
     def __call__(self) -> float:
-        """Return the present second."""
+        """Return the current second."""
         return self.now
 
 
 @pytest.fixture
 def clock() -> Clock:
-    """A clock that stands."""
+    """Return a clock that stands still."""
     return Clock()
 
 
 @pytest.fixture
 async def session() -> AsyncIterator[aiohttp.ClientSession]:
-    """A bare client."""
+    """Yield a plain aiohttp session."""
     async with aiohttp.ClientSession() as session:
         yield session
 
 
 @pytest.fixture
 async def emulator(clock: Clock) -> AsyncIterator[KaizenEmulator]:
-    """An emulator whose time stands still at New Year unless a test moves it."""
+    """Yield an emulator whose time stands still at New Year unless a test moves it."""
     async with KaizenEmulator(clock=clock, epoch=NEW_YEAR) as emulator:
         yield emulator
 
@@ -70,26 +70,26 @@ async def emulator(clock: Clock) -> AsyncIterator[KaizenEmulator]:
 async def ask(
     session: aiohttp.ClientSession, emulator: KaizenEmulator, execution_id: str = "exec_1", **headers: str
 ) -> tuple[int, Any]:
-    """Look an execution up; return the status and the JSON of the answer."""
+    """Look an execution up, and return the status and the JSON of the response."""
     async with session.post(emulator.base_url + PATH, json={"id": execution_id}, headers=headers) as response:
         return response.status, await response.json()
 
 
 async def arrived(emulator: KaizenEmulator, requests: int) -> None:
-    """Wait until so many requests have come in."""
-    while emulator.request_count < requests:  # noqa: ASYNC110 - the emulator tells nobody
+    """Wait until a number of requests have arrived."""
+    while emulator.request_count < requests:  # noqa: ASYNC110 - the emulator has no event to await
         await asyncio.sleep(0)
 
 
 def address_of(emulator: KaizenEmulator) -> tuple[str, int]:
-    """Return what to connect a socket to."""
+    """Return the address of an emulator for a socket."""
     return "127.0.0.1", int(emulator.base_url.rstrip("/").rpartition(":")[2])
 
 
-async def test_an_answer_has_every_documented_field_and_no_other(
+async def test_a_response_has_exactly_the_documented_fields(
     session: aiohttp.ClientSession, emulator: KaizenEmulator
 ) -> None:
-    """The record decodes strictly as the library's own model, and encodes to the same JSON again."""
+    """A response decodes strictly as the library's own model and encodes to the same JSON."""
     emulator.add("exec_1", Life.ended(duration=90.5))
     status, record = await ask(session, emulator)
     decoded = msgspec.json.decode(json.dumps(record), type=InstructorExecution)
@@ -126,7 +126,7 @@ async def test_a_life_is_lived_by_the_clock(
 async def test_authentications_can_be_scripted(
     session: aiohttp.ClientSession, emulator: KaizenEmulator, clock: Clock
 ) -> None:
-    """Each scripted authentication lives its own life beside that of the execution."""
+    """Each scripted authentication has its own life beside that of the execution."""
     tracks = [(("Enqueued", 0), ("Finished", 3)), (("InProgress", 0), ("Failed", 1))]
     emulator.add("exec_1", Life.of(("InProgress", 0), ends=False, authentications=tracks))
     before = (await ask(session, emulator))[1]["authentications"]
@@ -138,7 +138,7 @@ async def test_authentications_can_be_scripted(
 
 
 async def test_records_depend_on_the_seed_and_the_id_alone(session: aiohttp.ClientSession) -> None:
-    """The same seed makes the same records in another emulator; another seed or id makes others."""
+    """The same seed and id give the same record in another emulator, and others give other records."""
     ids = [f"exec_{number}" for number in range(20)]
     runs = []
     for seed in (1, 1, 2):
@@ -152,12 +152,12 @@ async def test_records_depend_on_the_seed_and_the_id_alone(session: aiohttp.Clie
 
 
 async def test_an_unknown_id_is_not_found(session: aiohttp.ClientSession, emulator: KaizenEmulator) -> None:
-    """Without a default life, an id that was not added gets a 404 with a JSON body."""
+    """Without a default life, an unknown id gets a 404 with a JSON body."""
     assert await ask(session, emulator, "exec_9") == (404, {"message": "there is no execution 'exec_9'"})
 
 
 async def test_a_default_life_begins_with_the_first_request(session: aiohttp.ClientSession, clock: Clock) -> None:
-    """An id that was not added lives from the moment of the first request for it, even if that met a fault."""
+    """The life of an id that was not added starts with the first request for it, even if that request met a fault."""
     async with KaizenEmulator(clock=clock, epoch=NEW_YEAR, default_life=Life.lasting(60)) as emulator:
         clock.now += 3600
         emulator.faults.next(Fault.status(503))
@@ -169,7 +169,7 @@ async def test_a_default_life_begins_with_the_first_request(session: aiohttp.Cli
 
 
 async def test_a_default_life_may_vary_by_id(session: aiohttp.ClientSession) -> None:
-    """A function gives each id its life once, and may say that there is no such execution."""
+    """A function as default life is called once for each id, and None means that the execution does not exist."""
     lives = {"exec_1": Life.running(status="Paused"), "exec_2": Life.ended(status="Failed")}
     asked = []
 
@@ -187,7 +187,7 @@ async def test_a_default_life_may_vary_by_id(session: aiohttp.ClientSession) -> 
 async def test_adding_an_id_again_begins_a_new_life(
     session: aiohttp.ClientSession, emulator: KaizenEmulator, clock: Clock
 ) -> None:
-    """The last `add` counts, from its own moment on."""
+    """A second `add` of an id starts a new life from its own moment."""
     emulator.add("exec_1", Life.lasting(5))
     clock.now += 5
     emulator.add("exec_1", Life.lasting(5))
@@ -197,13 +197,13 @@ async def test_adding_an_id_again_begins_a_new_life(
 async def test_an_execution_added_without_a_life_has_ended(
     session: aiohttp.ClientSession, emulator: KaizenEmulator
 ) -> None:
-    """The shortest `add` makes an execution whose lookup and wait are both done at once."""
+    """An execution that is added without a life has already ended."""
     emulator.add("exec_1")
     assert (await ask(session, emulator))[1]["endTime"] == "2026-01-01T00:00:00Z"
 
 
 async def test_any_field_can_be_set_or_left_out(session: aiohttp.ClientSession, emulator: KaizenEmulator) -> None:
-    """Fields given replace those made up, further ones come on top, and unwanted ones are gone."""
+    """`add` can replace generated fields, add further fields and leave fields out."""
     record = {"durationMs": 12.5, "endTime": NEW_YEAR, "sessionId": "s", "status": 5}
     emulator.add("exec_1", workflow="Night run", record=record, without=["logins"])
     record["status"] = 6
@@ -216,7 +216,7 @@ async def test_any_field_can_be_set_or_left_out(session: aiohttp.ClientSession, 
 
 
 async def test_a_workflow_may_be_given_whole(session: aiohttp.ClientSession, emulator: KaizenEmulator) -> None:
-    """A name is turned into a workflow with an id of its own; an object is served as it is."""
+    """A workflow name becomes a workflow with its own id, and a workflow object is served unchanged."""
     emulator.add("exec_1", workflow={"id": "wf_1"})
     emulator.add("exec_2", workflow="Night run")
     emulator.add("exec_3", workflow="Night run")
@@ -226,14 +226,14 @@ async def test_a_workflow_may_be_given_whole(session: aiohttp.ClientSession, emu
 
 
 async def test_a_whole_body_is_served_as_it_is(session: aiohttp.ClientSession, emulator: KaizenEmulator) -> None:
-    """A record that misfits in every way can be served, JSON or not."""
+    """A given body is served unchanged, even if it is not JSON."""
     emulator.add("exec_1", body=b"\xff[")
     async with session.post(emulator.base_url + PATH, json={"id": "exec_1"}) as response:
         assert (response.status, response.content_type, await response.read()) == (200, "application/json", b"\xff[")
 
 
 async def test_a_key_is_checked_when_there_is_one(session: aiohttp.ClientSession) -> None:
-    """A request without the very key gets a 401, even for an id that does not exist."""
+    """A request without the right key gets a 401, even for an id that does not exist."""
     async with KaizenEmulator(api_key="right", default_life=Life.ended()) as emulator:
         assert (await ask(session, emulator))[0] == 401
         assert (await ask(session, emulator, Authorization="Bearer wrong"))[0] == 401
@@ -246,10 +246,10 @@ async def test_a_key_is_checked_when_there_is_one(session: aiohttp.ClientSession
     [b"", b"{", b"[]", b"{}", b'{"id": 5}', b'{"id": ""}', b'{"id": "\xff"}', b'{"x": ' + b"[" * 60_000],
     ids=["empty", "cut", "array", "no id", "number", "empty id", "no utf-8", "deep"],
 )
-async def test_a_body_that_asks_for_nothing_is_a_bad_request(
+async def test_an_invalid_body_is_a_bad_request(
     session: aiohttp.ClientSession, emulator: KaizenEmulator, body: bytes
 ) -> None:
-    """What is not an object with a text as `id` gets a 400 that shows the right form."""
+    """A body that is not an object with a text `id` gets a 400 that shows the right form."""
     headers = {"Content-Type": "application/json"}
     async with session.post(emulator.base_url + PATH, data=body, headers=headers) as response:
         assert response.status == 400
@@ -258,7 +258,7 @@ async def test_a_body_that_asks_for_nothing_is_a_bad_request(
 
 
 async def test_a_body_of_another_type_is_refused(session: aiohttp.ClientSession, emulator: KaizenEmulator) -> None:
-    """JSON must be sent as JSON, which aiohttp does not do for bytes by itself."""
+    """A body that is not sent as JSON gets a 415."""
     async with session.post(emulator.base_url + PATH, data=b'{"id": "exec_1"}') as response:
         assert response.status == 415
         assert "application/octet-stream" in (await response.json())["message"]
@@ -274,7 +274,7 @@ async def test_a_body_that_is_far_too_large_is_refused(
 
 
 async def test_other_paths_and_methods_are_refused(session: aiohttp.ClientSession) -> None:
-    """Only POST and only the API's paths, after the prefix if there is one, are served."""
+    """The emulator serves only POST requests to the API's paths below its prefix."""
     async with KaizenEmulator(path_prefix="/kaizen", default_life=Life.ended()) as emulator:
         assert emulator.base_url.endswith("/kaizen/")
         assert (await ask(session, emulator))[0] == 200
@@ -288,7 +288,7 @@ async def test_other_paths_and_methods_are_refused(session: aiohttp.ClientSessio
 async def test_a_kind_may_wrap_its_record(
     session: aiohttp.ClientSession, emulator: KaizenEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A second kind of lookup is one line in the table of kinds."""
+    """One line in the table of kinds adds a second kind with a wrapper."""
 
     def build(snapshot: Snapshot) -> dict[str, Any]:
         return {"id": snapshot.id, "attempts": 1}
@@ -299,10 +299,10 @@ async def test_a_kind_may_wrap_its_record(
         assert await response.json() == {"execution": {"id": "exec_1", "attempts": 2}}
 
 
-async def test_a_rate_limit_lets_a_burst_pass_and_then_its_rate(
+async def test_a_rate_limit_allows_a_burst_and_then_its_rate(
     session: aiohttp.ClientSession, emulator: KaizenEmulator, clock: Clock
 ) -> None:
-    """What exceeds the bucket gets a 429 with Retry-After, until the clock has filled it again."""
+    """Requests above the bucket get a 429 with Retry-After until the clock has refilled it."""
     emulator.add("exec_1")
     emulator.rate_limit(rate=10, burst=2, retry_after=1.5)
 
@@ -325,7 +325,7 @@ async def test_a_rate_limit_lets_a_burst_pass_and_then_its_rate(
 
 
 async def test_requests_are_counted(session: aiohttp.ClientSession, emulator: KaizenEmulator) -> None:
-    """Requests are counted in all, by id and by status, those without an answer too, and the last ones are kept."""
+    """The emulator counts all requests by id and by status, also those without a response, and keeps the last ones."""
     emulator.add("exec_1")
     emulator.faults.next(Fault.disconnect(), id="exec_2")
     await ask(session, emulator, "exec_1")
@@ -345,10 +345,10 @@ async def test_requests_are_counted(session: aiohttp.ClientSession, emulator: Ka
     ]
 
 
-async def test_requests_under_way_and_connections_are_counted(
+async def test_requests_in_flight_and_connections_are_counted(
     session: aiohttp.ClientSession, emulator: KaizenEmulator
 ) -> None:
-    """`max_in_flight` keeps the peak; `open_connections` falls as clients close theirs."""
+    """`max_in_flight` keeps the peak, and `open_connections` falls as clients close their connections."""
     emulator.faults.always(Fault.hang())
     lookups = [asyncio.create_task(ask(session, emulator)) for _ in range(7)]
     await arrived(emulator, 7)
@@ -365,7 +365,7 @@ async def test_requests_under_way_and_connections_are_counted(
 
 
 async def test_an_execution_costs_little_memory() -> None:
-    """A hundred thousand executions fit into a few dozen megabytes, their requests counted."""
+    """An execution and its counters take less than 350 bytes."""
     emulator = KaizenEmulator(default_life=Life.ended())
     ids = [f"exec_{number:05}" for number in range(10_000)]
     tracemalloc.start()
@@ -382,7 +382,7 @@ async def test_an_execution_costs_little_memory() -> None:
 async def test_a_restart_keeps_the_port_and_the_lives(
     session: aiohttp.ClientSession, emulator: KaizenEmulator, clock: Clock
 ) -> None:
-    """While it is stopped connecting is refused; then it serves on the same port, and lives have gone on."""
+    """A stopped emulator refuses connections. After a restart it uses the same port, and lives have continued."""
     emulator.add("exec_1", Life.lasting(10))
     url = emulator.base_url
     assert (await ask(session, emulator))[1]["status"] == "Enqueued"
@@ -398,8 +398,8 @@ async def test_a_restart_keeps_the_port_and_the_lives(
     assert emulator.requests_for("exec_1") == 2
 
 
-async def test_the_port_is_held_while_stopped_and_given_up_in_the_end() -> None:
-    """Nobody else gets the port between `stop` and `start`; after the block anyone may."""
+async def test_the_port_is_held_while_stopped() -> None:
+    """No other process can take the port between `stop` and `start`. After the block it is free."""
     async with KaizenEmulator() as emulator:
         address = address_of(emulator)
         await emulator.stop()
@@ -409,8 +409,8 @@ async def test_the_port_is_held_while_stopped_and_given_up_in_the_end() -> None:
         other.bind(address)
 
 
-async def test_a_forgotten_emulator_gives_up_its_port_without_a_word() -> None:
-    """An emulator that was stopped, never to be started again, leaves no socket behind."""
+async def test_a_dropped_emulator_frees_its_port() -> None:
+    """A stopped emulator that is dropped leaves no socket and no warning behind."""
     emulator = KaizenEmulator()
     await emulator.start()
     address = address_of(emulator)
@@ -422,7 +422,7 @@ async def test_a_forgotten_emulator_gives_up_its_port_without_a_word() -> None:
 
 
 async def test_stop_ends_every_request_at_once(session: aiohttp.ClientSession, emulator: KaizenEmulator) -> None:
-    """Requests that hang, stall, trickle or wait see their connection closed, and no task is left."""
+    """`stop` closes the connections of hanging, stalled, slow and waiting requests and leaves no task."""
     emulator.add("exec_1")
     before = asyncio.all_tasks()
     for fault in (Fault.hang(), Fault.stalled_body(), Fault.trickle(9), Fault.latency(99)):
@@ -438,7 +438,7 @@ async def test_stop_ends_every_request_at_once(session: aiohttp.ClientSession, e
 
 
 async def test_stop_closes_connections_that_are_just_being_made(emulator: KaizenEmulator) -> None:
-    """A connection that the loop has accepted but not handed over yet is closed like the others."""
+    """`stop` also closes a connection that the loop has accepted but not yet handed over."""
     address = address_of(emulator)
     for turns in range(6):
         with socket.create_connection(address) as client:
@@ -452,7 +452,7 @@ async def test_stop_closes_connections_that_are_just_being_made(emulator: Kaizen
 
 
 async def test_a_client_that_sends_half_a_request_and_goes_is_forgotten(emulator: KaizenEmulator) -> None:
-    """A request whose body never comes leaves nothing behind, and no error in the log."""
+    """A request whose body never arrives leaves nothing behind and logs no error."""
     _, writer = await asyncio.open_connection(*address_of(emulator))
     writer.write(REQUEST[:-1])
     await arrived(emulator, 1)
@@ -463,13 +463,13 @@ async def test_a_client_that_sends_half_a_request_and_goes_is_forgotten(emulator
 
 
 async def test_starting_twice_is_refused(emulator: KaizenEmulator) -> None:
-    """An emulator that serves must be stopped before it is started again."""
+    """A running emulator refuses a second start."""
     with pytest.raises(RuntimeError, match="running already"):
         await emulator.start()
 
 
 async def test_a_port_that_is_taken_is_reported() -> None:
-    """The system's own error comes out, from both ways of starting, and nothing is left running."""
+    """Both ways of starting raise the system's error for a taken port and leave nothing running."""
     threads = threading.active_count()
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -486,7 +486,7 @@ async def test_a_port_that_is_taken_is_reported() -> None:
 
 
 async def test_stopping_what_never_served_does_nothing() -> None:
-    """There is neither a connection to close nor a port to give up."""
+    """Stopping an emulator that never started does nothing."""
     emulator = KaizenEmulator()
     await emulator.stop()
     await emulator.__aexit__(None, None, None)
@@ -496,7 +496,7 @@ async def test_stopping_what_never_served_does_nothing() -> None:
 async def test_a_stop_that_is_cancelled_is_carried_through(
     session: aiohttp.ClientSession, emulator: KaizenEmulator
 ) -> None:
-    """Whoever waits for it may be cancelled; the port and the connections are closed all the same."""
+    """A cancelled `stop` still closes the port and the connections."""
     emulator.faults.always(Fault.hang())
     lookup = asyncio.create_task(ask(session, emulator))
     await arrived(emulator, 1)
@@ -512,21 +512,21 @@ async def test_a_stop_that_is_cancelled_is_carried_through(
 
 
 async def test_it_serves_ipv6_too(session: aiohttp.ClientSession) -> None:
-    """An IPv6 address is listened on, and written in brackets."""
+    """The emulator listens on an IPv6 address and writes it in brackets."""
     async with KaizenEmulator(host="::1", default_life=Life.ended()) as emulator:
         assert emulator.base_url.startswith("http://[::1]:")
         assert (await ask(session, emulator))[0] == 200
 
 
 def test_without_a_port_there_is_no_url() -> None:
-    """Before the first start only a port of the user's own choice is known."""
+    """Before the first start, only an emulator with a given port has a URL."""
     assert KaizenEmulator(port=8765).base_url == "http://127.0.0.1:8765/"
     with pytest.raises(RuntimeError, match="start it"):
         _ = KaizenEmulator().base_url
 
 
 def test_stopping_from_another_loop_is_refused() -> None:
-    """An emulator that serves in one loop cannot be stopped from a second one."""
+    """An emulator refuses to be stopped from another event loop."""
 
     async def main() -> None:
         async with KaizenEmulator() as emulator:
@@ -537,7 +537,7 @@ def test_stopping_from_another_loop_is_refused() -> None:
 
 
 def test_in_a_thread_of_its_own_it_serves_any_loop() -> None:
-    """A `with` block serves several loops, one after the other, and blocking code; `stop` and `start` work from all."""
+    """In a `with` block, the emulator serves several loops in turn and blocking code, and each can restart it."""
 
     async def look_up(emulator: KaizenEmulator) -> int:
         async with aiohttp.ClientSession() as session:
@@ -563,7 +563,7 @@ def test_in_a_thread_of_its_own_it_serves_any_loop() -> None:
 
 
 def test_a_thread_is_ended_even_if_the_test_in_it_fails() -> None:
-    """An error in the block comes out as it is, and the thread is gone, hanging requests or not."""
+    """An error in the block is raised unchanged and ends the emulator's thread, even with hanging requests."""
 
     def fail() -> None:
         with KaizenEmulator() as emulator, socket.create_connection(address_of(emulator)) as client:
@@ -601,13 +601,13 @@ MISUSES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 
 @pytest.mark.parametrize(("make", "error", "advice"), MISUSES.values(), ids=MISUSES)
 def test_misuse_is_refused_with_advice(make: Callable[[], Any], error: type[Exception], advice: str) -> None:
-    """What makes no sense is refused where it is written, with a word on what to do."""
+    """Invalid arguments raise an error that says what to do."""
     with pytest.raises(error, match=advice):
         make()
 
 
 async def test_without_an_epoch_records_begin_now(session: aiohttp.ClientSession) -> None:
-    """By default the records carry the present time."""
+    """By default the records have the present time."""
     before = datetime.now(UTC)
     async with KaizenEmulator(default_life=Life.running()) as emulator:
         started = datetime.fromisoformat((await ask(session, emulator))[1]["startTime"])

@@ -1,4 +1,4 @@
-"""What a client sees of each fault, on both event loops, and which requests meet which."""
+"""The effect of each fault on a client, on both event loops, and the choice of the requests that meet a fault."""
 
 import asyncio
 import socket
@@ -18,14 +18,14 @@ LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
 async def ask(session: aiohttp.ClientSession, emulator: KaizenEmulator, execution_id: str = "exec_1") -> Sight:
-    """Look an execution up; return the status and the body."""
+    """Look an execution up, and return the status and the body."""
     async with session.post(emulator.base_url + PATH, json={"id": execution_id}) as response:
         return response.status, await response.read()
 
 
 @pytest.fixture(params=LOOPS)
 def run(request: pytest.FixtureRequest) -> Callable[[Awaitable[None]], None]:
-    """Runs a coroutine on one of the event loops, in debug mode."""
+    """Return a function that runs a coroutine on one of the event loops in debug mode."""
 
     def run_on_loop(main: Awaitable[None]) -> None:
         with asyncio.Runner(debug=True, loop_factory=LOOPS[request.param]) as runner:
@@ -35,7 +35,7 @@ def run(request: pytest.FixtureRequest) -> Callable[[Awaitable[None]], None]:
 
 
 async def sight_of(fault: Fault) -> aiohttp.ClientResponse | Sight | BaseException:
-    """Return what a client sees that meets a fault once: the answer or the error; the next lookup must succeed."""
+    """Return the response or error of a client that meets a fault once. The next lookup must succeed."""
     async with KaizenEmulator(default_life=Life.ended()) as emulator:
         emulator.faults.next(fault)
         async with aiohttp.ClientSession() as session:
@@ -58,10 +58,8 @@ async def sight_of(fault: Fault) -> aiohttp.ClientResponse | Sight | BaseExcepti
     ],
     ids=lambda value: value.name if isinstance(value, Fault) else "",
 )
-async def test_an_answer_of_any_status_and_body_can_be_served(
-    fault: Fault, status: int, content_type: str, body: bytes
-) -> None:
-    """The client sees exactly the status, type and body that the fault names."""
+async def test_any_status_and_body_can_be_served(fault: Fault, status: int, content_type: str, body: bytes) -> None:
+    """The client receives exactly the status, type and body of the fault."""
     async with KaizenEmulator() as emulator, aiohttp.ClientSession() as session:
         emulator.faults.next(fault)
         async with session.post(emulator.base_url + PATH, json={"id": "exec_1"}) as response:
@@ -70,7 +68,7 @@ async def test_an_answer_of_any_status_and_body_can_be_served(
 
 
 async def test_headers_of_a_status_are_sent() -> None:
-    """Headers come with the default body as well."""
+    """The headers of a fault are sent, also with the default body."""
     async with KaizenEmulator() as emulator, aiohttp.ClientSession() as session:
         emulator.faults.next(Fault.status(503, headers={"Retry-After": "1"}))
         async with session.post(emulator.base_url + PATH, json={"id": "exec_1"}) as response:
@@ -79,7 +77,7 @@ async def test_headers_of_a_status_are_sent() -> None:
 
 
 async def test_a_gateway_page_is_html() -> None:
-    """The 502 of a gateway is a page, not JSON."""
+    """The 502 fault of a gateway is an HTML page."""
     async with KaizenEmulator() as emulator, aiohttp.ClientSession() as session:
         emulator.faults.next(Fault.html_502())
         async with session.post(emulator.base_url + PATH, json={"id": "exec_1"}) as response:
@@ -87,8 +85,8 @@ async def test_a_gateway_page_is_html() -> None:
             assert "<h1>502 Bad Gateway</h1>" in await response.text()
 
 
-async def test_a_malformed_body_is_a_complete_answer_with_half_the_json() -> None:
-    """HTTP is content, the JSON is not."""
+async def test_a_malformed_body_is_complete_http() -> None:
+    """A malformed body is a complete HTTP response with truncated JSON."""
     seen = await sight_of(Fault.malformed_body())
     assert isinstance(seen, tuple)
     assert seen[0] == 200
@@ -100,7 +98,7 @@ async def test_a_malformed_body_is_a_complete_answer_with_half_the_json() -> Non
     ("fault", "errors"),
     [
         (Fault.reset(), (aiohttp.ClientOSError,)),
-        # uvloop, on a connection closed right away, fails to write the request before it sees the end.
+        # On a connection that closes at once, uvloop fails to write the request before it sees the end.
         (Fault.disconnect(), (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)),
         (Fault.truncated_body(), (aiohttp.ClientPayloadError,)),
         (Fault.reset_mid_body(), (aiohttp.ClientPayloadError,)),
@@ -113,7 +111,7 @@ async def test_a_malformed_body_is_a_complete_answer_with_half_the_json() -> Non
 def test_a_broken_connection_is_seen_as_such(
     run: Callable[[Awaitable[None]], None], fault: Fault, errors: tuple[type[Exception], ...]
 ) -> None:
-    """The client raises what it raises for real faults, and nothing stays open behind it."""
+    """The client raises the error of a real broken connection, and nothing stays open."""
 
     async def main() -> None:
         assert isinstance(await sight_of(fault), errors)
@@ -122,7 +120,7 @@ def test_a_broken_connection_is_seen_as_such(
 
 
 def test_reset_and_disconnect_differ_on_the_socket(run: Callable[[Awaitable[None]], None]) -> None:
-    """A reset is a real RST; a disconnect is an orderly end."""
+    """A reset sends a real RST, and a disconnect ends the connection in order."""
 
     async def main() -> None:
         async with KaizenEmulator() as emulator:
@@ -156,7 +154,7 @@ def test_reset_and_disconnect_differ_on_the_socket(run: Callable[[Awaitable[None
     ids=lambda fault: fault.name,
 )
 def test_silence_lasts_until_the_client_goes(run: Callable[[Awaitable[None]], None], fault: Fault) -> None:
-    """A request that is never answered to the end is over when the client gives up."""
+    """A silent request ends when the client gives up."""
 
     async def main() -> None:
         async with KaizenEmulator(default_life=Life.ended()) as emulator:
@@ -174,7 +172,7 @@ def test_silence_lasts_until_the_client_goes(run: Callable[[Awaitable[None]], No
 
 @pytest.mark.parametrize("fault", [Fault.hang(), Fault.stalled_body(), Fault.latency(99), Fault.trickle(9)])
 def test_silence_ends_with_the_emulator(run: Callable[[Awaitable[None]], None], fault: Fault) -> None:
-    """Stopping waits for no handler, and leaves neither a task nor a connection."""
+    """Stopping the emulator ends silent requests and leaves neither a task nor a connection."""
 
     async def main() -> None:
         before = asyncio.all_tasks()
@@ -182,7 +180,7 @@ def test_silence_ends_with_the_emulator(run: Callable[[Awaitable[None]], None], 
             async with KaizenEmulator(default_life=Life.ended()) as emulator:
                 emulator.faults.always(fault)
                 lookups = [asyncio.create_task(ask(session, emulator)) for _ in range(3)]
-                while emulator.request_count < 3:  # noqa: ASYNC110 - the emulator tells nobody
+                while emulator.request_count < 3:  # noqa: ASYNC110 - the emulator has no event to await
                     await asyncio.sleep(0)
             assert emulator.open_connections == 0
             seen = await asyncio.gather(*lookups, return_exceptions=True)
@@ -195,7 +193,7 @@ def test_silence_ends_with_the_emulator(run: Callable[[Awaitable[None]], None], 
 
 
 async def test_a_trickled_body_comes_whole_and_slowly() -> None:
-    """The body takes so many seconds per byte, and is the ordinary one."""
+    """A trickled body takes the given seconds per byte and is complete."""
     async with KaizenEmulator() as emulator, aiohttp.ClientSession() as session:
         emulator.add("exec_1", body=b"0123456789")
         emulator.faults.next(Fault.trickle(0.005))
@@ -205,8 +203,8 @@ async def test_a_trickled_body_comes_whole_and_slowly() -> None:
         assert emulator.answers == {200: 1}
 
 
-async def test_latency_comes_before_the_ordinary_answer_and_adds_up() -> None:
-    """Two latencies that apply are both waited out, then comes the answer of that later moment."""
+async def test_latencies_add_up_before_the_response() -> None:
+    """Two latencies add up, and the response is that of the later moment."""
     async with KaizenEmulator(default_life=Life.of(("Enqueued", 0), ("Completed", 0.05))) as emulator:
         emulator.faults.always(Fault.latency(0.03))
         emulator.faults.next(Fault.latency(0.03))
@@ -216,8 +214,8 @@ async def test_latency_comes_before_the_ordinary_answer_and_adds_up() -> None:
             assert asyncio.get_running_loop().time() - began >= 0.06
 
 
-async def test_latency_comes_before_a_fault_that_answers_too() -> None:
-    """A server may be slow and failing, in whichever order the faults were given."""
+async def test_latency_comes_before_a_fault_with_a_response() -> None:
+    """A latency comes before another fault, in whichever order they were added."""
     async with KaizenEmulator() as emulator, aiohttp.ClientSession() as session:
         emulator.faults.next(Fault.status(503))
         emulator.faults.always(Fault.latency(0.03))
@@ -226,8 +224,8 @@ async def test_latency_comes_before_a_fault_that_answers_too() -> None:
         assert asyncio.get_running_loop().time() - began >= 0.03
 
 
-async def test_a_fault_of_ones_own_is_a_coroutine_function() -> None:
-    """It sees the request, the id and the ordinary answer, and may answer or let the request go on."""
+async def test_a_custom_fault_is_a_coroutine_function() -> None:
+    """A custom fault gets the request, the id and the ordinary response, and may return a response or None."""
     seen = []
 
     async def shout(exchange: Exchange) -> web.StreamResponse | None:
@@ -244,7 +242,7 @@ async def test_a_fault_of_ones_own_is_a_coroutine_function() -> None:
 
 
 async def test_a_connection_that_is_lost_under_a_fault_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
-    """A fault that wants to write when the client has gone already ends in silence."""
+    """A fault that writes to a closed connection raises nothing and logs nothing."""
 
     async def too_late(exchange: Exchange) -> web.StreamResponse:
         exchange.transport.abort()
@@ -255,7 +253,7 @@ async def test_a_connection_that_is_lost_under_a_fault_is_no_error(caplog: pytes
 
 
 async def test_a_pause_in_raw_bytes_is_waited_out() -> None:
-    """Pieces before and after a pause make one answer."""
+    """Pieces before and after a pause form one response."""
     pieces = (b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab", 0.02, b"cd")
     began = asyncio.get_running_loop().time()
     assert await sight_of(Fault.raw(*pieces)) == (200, b"abcd")
@@ -272,7 +270,7 @@ SLOW = Fault.latency(1)
 
 
 def test_next_faults_are_met_in_turn() -> None:
-    """Each of the next requests takes one fault from the queue, those of an id first from its own."""
+    """Each request takes one fault of the queue, first from the queue of its id."""
     plan = FaultPlan()
     plan.next(A, times=2)
     plan.next(B)
@@ -282,7 +280,7 @@ def test_next_faults_are_met_in_turn() -> None:
 
 
 def test_delays_come_first_then_next_then_chance_then_always() -> None:
-    """The order in which faults apply does not depend on the order in which they were given."""
+    """Faults apply in a fixed order, whatever the order in which they were added."""
     plan = FaultPlan()
     plan.always(A)
     plan.chance(B, 1.0)
@@ -293,7 +291,7 @@ def test_delays_come_first_then_next_then_chance_then_always() -> None:
 
 
 def test_faults_of_an_id_are_met_by_no_other() -> None:
-    """`id` limits every kind of rule."""
+    """The argument `id` limits every kind of rule to that id."""
     plan = FaultPlan()
     plan.next(A, id="exec_1")
     plan.always(B, id="exec_1")
@@ -303,7 +301,7 @@ def test_faults_of_an_id_are_met_by_no_other() -> None:
 
 
 def test_clear_forgets_everything() -> None:
-    """After `clear` no request meets a fault."""
+    """After `clear`, no request meets a fault."""
     plan = FaultPlan()
     for lay in (plan.next, plan.always):
         lay(A)
@@ -313,7 +311,7 @@ def test_clear_forgets_everything() -> None:
 
 
 def test_chance_hits_its_share() -> None:
-    """Of ten thousand requests about the given share is hit, each rule for itself."""
+    """Each rule affects about its share of ten thousand requests, independently of other rules."""
     plan = FaultPlan(seed=1)
     plan.chance(A, 0.05)
     plan.chance(B, 0.05)
@@ -324,14 +322,14 @@ def test_chance_hits_its_share() -> None:
 
 
 def test_chance_of_zero_never_hits() -> None:
-    """A probability of 0 is the same as no rule."""
+    """A probability of 0 has no effect."""
     plan = FaultPlan()
     plan.chance(A, 0)
     assert not any(names(plan, f"exec_{number}") for number in range(1000))
 
 
 async def test_random_faults_do_not_depend_on_the_order_of_arrival() -> None:
-    """Two runs that overlap differently meet the same faults at the same requests; another seed meets others."""
+    """The same seed gives the same faults for the same requests, however they overlap."""
     ids = [f"exec_{number % 8}" for number in range(32)]
 
     async def hits(seed: int, order: list[str], at_once: int) -> dict[str, list[int]]:
@@ -379,12 +377,12 @@ MISUSES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 
 @pytest.mark.parametrize(("make", "error", "advice"), MISUSES.values(), ids=MISUSES)
 def test_misuse_is_refused_with_advice(make: Callable[[], Any], error: type[Exception], advice: str) -> None:
-    """What makes no sense is refused where it is written, with a word on what to do."""
+    """Invalid arguments raise an error that says what to do."""
     with pytest.raises(error, match=advice):
         make()
 
 
 def test_a_fault_shows_what_it_is() -> None:
-    """The repr names the constructor and its arguments, not the function behind it."""
+    """The repr of a fault has its constructor and arguments."""
     assert repr(Fault.latency(0.5)) == "Fault(name='latency(0.5)', delays=True)"
     assert Fault.raw(b"HTTP/1.1 ", 0.5, then="reset").name == "raw(b'HTTP/1.1 ', 0.5, then='reset')"

@@ -1,4 +1,4 @@
-"""The emulator as a test double: history, strict mode, own kinds, TLS, recordings, scripts in files, virtual time."""
+"""The emulator as a test double: history, strict mode, custom kinds, TLS, recordings, script files, virtual time."""
 
 import asyncio
 import json
@@ -33,14 +33,14 @@ ONCE = RetryPolicy(max_attempts=1)
 
 
 class Invoice(Record, frozen=True):
-    """A record of a user's own."""
+    """A record type of a user."""
 
     id: str
     total: int
 
 
 class Due(Record, frozen=True):
-    """Another one."""
+    """Another record type of a user."""
 
     id: str
     due: datetime
@@ -48,7 +48,7 @@ class Due(Record, frozen=True):
 
 @pytest.fixture
 def clock() -> VirtualClock:
-    """Return a clock of the test's own."""
+    """Return a virtual clock with a fixed epoch."""
     return VirtualClock(epoch=datetime(2026, 1, 1, 10, tzinfo=UTC))
 
 
@@ -58,7 +58,7 @@ def client_of(emulator: KaizenEmulator, clock: VirtualClock | None = None, **set
 
 
 async def status_of(kaizen: KaizenClient, execution_id: str, **options: Any) -> str | int:
-    """Return the status of an execution, else that of the error."""
+    """Return the status of an execution, or the HTTP status of the error."""
     try:
         return (await kaizen.instructor_executions.get(execution_id, retry=ONCE, **options)).status.value
     except StatusError as error:
@@ -66,7 +66,7 @@ async def status_of(kaizen: KaizenClient, execution_id: str, **options: Any) -> 
 
 
 async def status_of_retried(kaizen: KaizenClient, execution_id: str) -> str:
-    """Return the status of an execution, found after as many attempts as it takes."""
+    """Return the status of an execution after as many attempts as it needs."""
     return (await kaizen.instructor_executions.get(execution_id, retry=RetryPolicy(max_attempts=9))).status.value
 
 
@@ -74,7 +74,7 @@ async def status_of_retried(kaizen: KaizenClient, execution_id: str) -> str:
 
 
 async def test_requests_are_remembered_without_keys() -> None:
-    """Path, kind, id, headers, body, time and status; and what did not come is told by what did."""
+    """The history has path, kind, id, headers, body, time and status, without keys. An unmet expectation shows it."""
     async with KaizenEmulator(api_key="secret-key") as emulator, client_of(emulator) as kaizen:
         emulator.add("exec_1")
         await kaizen.instructor_executions.get("exec_1")
@@ -95,7 +95,7 @@ async def test_requests_are_remembered_without_keys() -> None:
 
 
 async def test_a_request_can_be_waited_for() -> None:
-    """For some seconds; then what came is told."""
+    """`wait_for_request` returns the request, or raises an error after some seconds that lists the requests."""
     async with KaizenEmulator(default_life=Life.ended()) as emulator, client_of(emulator) as kaizen:
         lookup = asyncio.create_task(kaizen.instructor_executions.get("exec_1"))
         request = await emulator.wait_for_request("exec_1", path="instructor/executions/get")
@@ -106,7 +106,7 @@ async def test_a_request_can_be_waited_for() -> None:
 
 
 async def test_executions_can_be_listed_finished_and_removed(clock: VirtualClock) -> None:
-    """At any time."""
+    """Executions can be listed, finished and removed at any time."""
     async with KaizenEmulator(clock=clock) as emulator, client_of(emulator, clock) as kaizen:
         emulator.add_many(["exec_1", "exec_2"], Life.running())
         assert emulator.executions() == {"exec_1": "InProgress", "exec_2": "InProgress"}
@@ -123,7 +123,7 @@ async def test_executions_can_be_listed_finished_and_removed(clock: VirtualClock
 
 
 async def test_fields_change_along_a_life(clock: VirtualClock) -> None:
-    """A step sets them, and a later one sets them again."""
+    """A step of a life sets fields, and a later step sets them again."""
     life = Life.of(("InProgress", 0), ("InProgress", 5, {"browserSessionId": "b"}), ("Completed", 9)).with_fields(
         {"browserSessionId": "a"}
     )
@@ -140,7 +140,7 @@ async def test_fields_change_along_a_life(clock: VirtualClock) -> None:
 
 
 async def test_reset_forgets_all_but_the_settings() -> None:
-    """For the examples of a property test."""
+    """`reset` clears everything but the settings, for the examples of a property test."""
     async with KaizenEmulator() as emulator, client_of(emulator) as kaizen:
         emulator.accept_any()
         emulator.faults.always(Fault.status(418))
@@ -151,11 +151,11 @@ async def test_reset_forgets_all_but_the_settings() -> None:
         assert emulator.request_count == 1
 
 
-# Scripts that are wrong.
+# Errors in scripts.
 
 
 async def awaited(_: str) -> None:
-    """Return nothing, later."""
+    """Return None, as a coroutine."""
 
 
 def failing(_: object) -> Any:
@@ -184,7 +184,7 @@ async def misanswering(_: Exchange) -> Any:
 
 
 async def returning_text(_: Exchange) -> Any:
-    """Return what is no response."""
+    """Return a value that is not a response."""
     return "text"
 
 
@@ -232,10 +232,10 @@ async def returning_text(_: Exchange) -> Any:
     ],
 )
 @pytest.mark.parametrize("virtual", [False, True], ids=["socket", "virtual"])
-async def test_a_wrong_script_is_no_error_of_the_server(
+async def test_an_error_in_a_script_is_raised(
     script: Callable[[KaizenEmulator], None], complaint: str, virtual: bool
 ) -> None:
-    """It is raised when the block ends, and a client does not try again."""
+    """An error in a script is raised at the end of the block, and the client does not retry."""
     clock = VirtualClock() if virtual else None
     emulator = KaizenEmulator(clock=clock) if clock else KaizenEmulator()
     with pytest.raises(ScriptError, match=complaint):
@@ -247,8 +247,8 @@ async def test_a_wrong_script_is_no_error_of_the_server(
     assert emulator.errors
 
 
-async def test_an_answer_of_ones_own_is_a_response() -> None:
-    """As plain data."""
+async def test_a_custom_fault_may_return_plain_data() -> None:
+    """A custom fault may return its response as plain data."""
 
     async def play(_: Exchange) -> Answer:
         return Answer.message(409, "mine")
@@ -258,8 +258,8 @@ async def test_an_answer_of_ones_own_is_a_response() -> None:
         assert await status_of(kaizen, "exec_1") == 409
 
 
-async def test_strict_mode_names_what_was_not_expected_and_what_did_not_happen() -> None:
-    """Unknown ids and paths, and faults that nobody met."""
+async def test_strict_mode_reports_unexpected_and_missing_requests() -> None:
+    """Strict mode reports unknown ids and paths, and faults that no request met."""
     emulator = KaizenEmulator(strict=True)
     with pytest.raises(ScriptError, match="a request came in for 'exec_9', which does not exist") as caught:
         async with emulator, client_of(emulator) as kaizen:
@@ -275,11 +275,11 @@ async def test_strict_mode_names_what_was_not_expected_and_what_did_not_happen()
     assert "and 3 more" in str(caught.value.__notes__)
 
 
-# Kinds of a user's own.
+# Custom kinds.
 
 
-async def test_own_kinds_are_served(clock: VirtualClock) -> None:
-    """One record, records by id, a life, or a function."""
+async def test_custom_kinds_are_served(clock: VirtualClock) -> None:
+    """A custom kind can be one record, records by id, a life, or a function."""
     async with KaizenEmulator(clock=clock) as emulator, client_of(emulator, clock) as kaizen:
         invoices = kaizen.lookups("invoices/get", Invoice)
         emulator.serve("invoices/get", {"inv_1": {"total": 1}})
@@ -307,7 +307,7 @@ async def test_own_kinds_are_served(clock: VirtualClock) -> None:
 
 
 async def test_faults_come_by_number_and_by_time(clock: VirtualClock) -> None:
-    """The third request fails, and whatever comes between 10:00:10 and 10:00:20."""
+    """A fault can apply to the n-th request or to a period of time."""
     async with KaizenEmulator(clock=clock, default_life=Life.ended()) as emulator, client_of(emulator, clock) as kaizen:
         emulator.faults.nth(Fault.status(418), 3)
         emulator.faults.nth(Fault.status(409), 2, id="b")
@@ -330,7 +330,7 @@ async def test_faults_come_by_number_and_by_time(clock: VirtualClock) -> None:
 
 
 async def test_latencies_are_spread_as_those_of_servers(clock: VirtualClock) -> None:
-    """Half of the requests stay below the median, in virtual time."""
+    """Log-normal latencies have the given median and spread in virtual time."""
     async with KaizenEmulator(clock=clock, default_life=Life.ended()) as emulator, client_of(emulator, clock) as kaizen:
         emulator.faults.always(Fault.lognormal_latency(2.0, 0.5))
         took = []
@@ -344,7 +344,7 @@ async def test_latencies_are_spread_as_those_of_servers(clock: VirtualClock) -> 
 
 
 async def test_chaos_is_the_same_for_the_same_seed() -> None:
-    """Its share of requests fails, and every id comes through in the end."""
+    """The same seed gives the same chaos. Its share of requests fails, and retries find every id."""
 
     async def run(seed: int) -> list[tuple[str, int | None]]:
         clock = VirtualClock()
@@ -361,11 +361,11 @@ async def test_chaos_is_the_same_for_the_same_seed() -> None:
     assert 2 <= sum(status != 200 for _, status in first) <= 18
 
 
-# TLS, and who may ask.
+# TLS and allowed hosts.
 
 
 async def test_tls_is_served_with_a_certificate_that_only_its_context_trusts() -> None:
-    """Also with a virtual clock, over a real connection."""
+    """Only the emulator's ssl_context trusts its certificate. TLS uses a real connection, also with a virtual clock."""
     clock = VirtualClock()
     async with KaizenEmulator(tls=True, default_life=Life.ended(), clock=clock) as emulator:
         assert emulator.base_url.startswith("https://127.0.0.1:")
@@ -402,7 +402,7 @@ async def test_tls_is_served_with_a_certificate_that_only_its_context_trusts() -
 def test_host_headers_that_name_other_servers_are_refused(
     bound_to: str, allowed: list[str], header: str | None, accepted: bool
 ) -> None:
-    """A page in a browser can have its own name point here, but cannot send another."""
+    """A Host header of another server is refused, which protects against DNS rebinding."""
     assert HostCheck(bound_to, allowed).accepts(header) is accepted
 
 
@@ -418,7 +418,7 @@ def test_host_headers_that_name_other_servers_are_refused(
     ],
 )
 async def test_the_host_in_the_target_of_a_request_counts_too(target: str, status: int) -> None:
-    """A target with scheme and host stands above the Host header."""
+    """A host in the request target takes precedence over the Host header."""
     async with KaizenEmulator() as emulator:
         reader, writer = await asyncio.open_connection("127.0.0.1", int(emulator.base_url.split(":")[2].strip("/")))
         writer.write(f"POST {target}/nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n".encode())
@@ -426,8 +426,8 @@ async def test_the_host_in_the_target_of_a_request_counts_too(target: str, statu
         writer.close()
 
 
-async def test_what_it_serves_is_described_without_a_key() -> None:
-    """Health and OpenAPI count nowhere; a foreign Host header is refused before anything is kept."""
+async def test_the_description_needs_no_key() -> None:
+    """Health and OpenAPI need no key and are not counted. A foreign Host header is refused first."""
     async with KaizenEmulator(api_key="secret-key") as emulator, aiohttp.ClientSession() as session:
         emulator.serve("invoices/get", {"inv_1": {"total": 1}})
         async with session.get(emulator.base_url + "health") as response:
@@ -453,8 +453,8 @@ LIVES = {
 
 
 @pytest.mark.parametrize("path", ["/instructor/executions/get", "/executions/get", "/invoices/get"])
-async def test_responses_are_as_they_are_described(path: str) -> None:
-    """The description is valid, and so are records of all ages and errors by it."""
+async def test_responses_match_their_description(path: str) -> None:
+    """The OpenAPI description is valid, and all records and errors match it."""
     async with KaizenEmulator() as emulator, aiohttp.ClientSession() as session:
         emulator.serve("invoices/get", lambda execution_id: LIVES.get(execution_id.rstrip("0123456789")))
         for number in range(8):
@@ -474,7 +474,7 @@ async def test_responses_are_as_they_are_described(path: str) -> None:
 
 
 async def test_responses_are_recorded_and_replayed(tmp_path: Path) -> None:
-    """Without keys, in order, and the last one for an id again and again."""
+    """A recording has no keys and is replayed in order. The last response for an id repeats."""
     file = tmp_path / "bug.jsonl"
     async with KaizenEmulator(api_key="secret-key") as real:
         real.add("exec_1", Life.running())
@@ -517,7 +517,7 @@ async def test_responses_are_recorded_and_replayed(tmp_path: Path) -> None:
 
 
 async def test_a_replay_serves_paths_that_are_not_known(tmp_path: Path) -> None:
-    """A recording may hold lookups of a user's own kind."""
+    """A replay serves the paths of custom kinds."""
     file = tmp_path / "invoices.jsonl"
     line = {
         "path": "/invoices/get",
@@ -557,7 +557,7 @@ faults:
 
 
 async def test_a_script_in_a_file_is_played(tmp_path: Path, clock: VirtualClock) -> None:
-    """As YAML."""
+    """The emulator plays a script from a YAML file."""
     file = tmp_path / "lives.yaml"
     file.write_text(SCRIPT)
     script = read_script(file)
@@ -584,8 +584,8 @@ async def test_a_script_in_a_file_is_played(tmp_path: Path, clock: VirtualClock)
     ],
     ids=["two lives", "two faults", "unknown fault", "unknown field", "nested"],
 )
-def test_a_file_that_is_no_script_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
-    """With the reason."""
+def test_an_invalid_script_file_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
+    """An invalid script file is refused with the reason."""
     file = tmp_path / "lives.json"
     file.write_text(text)
     with pytest.raises(ValueError, match=complaint):
@@ -596,7 +596,7 @@ def test_a_file_that_is_no_script_is_refused(tmp_path: Path, text: str, complain
 
 
 async def test_deadlines_timeouts_and_latencies_pass_in_virtual_time(clock: VirtualClock) -> None:
-    """A deadline ends what a latency would make late, to the second, and a hanging server costs no real time."""
+    """Deadlines, timeouts, latencies and hanging servers take exact virtual time and no real time."""
     async with KaizenEmulator(clock=clock, default_life=Life.ended()) as emulator:
         emulator.faults.always(Fault.latency(9), id="slow")
         emulator.faults.next(Fault.hang(), id="hangs")
@@ -614,7 +614,7 @@ async def test_deadlines_timeouts_and_latencies_pass_in_virtual_time(clock: Virt
 
 
 def test_two_event_loops_live_in_one_virtual_time() -> None:
-    """An application in a thread, and the test's own loop: nobody's timers are lost."""
+    """Two event loops in different threads share one virtual time, and no timer is lost."""
     clock = VirtualClock()
     ended: list[tuple[str, float]] = []
 
@@ -635,17 +635,17 @@ def test_two_event_loops_live_in_one_virtual_time() -> None:
 
 
 class ClosingLoop(asyncio.SelectorEventLoop):
-    """Closes at the moment at which another loop calls in it."""
+    """A loop that closes at the moment at which another loop calls into it."""
 
     def call_soon_threadsafe(self, *args: Any, **options: Any) -> Any:
-        """Find the loop closed."""
+        """Close the loop, then call."""
         self.close()
         return super().call_soon_threadsafe(*args, **options)
 
 
 @pytest.mark.parametrize("left", ["a timer", "a hold", "an advance"])
-def test_a_loop_that_closes_stops_nobody_else(left: str) -> None:
-    """What was due in it is forgotten, and the other loop's time continues."""
+def test_a_closing_loop_does_not_stop_the_clock(left: str) -> None:
+    """When a loop closes, its timers and holds are dropped, and the other loop's time continues."""
     clock = VirtualClock()
     there = ClosingLoop()
 
@@ -677,7 +677,7 @@ def test_a_loop_that_closes_stops_nobody_else(left: str) -> None:
 
 
 def test_a_loop_that_refuses_calls_is_reported() -> None:
-    """Only a closed loop counts as gone."""
+    """An error of a loop that is not closed is raised."""
     clock = VirtualClock()
     with closing(asyncio.new_event_loop()) as there:
 
@@ -690,8 +690,8 @@ def test_a_loop_that_refuses_calls_is_reported() -> None:
             clock.let_go(there)
 
 
-async def test_a_hold_ends_once_whatever_else_lets_go_of_it(clock: VirtualClock) -> None:
-    """Also after its loop is gone."""
+async def test_a_hold_ends_once(clock: VirtualClock) -> None:
+    """A hold ends only once, however often it is released, also after its loop has closed."""
     stranger = asyncio.new_event_loop()
     clock.take_back(stranger)
     clock.let_go(stranger)
@@ -709,8 +709,8 @@ async def test_a_hold_ends_once_whatever_else_lets_go_of_it(clock: VirtualClock)
     assert clock.time() == 10
 
 
-async def test_time_goes_on_beside_a_loop_that_does_not_run(clock: VirtualClock) -> None:
-    """Whatever the loop that runs is doing when it looks for the other."""
+async def test_time_continues_beside_a_stopped_loop(clock: VirtualClock) -> None:
+    """Virtual time continues in a running loop beside another loop that does not run."""
     with closing(asyncio.new_event_loop()) as there:
 
         def register() -> None:
@@ -728,8 +728,8 @@ async def test_time_goes_on_beside_a_loop_that_does_not_run(clock: VirtualClock)
         assert clock.time() == slept > 10
 
 
-async def test_an_advance_that_is_cancelled_disturbs_nobody(clock: VirtualClock) -> None:
-    """It leaves nothing to settle."""
+async def test_a_cancelled_advance_leaves_nothing(clock: VirtualClock) -> None:
+    """A cancelled `advance` leaves nothing behind, and time continues."""
     clock.hold()
     advancing = asyncio.create_task(clock.advance(0))
     await asyncio.sleep(0.02)
@@ -741,7 +741,7 @@ async def test_an_advance_that_is_cancelled_disturbs_nobody(clock: VirtualClock)
 
 
 async def test_an_extra_release_is_refused() -> None:
-    """Instead of freezing time."""
+    """A `release` without a `hold` raises an error and does not freeze time."""
     clock = VirtualClock()
     with pytest.raises(RuntimeError, match="release\\(\\) without a hold\\(\\)"):
         clock.release()
@@ -758,8 +758,8 @@ async def test_an_extra_release_is_refused() -> None:
     assert clock.time() == 10
 
 
-async def test_advancing_brings_about_what_is_due(clock: VirtualClock) -> None:
-    """Each thing at its own time, and all of it has happened afterwards."""
+async def test_advancing_runs_all_due_timers(clock: VirtualClock) -> None:
+    """`advance` runs each timer at its own time, and all of them have run when it returns."""
     policy = PollPolicy(max_interval=60)
     async with KaizenEmulator(clock=clock) as emulator, client_of(emulator, clock) as kaizen:
         emulator.add("exec_1", Life.lasting(300))
@@ -777,8 +777,8 @@ async def test_advancing_brings_about_what_is_due(clock: VirtualClock) -> None:
         assert (await waiting).status == "Failed"
 
 
-async def test_a_hand_moved_clock_that_goes_back_stands_still() -> None:
-    """Until it catches up."""
+async def test_a_clock_that_goes_back_stands_still() -> None:
+    """If a custom clock goes back, the emulator's time stands still until the clock catches up."""
     now = [100.0]
     async with KaizenEmulator(clock=lambda: now[0]) as emulator, client_of(emulator) as kaizen:
         emulator.add("exec_1", Life.of(("Enqueued", 0), ("InProgress", 5), ("Completed", 9)))
@@ -815,8 +815,8 @@ async def test_a_hand_moved_clock_that_goes_back_stands_still() -> None:
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
-def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], complaint: str) -> None:
-    """With what is expected."""
+def test_invalid_settings_are_refused(settings: dict[str, Any], complaint: str) -> None:
+    """Invalid settings raise an error that says what is expected."""
     with pytest.raises((TypeError, ValueError), match=complaint):
         KaizenEmulator(**settings)
 
@@ -824,7 +824,7 @@ def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], complai
 @pytest.mark.parametrize("faults", ["reset, latency", "reset, reset, latency, hang", "hang, disconnect, latency"])
 @pytest.mark.parametrize("has_session", [False, True])
 async def test_latency_passes_on_connections_too(clock: VirtualClock, faults: str, has_session: bool) -> None:
-    """Also for a request that is sent again on a fresh connection, and for a session that was passed in."""
+    """Latencies pass in virtual time over real connections too, also for retries and passed-in sessions."""
     made = {"latency": Fault.latency(3), "hang": Fault.hang(), "reset": Fault.reset(), "disconnect": Fault.disconnect()}
     with KaizenEmulator(clock=clock) as emulator:
         emulator.add("a")
@@ -839,13 +839,13 @@ async def test_latency_passes_on_connections_too(clock: VirtualClock, faults: st
     assert clock.time() >= 3
 
 
-async def test_a_request_that_never_came_keeps_its_hold_to_itself(clock: VirtualClock) -> None:
-    """The next request for the same id takes its own."""
+async def test_a_cancelled_request_does_not_affect_the_next_hold(clock: VirtualClock) -> None:
+    """After a cancelled request, the next request for the same id gets its own hold."""
     async with KaizenEmulator(clock=clock) as emulator, client_of(emulator, clock) as kaizen:
         emulator.add("a")
         emulator.faults.always(Fault("late", lambda exchange: exchange.sleep(3)))
         cancelled = asyncio.create_task(status_of(kaizen, "a"))
-        while not emulator._wired:  # noqa: ASYNC110 - nothing tells of it
+        while not emulator._wired:  # noqa: ASYNC110 - there is no event to await
             await asyncio.sleep(0)
         cancelled.cancel()
         await asyncio.wait([cancelled])
@@ -853,8 +853,8 @@ async def test_a_request_that_never_came_keeps_its_hold_to_itself(clock: Virtual
             assert await status_of(kaizen, "a") == "Completed"
 
 
-async def test_a_client_in_virtual_time_may_ask_any_server(clock: VirtualClock) -> None:
-    """Over the wire, if it is no emulator with the same clock; and others may ask that one over the wire."""
+async def test_a_client_in_virtual_time_can_use_any_server(clock: VirtualClock) -> None:
+    """A client with a virtual clock uses real connections to servers with another clock."""
     async with KaizenEmulator(default_life=Life.ended()) as other, client_of(other, clock) as kaizen:
         assert await status_of(kaizen, "exec_1") == "Completed"
     async with KaizenEmulator(default_life=Life.ended(), clock=clock) as emulator, client_of(emulator) as kaizen:
@@ -865,7 +865,7 @@ async def test_a_client_in_virtual_time_may_ask_any_server(clock: VirtualClock) 
 
 @pytest.mark.parametrize("fault", [None, Fault.latency(1)])
 async def test_a_request_in_the_same_process_is_refused_as_any_other(clock: VirtualClock, fault: Fault | None) -> None:
-    """For its key, and for an id too many."""
+    """A request in the same process is refused for its key as over a connection."""
     async with KaizenEmulator(clock=clock, api_key="other"), KaizenEmulator(clock=clock, api_key="other") as emulator:
         if fault is not None:
             emulator.faults.always(fault)
@@ -874,7 +874,7 @@ async def test_a_request_in_the_same_process_is_refused_as_any_other(clock: Virt
 
 
 class Even(Random):
-    """Random numbers that do not depend on how many were drawn before: connections take some."""
+    """A random source that does not depend on earlier draws, because connections also draw numbers."""
 
     def random(self) -> float:
         """Return the mean."""
@@ -882,7 +882,7 @@ class Even(Random):
 
 
 async def seen_of_waits(session: aiohttp.ClientSession | None) -> list[Any]:
-    """Return all that can be seen of waits with troubles: by connections if there is a session."""
+    """Return everything observable of waits with faults, over connections if there is a session."""
     clock = VirtualClock(epoch=datetime(2026, 1, 1, tzinfo=UTC))
     clock.random = Even()
     async with KaizenEmulator(clock=clock) as emulator:
@@ -898,7 +898,7 @@ async def seen_of_waits(session: aiohttp.ClientSession | None) -> list[Any]:
                     outcomes.append(await kaizen.instructor_executions.wait(execution_id, deadline=310))
                 except KaizenError as error:
                     outcomes.append((type(error), str(error)))
-                emulator.faults.clear()  # from here on, requests in the same process get their record at once
+                emulator.faults.clear()  # requests in the same process get their record at once from here on
                 emulator.add("exec_4", Life.lasting(200, status="Failed"), workflow="Another")
             await asyncio.sleep(0)  # lets the last poll be counted
             stats = kaizen.stats()
@@ -910,7 +910,7 @@ async def seen_of_waits(session: aiohttp.ClientSession | None) -> list[Any]:
 
 
 async def test_requests_in_the_same_process_are_those_of_connections() -> None:
-    """The same requests at the same times, with the same bytes; the same responses, outcomes and totals."""
+    """Requests in the same process have the same times, bytes, responses and totals as over connections."""
     inside = await seen_of_waits(None)
     async with aiohttp.ClientSession() as session:
         by_wire = await seen_of_waits(session)
@@ -919,8 +919,8 @@ async def test_requests_in_the_same_process_are_those_of_connections() -> None:
 
 
 @pytest.mark.parametrize("refusals", [1, 9, 20])
-async def test_waits_in_the_same_process_outlast_a_refusal(clock: VirtualClock, refusals: int) -> None:
-    """Whether an execution that was answered before makes the probe, or one of which nothing is known."""
+async def test_waits_in_the_same_process_survive_a_refusal(clock: VirtualClock, refusals: int) -> None:
+    """Waits in the same process survive a short refusal, whether or not the probed execution is known."""
     async with KaizenEmulator(clock=clock) as emulator, client_of(emulator, clock) as kaizen:
         ids = [f"exec_{number}" for number in range(50)]
         emulator.add_many(ids, Life.lasting(60))
@@ -932,8 +932,8 @@ async def test_waits_in_the_same_process_outlast_a_refusal(clock: VirtualClock, 
     assert clock.time() < 80
 
 
-async def test_what_an_emulator_keeps_is_bounded(clock: VirtualClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ids, and complaints about the script."""
+async def test_the_memory_of_an_emulator_is_bounded(clock: VirtualClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The emulator keeps a bounded number of ids and of script errors."""
     monkeypatch.setattr(emulator_module, "_MOST_IDS", 1)
     monkeypatch.setattr(emulator_module, "_MOST_ERRORS", 1)
     emulator = KaizenEmulator(clock=clock, strict=True)
@@ -945,7 +945,7 @@ async def test_what_an_emulator_keeps_is_bounded(clock: VirtualClock, monkeypatc
 
 
 async def test_a_wrong_script_under_a_fault_is_named(clock: VirtualClock) -> None:
-    """Whether the fault asks for the ordinary response or for a request that it does not get."""
+    """A script error is reported with its reason, also if a fault calls the script or needs a connection."""
 
     def broken(_execution_id: str) -> Any:
         raise LookupError("of mine")
@@ -965,29 +965,29 @@ async def test_a_wrong_script_under_a_fault_is_named(clock: VirtualClock) -> Non
                 await status_of(kaizen, "exec_1")
 
 
-def test_a_host_that_is_every_address_is_reached_on_this_machine() -> None:
-    """By IPv4 or IPv6, as it is written."""
+def test_a_wildcard_host_is_reached_over_loopback() -> None:
+    """An emulator on all addresses is reached over loopback of the same IP version."""
     assert reachable("0.0.0.0") == "127.0.0.1"  # noqa: S104 - nothing is bound
     assert reachable("::") == "::1"
     assert reachable("10.0.0.1") == "10.0.0.1"
 
 
 def test_tls_without_trustme_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The extra."""
+    """Without trustme, TLS raises an ImportError that names the extra."""
     monkeypatch.setitem(sys.modules, "trustme", None)
     with pytest.raises(ImportError, match=r"pip install kaizen-async\[testing\]"):
         KaizenEmulator(tls=True)
 
 
-def test_a_kind_that_nothing_is_known_of_is_served_with_the_fields_it_shares() -> None:
-    """Those of its Struct that other kinds have too; dates of any class are JSON."""
+def test_an_unknown_kind_is_served_with_shared_fields() -> None:
+    """A new kind gets the fields that its Struct shares with other kinds."""
     kind = served(_kinds.Kind("invoices", "invoices/get", Invoice))
     snapshot = Snapshot.of("inv_1", Life.ended(), digest="0" * 64, start=datetime(2026, 1, 1, tzinfo=UTC), age=5)
     assert json.loads(kind.encode(snapshot, None)) == {"id": "inv_1"}
 
 
 async def test_frozen_time_is_the_emulators_time() -> None:
-    """Under freezegun, dates are of a class of its own, in scripts as in what the emulator makes up."""
+    """Under freezegun, the emulator accepts fake dates in scripts and records."""
     with freeze_time("2026-01-01T10:00:00Z", real_asyncio=True):
         now = datetime.now(UTC)
         assert type(now).__name__ == "FakeDatetime"

@@ -1,4 +1,4 @@
-"""The scripts of lives, and randomness that depends on its arguments alone."""
+"""The scripts of lives, and random numbers that depend only on their arguments."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from kaizen_async.testing import Life, fraction
 
 
 def test_a_life_has_the_status_of_the_last_step_reached() -> None:
-    """A step is reached at its very second, and holds until the next one."""
+    """A step applies from its exact second until the next step."""
     life = Life.of(("Enqueued", 0), ("InProgress", 2.0), ("Completed", 5.0))
     assert [life.status_at(t) for t in (0, 1.9, 2, 4.9, 5, 500)] == [
         *("Enqueued", "Enqueued", "InProgress", "InProgress", "Completed", "Completed")
@@ -19,14 +19,14 @@ def test_a_life_has_the_status_of_the_last_step_reached() -> None:
 
 
 def test_of_two_steps_at_the_same_second_the_later_holds() -> None:
-    """A life of no length is over when it begins."""
+    """Of two steps at the same second, the later one applies, so a life of no length has ended at once."""
     life = Life.ended(duration=0)
     assert life.status_at(0) == "Completed"
     assert life.duration == 0
 
 
 def test_shortcuts_are_scripts_like_any_other() -> None:
-    """What `lasting`, `running` and `ended` make can be written out with `of`."""
+    """The lives of `lasting`, `running` and `ended` equal lives written with `of`."""
     assert Life.lasting(50) == Life.of(("Enqueued", 0), ("InProgress", 5), ("Completed", 50))
     assert Life.lasting(50, status="Zorp", age=7) == Life.of(("Enqueued", 0), ("InProgress", 5), ("Zorp", 50), age=7)
     assert Life.running() == Life.of(("InProgress", 0), ends=False)
@@ -35,12 +35,12 @@ def test_shortcuts_are_scripts_like_any_other() -> None:
 
 
 def test_a_life_without_end_has_no_duration() -> None:
-    """Only lives that end can tell how long they take."""
+    """A life that does not end has no duration."""
     assert Life.running().duration is None
 
 
 def test_lives_are_values() -> None:
-    """Equal scripts are equal, hash alike and cannot be changed."""
+    """Equal lives compare and hash equal, and a life cannot be changed."""
     assert len({Life.lasting(5), Life.lasting(5), Life.lasting(6)}) == 2
     with pytest.raises(AttributeError):
         Life.running().age = 5  # type: ignore[misc]
@@ -67,25 +67,25 @@ MISUSES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 
 @pytest.mark.parametrize(("make", "error", "advice"), MISUSES.values(), ids=MISUSES)
 def test_misuse_is_refused_with_advice(make: Callable[[], Any], error: type[Exception], advice: str) -> None:
-    """A script that makes no sense is refused where it is written."""
+    """An invalid script raises an error where it is written."""
     with pytest.raises(error, match=advice):
         make()
 
 
 def test_fraction_depends_on_each_argument_and_nothing_else() -> None:
-    """Equal arguments give equal numbers in any process, other ones other numbers."""
+    """Equal arguments give equal fractions in any process, and others give other fractions."""
     assert fraction(7, "exec_1", 3) == fraction(7, "exec_1", 3) == 0.9372840580229129
     assert len({fraction(7, "a"), fraction(8, "a"), fraction(7, "b"), fraction(7, "a", 1), fraction(7, "a1")}) == 5
 
 
 def test_fractions_are_spread_evenly() -> None:
-    """A tenth of them falls into each tenth of the range, give or take what chance gives."""
+    """About a tenth of the fractions falls into each tenth of the range."""
     tenths = [int(10 * fraction(0, number)) for number in range(10_000)]
     assert {tenth: 850 < tenths.count(tenth) < 1150 for tenth in range(10)} == dict.fromkeys(range(10), True)
 
 
 def test_the_package_offers_what_it_lists_and_nothing_else() -> None:
-    """Every name in `__all__` can be had, any other raises AttributeError."""
+    """Every name in `__all__` is available, and any other raises an AttributeError."""
     assert all(getattr(testing, name) for name in testing.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Emulator'"):
         _ = testing.Emulator

@@ -1,4 +1,4 @@
-"""The fixture `kaizen_emulator`, in runs of pytest of its own."""
+"""The fixture `kaizen_emulator` in nested runs of pytest."""
 
 import subprocess
 import sys
@@ -171,7 +171,7 @@ PYTEST_ASYNCIO = (
 
 @pytest.fixture
 def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[..., pytest.RunResult]:
-    """Runs pytest in this process, with the plugins that a test asks for and no others, and warnings as errors."""
+    """Return a function that runs pytest in this process, with chosen plugins only and warnings as errors."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     pytester.makeini("[pytest]\nstrict_markers = true\nfilterwarnings = error\n")
 
@@ -197,12 +197,12 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[
 def test_it_serves_tests_of_every_kind(
     run: Callable[..., pytest.RunResult], source: str, arguments: list[str], passed: int
 ) -> None:
-    """Coroutines and plain functions, with a fresh emulator each unless they ask for a wider scope."""
+    """Coroutine tests and plain tests get a fresh emulator, or one of a wider scope if they request it."""
     run(LOOK_UP + source, *arguments).assert_outcomes(passed=passed)
 
 
 def test_wrong_settings_and_scripts_are_errors(run: Callable[..., pytest.RunResult]) -> None:
-    """Wrong scripts when the test has ended, wrong settings before it begins."""
+    """Invalid settings are errors before the test, and script errors after it."""
     outcome = run(LOOK_UP + ERRORS)
     outcome.assert_outcomes(passed=2, errors=4)
     outcome.stdout.fnmatch_lines(
@@ -216,25 +216,25 @@ def test_wrong_settings_and_scripts_are_errors(run: Callable[..., pytest.RunResu
 
 
 def test_the_fixtures_are_listed_with_what_they_do(run: Callable[..., pytest.RunResult]) -> None:
-    """`pytest --fixtures` and `--markers` explain them."""
+    """`pytest --fixtures` and `--markers` describe the fixture and the marker."""
     run("", "--fixtures").stdout.fnmatch_lines(["kaizen_emulator -- *", "*fresh for each test.*"])
     run("", "--markers").stdout.fnmatch_lines(["@pytest.mark.kaizen_emulator(*settings): *"])
 
 
 def test_unused_it_loads_nothing_heavy() -> None:
-    """Every run of pytest imports the plugin, so it brings in no HTTP library until a test asks for the fixture."""
+    """The plugin loads no HTTP library until a test uses the fixture, because every pytest run imports it."""
     code = "import sys, _kaizen_async_pytest_plugin; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)  # noqa: S603 - our own
     assert not {"kaizen_async", "aiohttp", "msgspec", "tenacity", "yarl"} & set(loaded.stdout.split())
 
 
 def test_it_is_found_by_its_entry_point(pytestconfig: pytest.Config) -> None:
-    """The run of pytest that runs this test has it, without a line in a conftest."""
+    """Pytest finds the plugin by its entry point, without a conftest."""
     assert pytestconfig.pluginmanager.get_plugin("kaizen_async") is _kaizen_async_pytest_plugin
 
 
 @pytest.mark.slow
 def test_it_serves_workers_of_xdist(run: Callable[..., pytest.RunResult], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests that run at the same time in several processes do not share an emulator."""
+    """Tests in several xdist processes do not share an emulator."""
     monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)  # the other tests measure the plugin
     run(LOOK_UP + ALONE, "-pxdist", "-n2").assert_outcomes(passed=8)
