@@ -446,21 +446,21 @@ def shielded(hooks: tuple[Hook, ...]) -> Hook | None:
     """Return one hook that calls all of them and raises nothing; None if there are none."""
     if not hooks:
         return None
-    tells = tuple(_shielded(hook) for hook in hooks)
-    if len(tells) == 1:
-        return tells[0]
+    calls = tuple(_shielded(hook) for hook in hooks)
+    if len(calls) == 1:
+        return calls[0]
 
-    def tell_all(event: Event) -> None:
-        for tell in tells:
-            tell(event)
+    def call_all(event: Event) -> None:
+        for call in calls:
+            call(event)
 
-    return tell_all
+    return call_all
 
 
 def _shielded(hook: Callable[[Event], object]) -> Hook:
     failed = False
 
-    def tell(event: Event) -> None:
+    def call(event: Event) -> None:
         nonlocal failed
         try:
             returned = hook(event)
@@ -471,9 +471,9 @@ def _shielded(hook: Callable[[Event], object]) -> Hook:
         except Exception:
             if not failed:
                 failed = True
-                log.exception("on_event raised; lookups go on, and what else it may raise is not logged")
+                log.exception("on_event raised; lookups continue, and what else it may raise is not logged")
             return
         failed = True
         log.error("on_event returned something, which is ignored: it must be a plain function that returns None")
 
-    return tell
+    return call

@@ -529,7 +529,6 @@ def test_an_invalid_hook_is_refused(hook: Any) -> None:
         KaizenClient(on_event=hook)
 
 
-@virtual_time
 async def test_log_lines_have_constant_templates_and_fields(
     emulator: KaizenEmulator, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -555,6 +554,7 @@ async def test_log_lines_have_constant_templates_and_fields(
     assert all(0 <= vars(line)["elapsed"] < 30 for line in lines)
 
 
+@virtual_time
 async def test_a_hook_that_returns_a_coroutine_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     """The client logs once that a hook returns coroutines, and closes them, so that Python gives no warnings."""
     async with ScriptedTransport().client(on_event=lambda event: awaited(event)) as client:  # type: ignore[arg-type, return-value]  # noqa: PLW0108

@@ -76,7 +76,8 @@ class _LoopPart:
         self.loop = loop
         self.timers: list[tuple[float, int, VirtualTimer]] = []
         self.holds = 0
-        # The queue of asyncio's own loops is private, but it tells what no count of steps can. Others are counted.
+        # The queue of asyncio's own loops is private, but it shows what no count of steps can. For other loops, steps
+        # are counted.
         self.ready: Any = getattr(loop, "_ready", None)
         self.steps_left = IDLE_STEPS
         self.is_stepping = False
@@ -216,7 +217,7 @@ class VirtualClock:
             self._emulators[reachable(host), port] = emulator
 
     def offer(self, url: URL, headers: Mapping[str, str], body: bytes) -> Offer | None:
-        """Return what an emulator of this process would answer at once; None if the request must be delivered."""
+        """Return the response that an emulator of this process gives at once; None if the request must be delivered."""
         emulator = self._emulator_at(url)
         return None if emulator is None else emulator.offer(url.raw_path, headers, body)
 

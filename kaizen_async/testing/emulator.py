@@ -1,4 +1,4 @@
-"""The emulator: an HTTP server on loopback that answers by the contract, plays lives, and misbehaves on demand."""
+"""The emulator: an HTTP server on this machine that follows the API's contract, plays lives, and fails on demand."""
 
 import asyncio
 import inspect
@@ -52,7 +52,7 @@ DefaultLife: TypeAlias = Life | Callable[[str], Life | None]
 
 _LOOK_AGAIN: Final = 0.002
 _MOST_IDS: Final = 1_000_000
-"""Ids that the emulator keeps something about. Nobody's test asks for more, and a stranger's program may not."""
+"""Ids that the emulator keeps something about. No test asks for more, and a foreign program may not."""
 _MOST_ERRORS: Final = 100
 _MOST_BODY: Final = 65_536
 _WRONG_SCRIPT: Final = 501
@@ -69,13 +69,13 @@ class KaizenEmulator:
     thread of its own, for code that blocks or runs loops of its own. Point the client at `emulator.base_url`. All but
     the coroutine methods may be called at any time and from any thread, whether it serves or not.
 
-    `POST /instructor/executions/get` answers as the reference of the API says: 200 with a record, every documented
+    `POST /instructor/executions/get` responds as the reference of the API says: 200 with a record, every documented
     field made up from the id and the seed; 401 if there is a key and the request lacks it; 404 for an id that does not
-    exist. Other requests get 400, 404, 405, 413, 415, or 421 for a foreign Host header. `POST /executions/get` answers
-    about the same ids as workflow executions, as far as these are known; those never tell an end time, unless you `add`
-    one with `record=`. `GET /health` and `GET /openapi.json` answer without a key, and count nowhere.
+    exist. Other requests get 400, 404, 405, 413, 415, or 421 for a foreign host. `POST /executions/get` serves
+    the same ids as workflow executions, as far as these are known; those never have an end time, unless you `add`
+    one with `record=`. `GET /health` and `GET /openapi.json` need no key, and no count includes them.
 
-    A script that is wrong (a function that raises, or returns something else than it should) is not passed off as an
+    A script that is wrong (a function that raises, or returns something else than it should) does not look like an
     error of the server: it is collected in `errors`, and leaving the block raises a `ScriptError`.
 
     Args:
@@ -99,7 +99,7 @@ class KaizenEmulator:
     Attributes:
         faults: What goes wrong, and when.
         errors: What was wrong with scripts so far; at most 100 are kept.
-        max_in_flight: The most requests that were being answered at the same time.
+        max_in_flight: The most requests that were in progress at the same time.
 
     Raises:
         TypeError, ValueError: An argument cannot work; the message says which and why.
@@ -172,9 +172,9 @@ class KaizenEmulator:
             execution_id: Its id.
             life: Its life; without one it has ended already.
             workflow: The name of its workflow, or the whole object.
-            record: Fields to be answered instead of the made-up ones, and further ones, by their names in JSON.
+            record: Fields in place of the made-up ones, and further ones, by their names in JSON.
             without: Names of fields to be left out.
-            body: The whole body to be answered, JSON or not.
+            body: The whole body of the response, JSON or not.
         """
         check_id(execution_id)
         begun = Life.ended() if life is None else life
@@ -227,7 +227,7 @@ class KaizenEmulator:
         }
 
     def serve(self, path: str, records: Served, *, unwrap: str | None = None) -> None:
-        """Answer another kind of lookup, for `client.lookups(path, MyStruct)`.
+        """Serve another kind of lookup, for `client.lookups(path, MyStruct)`.
 
         Args:
             path: Its path below the base URL, such as `"invoices/get"`.
@@ -242,9 +242,9 @@ class KaizenEmulator:
         self._served["/" + path.strip("/")] = _OwnKind(finder(records), unwrap)
 
     def replay(self, file: str | Path) -> None:
-        """Answer as a file says that `Recorder` has written: each request for an id with the next recorded response.
+        """Replay a file that `Recorder` has written: each request for an id gets the next recorded response.
 
-        The last response to an id is repeated. Ids that are not in the file are answered as ever.
+        The last response for an id is repeated. Ids that are not in the file get what they would get without it.
 
         Raises:
             OSError, ValueError: The file cannot be read, or is not a recording.
@@ -253,7 +253,7 @@ class KaizenEmulator:
             self._replayed.setdefault(path, {}).setdefault(execution_id, deque()).append(answer)
 
     def rate_limit(self, rate: float | None = 100.0, burst: int = 20, retry_after: float | None = 1.0) -> None:
-        """Answer 429 to what exceeds a rate.
+        """Send a 429 to what exceeds a rate.
 
         Args:
             rate: Lookups per second that pass; None lifts the limit.
@@ -306,7 +306,7 @@ class KaizenEmulator:
 
     @property
     def answers(self) -> Mapping[int, int]:
-        """How often each status was answered. Requests that were hung, reset or cut off are not in it."""
+        """How often each status was sent. Requests that were hung, reset or cut off are not in it."""
         return self._history.statuses
 
     def requests_for(self, execution_id: str) -> int:
@@ -357,7 +357,7 @@ class KaizenEmulator:
         self._register()
 
     async def stop(self) -> None:
-        """Close the port and all connections at once, waiting for nothing; connecting is refused from then on."""
+        """Close the port and all connections at once, without waiting. From then on connections are refused."""
         self._unregister()
         await self._at_home(partial(self._server.stop, keep_port=True))
 
@@ -373,7 +373,7 @@ class KaizenEmulator:
         deadline = time.monotonic() + within
         while self.open_connections:
             if time.monotonic() >= deadline:
-                busy = f"{self.open_connections} connections are open, {self._in_flight} requests being answered"
+                busy = f"{self.open_connections} connections are open, {self._in_flight} requests in progress"
                 raise TimeoutError(f"after {within} seconds {busy}")
             await asyncio.sleep(_LOOK_AGAIN)
 
@@ -454,7 +454,7 @@ class KaizenEmulator:
         return self._zero + timedelta(seconds=at)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer a request that came over a connection."""
+        """Respond to a request that came over a connection."""
         if not self._hosts.accepts_all(request):
             return Answer.message(421, "this Host header names another server; see allowed_hosts").response()
         path = self._below_prefix(request.path)
@@ -508,7 +508,7 @@ class KaizenEmulator:
     async def deliver(
         self, path: str, headers: Mapping[str, str], body: bytes, hold: Hold, *, by_wire: bool
     ) -> received.Answer | None:
-        """Answer a request of a client in this process without a connection; None if it needs one."""
+        """Return the response to a request of a client in this process; None if it needs a connection."""
         execution_id = _decode_question(body).id
         if (
             by_wire
@@ -821,7 +821,7 @@ async def _checked_play(exchange: Exchange, fault: Fault) -> Answer | web.Stream
 
 
 def _do_nothing() -> None:
-    """Let go of nothing."""
+    """Do nothing: no client holds the clock."""
 
 
 async def _body_of(request: web.BaseRequest) -> bytes:

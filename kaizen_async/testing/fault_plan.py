@@ -55,7 +55,7 @@ class FaultPlan:
 
     Of all faults that apply to a request, those which only delay (`Fault.latency`) come first and add up; then the
     first of `next`, `chance` and `chaos`, `nth`, `between` and `always`, in this order and within each in the order of
-    the calls, decides the answer. All may be called at any time and from any thread; only requests that come after it
+    the calls, decides the response. All may be called at any time and from any thread; only requests that come after it
     meet the fault.
     """
 

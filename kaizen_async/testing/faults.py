@@ -32,7 +32,7 @@ Ending: TypeAlias = Literal["close", "reset", "hang"]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer as plain data."""
+    """A response as plain data."""
 
     status: int
     body: bytes
@@ -51,7 +51,7 @@ class Answer:
         return cls(status, body, {**JSON_HEADERS, **(headers or {})})
 
     def response(self) -> web.Response:
-        """Return the answer as aiohttp sends it."""
+        """Return the response as aiohttp sends it."""
         return web.Response(status=self.status, body=self.body, headers=self.headers)
 
 
@@ -62,7 +62,7 @@ class Exchange:
     Attributes:
         id: The id asked for.
         number: How many requests for this id have come in, with this one.
-        ordinary: Returns the answer that the request would get without any fault, as of now.
+        ordinary: Returns the response that the request would get now without any fault.
         draw: Returns a number from 0 to below 1 that depends on the seed, the id, the number and a text of yours.
         sleep: Waits for some seconds, in the emulator's virtual time if it has one.
     """
@@ -110,7 +110,7 @@ class Exchange:
         return await never
 
     async def begin(self, answer: Answer) -> web.StreamResponse:
-        """Send the headers of an answer, and announce the length of its body."""
+        """Send the headers of a response, and announce the length of its body."""
         response = web.StreamResponse(status=answer.status, headers=answer.headers)
         response.content_length = len(answer.body)
         await response.prepare(self.request)
@@ -133,12 +133,12 @@ class Fault:
     """Something that goes wrong with one request; made by the constructors below.
 
     `Fault("name", play)` makes one of your own: `play(exchange)` is a coroutine function that returns an `Answer` or a
-    response of aiohttp, or None to let the request go on to the next fault and at last to the ordinary answer.
+    response of aiohttp, or None to let the request go on to the next fault and at last to the ordinary response.
 
     Attributes:
         name: How the fault shows in a repr.
         play: What happens.
-        delays: Whether the fault only takes time: such faults come before all that answer.
+        delays: Whether the fault only takes time: such faults come before all that make a response.
         needs_connection: Whether it plays with the connection, so that the request must come over one.
     """
 
@@ -187,7 +187,7 @@ class Fault:
 
     @classmethod
     def latency(cls, seconds: float) -> "Fault":
-        """The client waits so long before the answer begins: the ordinary one, or that of another fault."""
+        """The client waits that long before the response begins: the ordinary one, or that of another fault."""
         check_seconds("seconds", seconds)
 
         async def play(exchange: Exchange) -> None:
@@ -220,12 +220,12 @@ class Fault:
 
     @classmethod
     def reset(cls) -> "Fault":
-        """The client sees its connection reset (RST) before any byte of an answer."""
+        """The client sees its connection reset (RST) before any byte of a response."""
         return cls("reset()", _ending("reset"))
 
     @classmethod
     def disconnect(cls) -> "Fault":
-        """The client sees its connection closed (FIN) before any byte of an answer."""
+        """The client sees its connection closed (FIN) before any byte of a response."""
         return cls("disconnect()", _ending("close"))
 
     @classmethod

@@ -80,7 +80,7 @@ class History:
         requests: The latest 10,000.
         count: How many came in.
         by_id: How many for each id.
-        statuses: How often each status was answered.
+        statuses: How often each status was sent.
     """
 
     def __init__(self) -> None:
@@ -97,7 +97,7 @@ class History:
         return sum(request.path == wanted and execution_id in {None, request.id} for request in list(self.requests))
 
     def complaint(self, execution_id: str | None, path: str | None, times: int | None) -> str | None:
-        """Return why requests are not as many as a test expects; None if they are. Without `times`, any but none."""
+        """Return why there are not as many requests as a test expects, or None. Without `times`, one is enough."""
         seen = self.matching(execution_id, path)
         if seen == times or (times is None and seen):
             return None

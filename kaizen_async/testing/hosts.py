@@ -1,4 +1,4 @@
-"""Which Host headers the emulator answers.
+"""Which Host headers the emulator accepts.
 
 A page in a browser can have its own host name resolved to 127.0.0.1 and then talk to whatever listens there (DNS
 rebinding). Its requests carry that name in the Host header, and are refused by it.
@@ -14,7 +14,7 @@ from aiohttp import web
 
 _HEADER: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/?#@\[\]]+)(?::[0-9]*)?")
 _LOCAL_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
-EVERYWHERE: Final = frozenset({"0.0.0.0", "::", ""})  # noqa: S104 - recognised here, bound to by nobody's default
+EVERYWHERE: Final = frozenset({"0.0.0.0", "::", ""})  # noqa: S104 - recognised here; no default binds to it
 
 
 def is_host(host: str) -> bool:
@@ -51,12 +51,12 @@ class HostCheck:
         self._is_private = is_loopback(bound_to)
 
     def accepts_all(self, request: web.BaseRequest) -> bool:
-        """Return whether a request is answered: for its Host header, and for the host in its target if there is one."""
+        """Return whether a request is accepted: for its Host header, and for the host in its target if there is one."""
         header, host = request.headers.get("Host"), request.host
         return self.accepts(header) and (host == header or self.accepts(f"[{host}]" if ":" in host else host))
 
     def accepts(self, header: str | None) -> bool:
-        """Return whether a request with this Host header is answered."""
+        """Return whether a request with this Host header is accepted."""
         host = _host_of(header or "")
         if host in self._names or "*" in self._names:
             return True

@@ -7,7 +7,7 @@ from typing import Any
 
 
 class LoopThread:
-    """Runs coroutines while other threads, or other loops, go about their work."""
+    """Runs coroutines while other threads and loops work."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()

@@ -1,4 +1,4 @@
-"""The JSON that the emulator answers with: every documented field, made up from the id and the seed."""
+"""The JSON that the emulator sends: every documented field, made up from the id and the seed."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -90,13 +90,13 @@ class Changes:
 
 
 class Kind(NamedTuple):
-    """A kind of lookup: how its record is made, and under which name the answer wraps it, if under one."""
+    """A kind of lookup: how its record is made, and under which name the response wraps it, if under one."""
 
     build: Callable[[Snapshot], Record]
     wrap: str | None = None
 
     def encode(self, snapshot: Snapshot, changes: Changes | None) -> bytes:
-        """Return the body of the answer."""
+        """Return the body of the response."""
         if changes is not None and changes.body is not None:
             return changes.body
         record = {**self.build(snapshot), **snapshot.fields}
@@ -137,7 +137,7 @@ def instructor_execution(snapshot: Snapshot) -> Record:
 def workflow_execution(snapshot: Snapshot) -> Record:
     """Return the record of a workflow execution: what it is known to share, and made-up values of what it has beside.
 
-    Whether it tells when it ended is not known, so here it does not; its status says that it has.
+    It is not known whether it says when it ended, so here it does not. Its status says that it has ended.
     """
     common = instructor_execution(snapshot)
     unshared = ("endTime", "durationMs", "isRecording", "browserSessionId")
@@ -171,7 +171,7 @@ _BUILDERS: Final[Mapping[type, Callable[[Snapshot], Record]]] = {
     WorkflowExecution: workflow_execution,
 }
 KINDS: Final[Mapping[str, Kind]] = {f"/{kind.path}": served(kind) for kind in _kinds.KINDS.values()}
-"""The paths that are served, and what each answers."""
+"""The paths that are served, and what each returns."""
 
 
 def digest_of(text: str) -> str:

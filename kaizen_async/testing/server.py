@@ -24,8 +24,8 @@ _HANDOVER_TURNS: Final = 4
 class LoopbackServer:
     """Serves a handler on one port.
 
-    The port is held while the server is stopped. Otherwise someone else might be given it; oddly enough, most likely
-    the client under test, which on trying to reach a free port of the local range may be connected to itself.
+    The port is held while the server is stopped. Otherwise another program may get it. Most likely that is
+    the client under test: a client that connects to a free port of the local range may be connected to itself.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class LoopbackServer:
 
         Raises:
             RuntimeError: It serves already.
-            OSError: The address cannot be had.
+            OSError: The address is not available.
         """
         if self._running is not None:
             raise RuntimeError("the emulator is running already; stop() it first")
@@ -78,7 +78,7 @@ class LoopbackServer:
         self._running = _Running(asyncio.get_running_loop(), listener, server, runner)
 
     async def stop(self, *, keep_port: bool) -> None:
-        """Close every connection, end what is being answered, and wait for nobody; once begun it is carried through.
+        """Close every connection, and end the requests in progress. A cancellation does not stop it.
 
         Args:
             keep_port: Whether to hold the port, so that `start` gets it again.
@@ -130,7 +130,7 @@ class _Running:
             await site.stop()
 
     async def close_connections(self) -> None:
-        """Close all connections, and see what is being answered on them to its end."""
+        """Close all connections, and wait until the requests on them have ended."""
         for transport in filter(None, [connection.transport for connection in self.server.connections]):
             transport.abort()
         await self.runner.cleanup()

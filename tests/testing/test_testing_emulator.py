@@ -353,7 +353,7 @@ async def test_requests_in_flight_and_connections_are_counted(
     lookups = [asyncio.create_task(ask(session, emulator)) for _ in range(7)]
     await arrived(emulator, 7)
     assert (emulator.max_in_flight, emulator.open_connections) == (7, 7)
-    with pytest.raises(TimeoutError, match=r"after 0\.0 seconds 7 connections are open, 7 requests being answered"):
+    with pytest.raises(TimeoutError, match=r"after 0\.0 seconds 7 connections are open, 7 requests in progress"):
         await emulator.until_quiet(within=0.0)
     for lookup in lookups:
         lookup.cancel()
