@@ -1,4 +1,4 @@
-"""A store whose replies a test scripts, in place of Redis."""
+"""A store with scripted replies in place of Redis."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,13 +9,13 @@ from kaizen_async.workers.shards import Shard
 
 
 class Replies:
-    """A store that replies to scripts and commands as a test says.
+    """A store with scripted replies to scripts and commands.
 
     Args:
         reply: Called with the name of the script, or "command", and its arguments. It returns a reply or an awaitable.
 
     Attributes:
-        called: What it was called with.
+        called: The arguments of each call.
     """
 
     tag = "{x}"
@@ -33,13 +33,13 @@ class Replies:
         return f"{{x}}:run:{name}"
 
     async def script(self, *words: Any) -> Any:
-        """Reply to a script."""
+        """Return the reply to a script."""
         self.called.append(words)
         reply = self.reply(*words)
         return await reply if asyncio.iscoroutine(reply) else reply
 
     async def command(self, *words: Any) -> Any:
-        """Reply to a command."""
+        """Return the reply to a command."""
         return await self.script("command", *words)
 
     async def aclose(self) -> None:

@@ -1,4 +1,4 @@
-"""Runs of workers, in one process: a real redis-server, the API emulated, and taskiq's broker in memory."""
+"""Runs of workers in one process, with a real redis-server, an emulated API and taskiq's in-memory broker."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -38,21 +38,21 @@ NAMES = count()
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """Return a redis-server for all tests of this file; each has a namespace of its own."""
+    """Yield a redis-server for all tests of this file. Each test has its own namespace."""
     with RedisServer(tmp_path_factory.mktemp("redis")) as running:
         yield running
 
 
 @pytest.fixture
 async def redis(server: RedisServer) -> AsyncIterator[Any]:
-    """Return a client."""
+    """Yield a client of Redis."""
     async with Redis.from_url(server.url, decode_responses=True) as client:
         yield client
 
 
 @pytest.fixture
 def emulator() -> Iterator[KaizenEmulator]:
-    """Return an API in which everything has ended, but for what does not exist and what runs for long."""
+    """Yield an API in which executions have ended, except missing ones and slow ones."""
 
     def life(execution_id: str) -> Life | None:
         if execution_id.startswith("no_"):
@@ -64,7 +64,7 @@ def emulator() -> Iterator[KaizenEmulator]:
 
 
 class Site:
-    """Workers in this process, and runs."""
+    """Workers and runs in this process."""
 
     def __init__(self, url: str, base_url: str) -> None:
         self.url = url
@@ -76,7 +76,7 @@ class Site:
     async def worker(
         self, *, per_second: float | None = None, client: Any = KaizenClient, **limits: Any
     ) -> AsyncIterator[InMemoryBroker]:
-        """Run a worker. It is a broker of its own, as in a process of its own."""
+        """Run a worker with its own broker, as in its own process."""
         broker = InMemoryBroker()
         register(
             broker,
@@ -103,19 +103,19 @@ class Site:
 
 @pytest.fixture
 def site(server: RedisServer, emulator: KaizenEmulator) -> Site:
-    """Return a site without workers yet."""
+    """Return a site without workers."""
     return Site(server.url, emulator.base_url)
 
 
 def numbered(many: int, prefix: str = "exec") -> list[str]:
-    """Return as many ids."""
+    """Return a number of ids."""
     return [f"{prefix}_{number}" for number in range(many)]
 
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait until a condition holds."""
     async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - of another thread or process
+        while not condition():  # noqa: ASYNC110 - another thread or process changes it
             await asyncio.sleep(0.05)
 
 
@@ -126,14 +126,14 @@ async def all_of(run: Run) -> list[RunOutcome[Any]]:
 
 
 def assert_once_each(outcomes: list[RunOutcome[Any]], ids: list[str]) -> None:
-    """Fail unless each id of the input has one outcome, under its number."""
+    """Fail unless each id of the input has exactly one outcome with its number."""
     assert [outcome.id for outcome in sorted(outcomes, key=lambda one: one.number)] == ids
     assert {outcome.number for outcome in outcomes} == set(range(1, len(ids) + 1))
 
 
 @pytest.mark.parametrize("wait", [False, True])
 async def test_every_id_of_a_run_gets_one_outcome(site: Site, redis: Any, *, wait: bool) -> None:
-    """Whether it exists or not, and as often as it stands in the input; afterwards Redis holds a summary."""
+    """Every id of a run, also a missing or repeated one, gets one outcome. Afterwards Redis holds only a summary."""
     ids = [*numbered(250), *numbered(20, "no"), *numbered(20, "slow"), *numbered(20)]
     async with site.worker() as broker, site.run("r", broker) as run:
         async with run.process(ids, wait=wait, size=40) as outcomes:
@@ -148,11 +148,14 @@ async def test_every_id_of_a_run_gets_one_outcome(site: Site, redis: Any, *, wai
     left = [key async for key in redis.scan_iter(f"{{{site.namespace}}}:run:r*")]
     assert {key.rpartition(":")[2] for key in left} <= {"r", "out", "failed", "members", "invited"}
     assert await redis.xlen(site.key("r", "out")) == 0
-    assert not [key for key in left if await redis.ttl(key) == -1]  # each expires
+    assert not [key for key in left if await redis.ttl(key) == -1]  # each key expires
 
 
 async def test_the_same_input_again_resumes_and_another_is_refused(site: Site, emulator: KaizenEmulator) -> None:
-    """By its ids, their number, or what is done with them; both are shown."""
+    """The same input resumes a run.
+
+    Other ids, another number or other options are refused, and the error shows both.
+    """
     ids = numbered(100)
     async with site.worker() as broker, site.run("r", broker) as run:
         await run.produce(ids, size=30)
@@ -170,15 +173,15 @@ async def test_the_same_input_again_resumes_and_another_is_refused(site: Site, e
 
 
 async def test_two_producers_send_an_input_once(site: Site) -> None:
-    """At the same time, and although they cut it differently."""
+    """Several producers of one run send its input once, although they split it differently."""
     ids = numbered(1000)
     async with site.worker() as broker, site.run("r", broker) as run, site.run("r", broker) as other:
         await asyncio.gather(run.produce(ids, size=30), other.produce(iter(ids), size=70), run.produce(ids, size=11))
         assert_once_each(await all_of(run), ids)
 
 
-async def test_what_cannot_be_an_id_gets_an_outcome_when_it_is_sent(site: Site) -> None:
-    """And the others are looked up."""
+async def test_an_invalid_id_gets_an_outcome_when_it_is_sent(site: Site) -> None:
+    """An invalid id gets an outcome when it is sent, and the others are looked up."""
     given: list[Any] = ["exec_1", "", b"exec_\xff", "a\x00b", "exec_2\u200b", "exec_\udc80", 7, b"exec_3", "exec_4\n"]
     async with site.worker() as broker, site.run("r", broker) as run:
         status = await run.produce(given)
@@ -191,7 +194,7 @@ async def test_what_cannot_be_an_id_gets_an_outcome_when_it_is_sent(site: Site) 
 
 
 async def test_a_run_without_ids_is_finished_at_once(site: Site) -> None:
-    """It stays bound to that input, like any other."""
+    """A run without ids finishes at once and refuses another input."""
     async with site.worker() as broker, site.run("r", broker) as run:
         status = await run.produce([])
         assert (status.state, status.total, status.done) == ("finished", 0, 0)
@@ -200,8 +203,8 @@ async def test_a_run_without_ids_is_finished_at_once(site: Site) -> None:
             await run.produce(["exec_1"])
 
 
-async def test_a_slow_source_holds_nothing_up(site: Site) -> None:
-    """Its first ids have outcomes before its last one is there; a source that raises does not look like its end."""
+async def test_a_slow_source_does_not_delay_outcomes(site: Site) -> None:
+    """The first ids of a slow source get outcomes before its last one arrives. An error of the source is raised."""
     seen = asyncio.Event()
 
     async def slow() -> AsyncIterator[str]:
@@ -233,8 +236,11 @@ async def test_a_slow_source_holds_nothing_up(site: Site) -> None:
                 assert_once_each(await all_of(run), ["exec_1", "exec_2"])
 
 
-async def test_a_reader_that_stops_reads_on_later(site: Site) -> None:
-    """What it did not acknowledge comes again, with the same numbers; two readers do not share."""
+async def test_a_reader_can_stop_and_continue(site: Site) -> None:
+    """Outcomes that a reader has not acknowledged come again with the same numbers.
+
+    Two readers do not share outcomes.
+    """
     ids = numbered(300)
     async with site.worker() as broker, site.run("r", broker) as run, site.run("r", broker) as other:
         await run.produce(ids, size=50)
@@ -251,7 +257,7 @@ async def test_a_reader_that_stops_reads_on_later(site: Site) -> None:
 
 
 async def test_failed_ids_can_be_tried_again(site: Site, emulator: KaizenEmulator) -> None:
-    """Their new outcomes have the old numbers."""
+    """Failed ids can be retried, and their new outcomes have the old numbers."""
     ids = [*numbered(5), *numbered(3, "no")]
     async with site.worker() as broker, site.run("r", broker) as run:
         await run.produce(ids)
@@ -265,7 +271,7 @@ async def test_failed_ids_can_be_tried_again(site: Site, emulator: KaizenEmulato
 
 
 async def test_a_run_can_be_cancelled_and_purged(site: Site, redis: Any, emulator: KaizenEmulator) -> None:
-    """Then its workers leave it, and its name is free again."""
+    """Workers leave a run that is cancelled and purged, and its name can be used again."""
     emulator.add_many(ids := numbered(50, "long"), Life.lasting(600))
     async with site.worker() as broker, site.run("r", broker) as run:
         async with run.process(["exec_1", *ids], wait=True) as outcomes:
@@ -286,8 +292,8 @@ async def test_a_run_can_be_cancelled_and_purged(site: Site, redis: Any, emulato
         assert_once_each(await all_of(run), ["exec_1"])
 
 
-async def test_a_run_is_not_touched_by_what_is_left_of_one_before_it(site: Site, redis: Any) -> None:
-    """A worker, a producer and a reader that slept while their run was purged change nothing of the next one."""
+async def test_a_purged_run_does_not_affect_the_next_one(site: Site, redis: Any) -> None:
+    """A late worker, producer and reader of a purged run change nothing in the next run of the same name."""
     async with site.run("r") as run:
         await run.produce(numbered(20), size=10)
         old = await redis.hget(site.key("r"), "id")
@@ -315,7 +321,7 @@ async def test_a_run_is_not_touched_by_what_is_left_of_one_before_it(site: Site,
             assert before == after
             async with site.worker() as broker, site.run("r", broker) as new:
                 await new.produce(numbered(20, "other"), size=10)
-                while not await redis.xlen(site.key("r", "out")):  # noqa: ASYNC110 - of another process
+                while not await redis.xlen(site.key("r", "out")):  # noqa: ASYNC110 - another process changes it
                     await asyncio.sleep(0.01)
                 reader._has_lease = True
                 with pytest.raises(UnknownRunError):
@@ -323,10 +329,8 @@ async def test_a_run_is_not_touched_by_what_is_left_of_one_before_it(site: Site,
                 assert_once_each(await all_of(new), numbered(20, "other"))
 
 
-async def test_workers_leave_a_run_that_is_purged_for_the_next_of_its_name(
-    site: Site, emulator: KaizenEmulator
-) -> None:
-    """They do with its ids what it asks, not what the run before it did."""
+async def test_workers_leave_a_purged_run(site: Site, emulator: KaizenEmulator) -> None:
+    """Workers leave a purged run and process the next run of the same name with its own options."""
     emulator.add_many(ids := numbered(20, "long"), Life.lasting(600))
     async with site.worker() as broker, site.run("r", broker) as run:
         await run.produce(ids, wait=True, size=10)
@@ -337,7 +341,7 @@ async def test_workers_leave_a_run_that_is_purged_for_the_next_of_its_name(
 
 
 async def test_a_worker_that_ends_hands_its_shards_over(site: Site, emulator: KaizenEmulator) -> None:
-    """Waits go with their ages: the next worker polls on as one process alone does, which waits beside them."""
+    """A stopped worker hands its waits over with their ages, so the next worker polls as rarely as one process."""
     emulator.add_many(ids := numbered(60, "long"), Life.lasting(8))
     emulator.add_many(others := numbered(60, "alone"), Life.lasting(8))
 
@@ -360,7 +364,7 @@ async def test_a_worker_that_ends_hands_its_shards_over(site: Site, emulator: Ka
 
 
 async def all_ends_of(kaizen: KaizenClient, ids: list[str]) -> int:
-    """Wait for executions; return how many ended."""
+    """Wait for executions, and return the number of ends."""
     async with kaizen.instructor_executions.wait_many(ids) as outcomes:
         return len([outcome async for outcome in outcomes if outcome.ok])
 
@@ -368,7 +372,7 @@ async def all_ends_of(kaizen: KaizenClient, ids: list[str]) -> int:
 async def test_the_shard_of_a_dead_worker_goes_to_another(
     site: Site, redis: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not before its silence proves something, and what it still records is refused."""
+    """A silent worker's shard goes to another worker after a time, and late outcomes of the first are refused."""
     monkeypatch.setattr(session, "DEAD_MS", 600)
     monkeypatch.setattr(session, "BEAT_SECONDS", 0.1)
     ids = numbered(40)
@@ -390,7 +394,7 @@ async def test_the_shard_of_a_dead_worker_goes_to_another(
 
 
 async def test_a_claim_whose_reply_was_lost_is_taken_back(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that lives reports what it holds, and Redis compares."""
+    """Redis takes back a claim that a live worker does not report, because its reply was lost."""
     async with site.worker() as broker, site.run("r", broker) as run:
         await run.produce(numbered(20), size=20)
         ((live, _),) = await run._store.command("ZRANGE", run._store.workers, 0, 0, "WITHSCORES")
@@ -401,7 +405,7 @@ async def test_a_claim_whose_reply_was_lost_is_taken_back(site: Site, monkeypatc
 async def test_a_shard_that_fails_again_and_again_is_set_aside(
     site: Site, emulator: KaizenEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The ids that fail get their error as outcome, and the others are not held up."""
+    """After repeated failures of a shard, its failing ids get their error, and the others are not delayed."""
     monkeypatch.setattr(session, "RETRY_DELAYS", (0.05,))
     emulator.faults.always(Fault.status(500), id="bad")
     ids = ["exec_1", "bad", "exec_2"]
@@ -456,8 +460,8 @@ async def test_a_run_that_cannot_be_read_is_named(site: Site, redis: Any, facts:
 
 
 @pytest.mark.parametrize("stored", [b"", b"no zlib", b"x\x9c", pack(b"{}"), pack(b'{"ids":["a"]}'), pack(b"\0" * 99)])
-async def test_what_redis_holds_is_input(site: Site, redis: Any, stored: bytes) -> None:
-    """A shard that cannot be read is set aside, with an outcome for each id that it had."""
+async def test_an_unreadable_shard_is_set_aside(site: Site, redis: Any, stored: bytes) -> None:
+    """A shard that cannot be read is set aside, with a failed outcome for each of its ids."""
     async with site.run("r") as run:
         await run.produce(numbered(4), size=2)
         await redis.hset(site.key("r", "ids"), 1, stored)

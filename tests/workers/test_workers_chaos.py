@@ -1,6 +1,6 @@
-"""Runs survive what happens to machines: every id ends with exactly one outcome, whatever breaks on the way.
+"""Every id of a run gets exactly one outcome, whatever breaks during the run.
 
-CHAOS_SEEDS="1 2 3" adds long runs with these seeds, each with twelve troubles and cuts of a minute.
+CHAOS_SEEDS="1 2 3" adds long runs with these seeds, each with twelve failures and network cuts of a minute.
 """
 
 import os
@@ -32,7 +32,7 @@ SOME_FAILED, UNUSABLE = 1, 2
 
 @pytest.fixture
 def emulator() -> Iterator[KaizenEmulator]:
-    """Return an API whose executions take a few seconds, but for one in fifty, which does not exist."""
+    """Yield an API whose executions take a few seconds. One in fifty does not exist."""
 
     def life(execution_id: str) -> Life | None:
         number = int(execution_id.split("_")[1])
@@ -43,7 +43,7 @@ def emulator() -> Iterator[KaizenEmulator]:
 
 
 class Trouble:
-    """Breaks things, one at a time, as a seed says."""
+    """A source of failures, one at a time, chosen by a seed."""
 
     def __init__(self, plant: Plant, seed: int, ids: list[str], cut: float) -> None:
         self.random = random.Random(seed)
@@ -56,24 +56,24 @@ class Trouble:
         plant.start_workers(TASKIQ, TASKIQ, A_MINUTE_AHEAD)
 
     def kill_worker(self) -> None:
-        """End a worker at once, and start another."""
+        """Kill a worker and start another."""
         workers = self.plant.workers
         workers.pop(self.random.randrange(len(workers))).kill()
         self.plant.worker()
 
     def stop_worker(self) -> None:
-        """Ask a worker to end, and start another."""
+        """Stop a worker in order and start another."""
         self.plant.workers.pop(0).stop()
         self.plant.worker()
 
     def kill_producer(self) -> None:
-        """End a producer at once, and start it again."""
+        """Kill a producer and start it again."""
         producer = self.take_producer()
         producer.kill()
         self.start_producer(producer.run)
 
     def interrupt_producer(self) -> None:
-        """Press Ctrl-C, and start it again."""
+        """Interrupt a producer with Ctrl-C and start it again."""
         producer = self.take_producer()
         with suppress(ProcessLookupError):
             producer.signal_all(SIGINT)
@@ -81,11 +81,11 @@ class Trouble:
         self.start_producer(producer.run)
 
     def take_producer(self) -> Producer:
-        """Return one of the producers, which is none from now on."""
+        """Remove and return one of the producers."""
         return self.producers.pop(self.random.randrange(len(self.producers)))
 
     def add_producer(self) -> None:
-        """Start a producer beside another one of the same run."""
+        """Start a further producer of a run."""
         self.start_producer(self.random.choice(list(RUNS)))
 
     def start_producer(self, run: str) -> None:
@@ -93,7 +93,7 @@ class Trouble:
         self.producers.append(self.plant.producer(run, self.ids, *RUNS[run], "--size", "100"))
 
     def see_producers_end(self) -> None:
-        """Wait until all producers end. One that was started while Redis was away said so, and is started again."""
+        """Wait until all producers end. Restart any that failed because Redis was away."""
         while self.producers:
             producer = self.producers.pop()
             until(lambda one=producer: one.process.poll() is not None, "the end of the producer")
@@ -104,17 +104,17 @@ class Trouble:
                 assert producer.process.returncode == SOME_FAILED
 
     def restart_redis(self) -> None:
-        """Restart Redis, politely or not."""
+        """Restart Redis after a SIGTERM or a SIGKILL."""
         self.plant.restart_redis(self.random.choice([SIGTERM, SIGKILL]))
 
     def cut_network(self) -> None:
-        """Lose the network for a while."""
+        """Cut the network for a while."""
         self.plant.network.cut()
         time.sleep(self.cut_seconds)
         self.plant.network.mend()
 
     def fill_redis(self) -> None:
-        """Leave Redis no room for a while."""
+        """Let Redis run out of memory for a while."""
         redis = self.plant.redis
         redis.config_set("maxmemory", 1)
         time.sleep(2)
@@ -126,7 +126,7 @@ class Trouble:
             self.plant.redis.xadd("{kaizen}:invitations", fields)
 
     def strike(self) -> None:
-        """Do one of these."""
+        """Cause one of these failures."""
         self.random.choice(
             [
                 self.kill_worker,
@@ -153,7 +153,7 @@ class Trouble:
 def test_every_id_ends_with_one_outcome_whatever_breaks(
     tmp_path: Path, emulator: KaizenEmulator, seed: int, count: int, strikes: int, cut: float, silence: int
 ) -> None:
-    """Under SIGKILL, restarts, cuts, a full Redis, repeated messages, several producers, and a clock a minute ahead."""
+    """Every id gets one outcome despite kills, restarts, network cuts, a full Redis, and repeated messages."""
     ids = [f"exec_{number}" for number in range(1, count + 1)]
     settings = {"KAIZEN_RATE": str(2 * count // strikes), "TEST_SILENCE": str(silence)}
     with Plant(tmp_path, emulator.base_url, **settings) as plant:

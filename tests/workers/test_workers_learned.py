@@ -1,4 +1,4 @@
-"""Durations that workers share: a worker knows what all of them saw."""
+"""Workers share durations, so that each worker knows the ends that all of them have seen."""
 
 import random
 from typing import Any
@@ -8,7 +8,7 @@ from kaizen_async._waiting.cadence import Cadence
 
 
 def learned_from(ends: list[tuple[str, float]]) -> Any:
-    """Return what one process learns from ends that it sees itself."""
+    """Return the durations that one process learns from its own ends."""
     cadence = Cadence(PollPolicy(), random.Random(1))
     for workflow_id, seconds in ends:
         cadence.learn(workflow_id, seconds)
@@ -21,8 +21,8 @@ def drawn(count: int, seed: int) -> list[tuple[str, float]]:
     return [(f"wf_{draw.randrange(3)}", draw.lognormvariate(4, 1)) for _ in range(count)]
 
 
-async def test_what_others_saw_teaches_as_much_as_what_was_seen() -> None:
-    """Exactly as much, if it is the same ends in the same order."""
+async def test_shared_ends_teach_as_much_as_own_ends() -> None:
+    """Shared ends in the same order teach exactly as much as ends that the process saw itself."""
     ends = drawn(500, seed=1)
     async with KaizenClient() as client:
         client.instructor_executions.learn(ends)
@@ -31,7 +31,7 @@ async def test_what_others_saw_teaches_as_much_as_what_was_seen() -> None:
 
 
 def test_ends_that_come_later_weigh_hardly_more() -> None:
-    """By a factor of at most 1/0.99**n for n places: here every end moves by 20 places at most."""
+    """An end that moves by n places changes its weight by a factor of at most 1/0.99**n. Here n is at most 20."""
     ends = drawn(1000, seed=2)
     draw = random.Random(3)
     moved = [end for _, end in sorted((place + draw.uniform(0, 20), end) for place, end in enumerate(ends))]

@@ -1,4 +1,4 @@
-"""The limit that all workers share: its scripts on a real redis-server, everything in virtual time."""
+"""The limit that all workers share, with its scripts on a real redis-server and everything else in virtual time."""
 
 import asyncio
 import functools
@@ -35,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 @asynccontextmanager
 async def workers(server: RedisServer, many: int, rate: float | None) -> AsyncIterator[list[SharedLimit]]:
-    """Return the limits of workers of one namespace, each as far from Redis as the others."""
+    """Yield the limits of the workers of one namespace, all at the same distance from Redis."""
     namespace = f"limit{next(NAMES)}"
     stores = [VirtualStore(server.url, namespace, seed, FAR) for seed in range(many)]
     limits = [SharedLimit(store, rate) for store in stores]
@@ -46,7 +46,7 @@ async def workers(server: RedisServer, many: int, rate: float | None) -> AsyncIt
 
 
 def without_debug(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
-    """Make a test that runs in virtual time, without the debug mode, which would trace each of many thousand timers."""
+    """Turn a coroutine function into a test in virtual time without debug mode, which would trace every timer."""
 
     @functools.wraps(test)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -62,7 +62,7 @@ def now() -> float:
 
 
 async def sent_until(end: float, limits: list[SharedLimit], at_once: int) -> list[list[float]]:
-    """Return when each worker sent its requests; each sends as many as it may."""
+    """Return the times at which each worker sent its requests, as fast as the limit allows."""
 
     async def send(limit: SharedLimit, sent: list[float]) -> None:
         while True:
@@ -79,7 +79,7 @@ async def sent_until(end: float, limits: list[SharedLimit], at_once: int) -> lis
 
 
 def most_within(seconds: float, sent: list[float]) -> int:
-    """Return the largest number of requests in any period of that length."""
+    """Return the largest number of requests in any period of a given length."""
     most = first = 0
     for last, moment in enumerate(sent):
         while sent[first] <= moment - seconds:
@@ -94,7 +94,7 @@ def most_within(seconds: float, sent: list[float]) -> int:
 )
 @without_debug
 async def test_the_limit_is_kept_and_used(server: RedisServer, rate: int, many: int) -> None:
-    """Within 2 % in any ten seconds, and to 95 % at least."""
+    """The workers exceed the limit by at most 2 % in any ten seconds and use at least 95 % of it."""
     async with workers(server, many, rate) as limits:
         by_worker = await sent_until(12, limits, max(2, rate // (10 * many)))
     sent = sorted(moment for moments in by_worker for moment in moments)
@@ -105,7 +105,7 @@ async def test_the_limit_is_kept_and_used(server: RedisServer, rate: int, many: 
 @pytest.mark.parametrize("rate", [None, 200.0])
 @without_debug
 async def test_a_throttled_worker_holds_all_within_a_fifth_of_a_second(server: RedisServer, rate: float | None) -> None:
-    """Whether there is a rate or not, until the pause is over; then they use the limit again."""
+    """A throttled worker pauses all workers within 0.2 s until the pause ends, with and without a rate."""
     async with workers(server, 8, rate) as limits:
         sending = asyncio.create_task(sent_until(4, limits, 3))
         await asyncio.sleep(1)
@@ -117,8 +117,8 @@ async def test_a_throttled_worker_holds_all_within_a_fifth_of_a_second(server: R
 
 
 @virtual_time
-async def test_single_rejections_that_do_not_pass_hold_nobody_for_long(server: RedisServer) -> None:
-    """One pause is worth a try. If a server rejects at random, another would change nothing."""
+async def test_random_rejections_pause_only_once(server: RedisServer) -> None:
+    """A rejection pauses the workers once. Further rejections, which are random, do not."""
     error = RateLimitError("busy", status=429, retry_after=3)
     async with workers(server, 1, None) as (limit,):
         await limit.take_turn()
@@ -131,7 +131,7 @@ async def test_single_rejections_that_do_not_pass_hold_nobody_for_long(server: R
 
 @virtual_time
 async def test_a_foreign_pause_is_believed_for_six_hours_at_most(server: RedisServer) -> None:
-    """And a schedule that is years ahead not at all: what Redis holds is input."""
+    """A pause in Redis counts for six hours at most, and an absurd schedule is ignored, because both are untrusted."""
     async with workers(server, 1, 100) as (limit,):
         store, key = limit._store, limit._key
         years = f"{(EPOCH + 31 * 366 * 86_400) * 1e6:.0f}"
@@ -178,7 +178,7 @@ async def test_what_is_no_schedule_is_replaced(server: RedisServer) -> None:
 
 @virtual_time
 async def test_unused_permits_go_back(server: RedisServer) -> None:
-    """Those of a request that is cancelled while it waits, and those of a worker that stops."""
+    """The permits of a cancelled request and of a stopped worker are returned."""
     async with workers(server, 2, 1) as (first, second):
         waiting = [asyncio.create_task(first.take_turn()) for _ in range(10)]
         await asyncio.sleep(0.2)
@@ -192,6 +192,6 @@ async def test_unused_permits_go_back(server: RedisServer) -> None:
 
 @pytest.mark.parametrize("rate", [0, -1, float("nan"), "10", True])
 def test_a_rate_is_a_number_above_0(server: RedisServer, rate: Any) -> None:
-    """Anything else is refused at once."""
+    """A rate that is not a number above 0 is refused at once."""
     with pytest.raises((TypeError, ValueError), match="per_second"):
         SharedLimit(VirtualStore(server.url, "x"), rate)

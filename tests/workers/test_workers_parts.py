@@ -1,4 +1,4 @@
-"""Parts of the workers that need no Redis server: the input and its parts, outcomes as lines, and repeated calls."""
+"""Parts of the workers that need no Redis server: inputs, outcome lines and repeated calls."""
 
 import asyncio
 import logging
@@ -53,14 +53,14 @@ from kaizen_async.workers.worker import send_invitation
 
 
 class Record(msgspec.Struct):
-    """A record as it came."""
+    """A record in the form in which it was received."""
 
     id: str
     raw: bytes = b""
 
 
 def added(ids: list[Any]) -> Input:
-    """Return an input of ids, all in one part."""
+    """Return an input of ids in one part."""
     given = Input(1000)
     for execution_id in ids:
         given.add(execution_id)
@@ -68,7 +68,7 @@ def added(ids: list[Any]) -> Input:
 
 
 def test_a_part_may_end_where_another_producer_ended_its_own() -> None:
-    """The digest is that of the ids up to there, and the rest is a part of its own; nothing becomes valid by that."""
+    """A part can start after another producer's part, with its digest. Invalid ids stay invalid."""
     ids: list[Any] = ["a", "b", 3, b"d", 5]
     given = added(ids)
     assert given.skip_to(3) == added(ids[:3]).digest
@@ -87,13 +87,13 @@ def test_a_part_may_end_where_another_producer_ended_its_own() -> None:
     ],
 )
 def test_an_outcome_is_one_line_with_the_record_as_it_came(record: Record, line: bytes) -> None:
-    """Without the line breaks that it may have."""
+    """An outcome is one line with the received record, without its line breaks."""
     outcome: Outcome[Any] = Outcome("a", execution=record, error=None, attempts=1, elapsed=0.1)
     assert line_of(3, outcome) == line
 
 
 def test_a_record_without_its_source_is_encoded() -> None:
-    """It then is what the fields say; an error has its type and text."""
+    """A record without its JSON is encoded from its fields, and an error has its type and status."""
     outcome: Outcome[Any] = Outcome("a", execution=Record("a"), error=None, attempts=1, elapsed=0.1)
     assert msgspec.json.decode(line_of(1, outcome))["execution"]["id"] == "a"
     failed: Outcome[Any] = Outcome(
@@ -103,15 +103,15 @@ def test_a_record_without_its_source_is_encoded() -> None:
     assert (error["type"], error["status"]) == ("NotFoundError", 404)
 
 
-def test_what_was_compressed_is_cut_off_at_a_bound() -> None:
-    """A small text may unpack to any size."""
+def test_unpacking_is_bounded() -> None:
+    """Compressed data above the bound is refused, because a small text may unpack to any size."""
     assert unpack(pack(b"\0" * 999), 1000) == b"\0" * 999
     with pytest.raises(ValueError, match="too large"):
         unpack(pack(b"\0" * 1_000_000), 1000)
 
 
 async def test_a_source_that_is_left_early_is_closed() -> None:
-    """Of both kinds; a thread ends after the id that it reads."""
+    """A source that is left early is closed, and a thread that reads it ends after its current id."""
     closed = asyncio.Event()
 
     async def endless() -> AsyncIterator[str]:
@@ -136,7 +136,7 @@ async def test_a_source_that_is_left_early_is_closed() -> None:
 
 @pytest.mark.parametrize(("ids", "sizes"), [(4, [2, 2]), (5, [2, 2, 1])])
 async def test_a_source_may_end_where_a_part_ends(ids: int, sizes: list[int]) -> None:
-    """Then nothing is left for a last part."""
+    """A source that ends at the end of a part gives no empty last part."""
 
     async def source() -> AsyncIterator[str]:
         for number in range(ids):
@@ -147,8 +147,8 @@ async def test_a_source_may_end_where_a_part_ends(ids: int, sizes: list[int]) ->
     assert [each for chunk in chunks for each in chunk] == [str(number) for number in range(ids)]
 
 
-def test_how_long_a_run_takes_is_known_only_while_it_works() -> None:
-    """And when its end and its pace are known."""
+def test_the_remaining_time_of_a_run() -> None:
+    """The remaining time is known only while a run works and its total and rate are known."""
     numbers = dict.fromkeys(("failed", "invalid", "set_aside", "read", "unread_bytes"), 0)
     shards = {"shards_waiting": 1, "shards_held": 1, "workers": 1, "age": 9.0, "digest": ""}
     working = RunStatus("r", "running", False, 30, 30, done=10, rate=5.0, **numbers, **shards)  # type: ignore[misc,arg-type]
@@ -161,7 +161,7 @@ def test_how_long_a_run_takes_is_known_only_while_it_works() -> None:
     ("ids", "size", "text"), [("exec_1", 1, "iterable of ids"), (["a"], 0, "size"), (["a"], True, "size")]
 )
 async def test_arguments_of_a_run_are_checked(ids: Any, size: Any, text: str) -> None:
-    """Before Redis is asked."""
+    """Invalid arguments of a run are refused before Redis is used."""
     run = Run("r")
     with pytest.raises((TypeError, ValueError), match=text):
         await run.produce(ids, size=size)
@@ -170,7 +170,7 @@ async def test_arguments_of_a_run_are_checked(ids: Any, size: Any, text: str) ->
 
 
 def failing(*errors: Exception) -> Callable[[], Any]:
-    """Return a call that raises each of these, and then replies."""
+    """Return a call that raises each error in turn and then replies."""
     left = list(errors)
 
     async def attempt() -> str:
@@ -183,7 +183,7 @@ def failing(*errors: Exception) -> Callable[[], Any]:
 
 @pytest.mark.parametrize("error", [None, exceptions.ConnectionError()])
 async def test_a_call_that_is_cancelled_ends(error: Exception | None) -> None:
-    """Even if what it awaits keeps the cancellation to itself."""
+    """A cancelled call ends, even if the awaited call swallows the cancellation."""
     store = Store("redis://localhost")
 
     async def attempt() -> str:
@@ -202,8 +202,8 @@ async def test_a_call_that_is_cancelled_ends(error: Exception | None) -> None:
 
 
 @virtual_time
-async def test_a_call_is_repeated_until_redis_has_done_it(caplog: pytest.LogCaptureFixture) -> None:
-    """What the trouble is, is told once, and also that it is over."""
+async def test_a_call_is_repeated_until_it_succeeds(caplog: pytest.LogCaptureFixture) -> None:
+    """A call is repeated until it succeeds, and each trouble is reported once, as is its end."""
     caplog.set_level(logging.WARNING)
     told: list[str] = []
     store = Store("redis://user:pass@localhost", on_trouble=told.append)
@@ -230,8 +230,8 @@ async def test_a_call_is_repeated_until_redis_has_done_it(caplog: pytest.LogCapt
         (exceptions.ResponseError("WRONGTYPE of key"), RunError, "refused a command: WRONGTYPE"),
     ],
 )
-async def test_what_redis_refuses_for_good_is_raised(error: Exception, kind: type[RunError], text: str) -> None:
-    """In one line."""
+async def test_a_permanent_refusal_of_redis_is_raised(error: Exception, kind: type[RunError], text: str) -> None:
+    """A permanent refusal of Redis is raised as an error of one line."""
     store = Store()
     with pytest.raises(kind, match=text):
         await store.call(failing(error))
@@ -239,7 +239,7 @@ async def test_what_redis_refuses_for_good_is_raised(error: Exception, kind: typ
 
 
 async def test_a_server_too_old_to_say_hello_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its version cannot be asked for: the connection ends before."""
+    """A server without HELLO is refused as too old."""
     store = Store()
     error = exceptions.ResponseError("unknown command `HELLO`, with args beginning with: ")
     monkeypatch.setattr(store._client, "ping", failing(error))
@@ -248,8 +248,8 @@ async def test_a_server_too_old_to_say_hello_is_refused(monkeypatch: pytest.Monk
     await store.aclose()
 
 
-async def test_a_user_without_the_right_to_ask_may_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some providers forbid INFO; a cluster gives the facts of each node."""
+async def test_a_user_without_info_may_continue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user without INFO may continue, because some providers forbid it. A cluster reports each node's version."""
     store = Store()
 
     async def ping() -> bool:
@@ -275,7 +275,7 @@ async def test_a_user_without_the_right_to_ask_may_go_on(monkeypatch: pytest.Mon
 
 
 def test_sentinels_and_their_options_come_from_the_url() -> None:
-    """Each with a port, TLS, and credentials of their own."""
+    """The URL gives the sentinels' addresses, TLS options and credentials."""
     url = "rediss://me:p%40ss@a,b:1,[::1]:2/site/3?sentinel_password=x&ssl_ca_certs=c"
     found = sentinels_of(url)
     assert found.addresses == [("a", 26379), ("b", 1), ("::1", 2)]
@@ -288,7 +288,7 @@ def test_sentinels_and_their_options_come_from_the_url() -> None:
 async def test_a_broker_listens_again_when_redis_was_away(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where taskiq alone would end the process; the trouble is told once each time."""
+    """A broker continues to listen after Redis was away, and each trouble is reported once."""
     monkeypatch.setattr("kaizen_async.workers.broker._AGAIN", 0)
     broker: Any = create_broker()
     replies = iter([OSError("gone"), exceptions.ConnectionError("gone"), "message", OSError("gone"), "other"])
@@ -313,10 +313,10 @@ async def test_a_broker_listens_again_when_redis_was_away(
     assert [record.getMessage()[:40] for record in caplog.records] == ["the queue of invitations is unreachable:"] * 2
 
 
-async def test_an_invitation_that_cannot_be_sent_is_told_of(
+async def test_an_invitation_that_cannot_be_sent_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Another follows. A broker that does not know the task can send none."""
+    """An invitation that cannot be sent is logged. A broker without the task raises an error."""
     broker = InMemoryBroker()
     with pytest.raises(RunError, match="does not know the task"):
         await send_invitation(broker, "r")
@@ -335,7 +335,7 @@ async def test_an_invitation_that_cannot_be_sent_is_told_of(
 
 @virtual_time
 async def test_permits_are_put_back_when_their_request_ends_or_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each is used, or returned when the worker ends; a Redis that is away does not hold that up."""
+    """Each permit is used or returned when the worker ends, which does not wait for a Redis that is away."""
     monkeypatch.setattr(limit_module, "AHEAD", 60.0)
     store: Any = Replies(lambda *_: [0, 5, 200_000, 1000])
     limit = SharedLimit(store, 10)
@@ -355,8 +355,8 @@ async def test_permits_are_put_back_when_their_request_ends_or_is_held(monkeypat
     assert store.called[-1][4] > 0
 
 
-async def test_what_other_workers_saw_is_learned(caplog: pytest.LogCaptureFixture) -> None:
-    """Not what this one saw itself, and not what cannot be read."""
+async def test_durations_of_other_workers_are_learned(caplog: pytest.LogCaptureFixture) -> None:
+    """A worker learns the durations of other workers, but not its own again and not invalid ones."""
     learned: list[tuple[str, float]] = []
 
     class Executions:
@@ -394,7 +394,7 @@ async def test_what_other_workers_saw_is_learned(caplog: pytest.LogCaptureFixtur
 
 @virtual_time
 async def test_durations_are_shared_on_after_an_error(caplog: pytest.LogCaptureFixture) -> None:
-    """What was seen until then is shared later: a key of another type may be repaired."""
+    """Durations that could not be shared because of an error are shared later."""
     shared_later: list[bytes] = []
 
     def reply(*words: Any) -> list[Any]:
@@ -415,7 +415,7 @@ async def test_durations_are_shared_on_after_an_error(caplog: pytest.LogCaptureF
 
 
 async def test_hostile_durations_teach_nothing_that_lasts() -> None:
-    """What Redis holds is input: numbers that are none, or years, change no interval beyond its bounds."""
+    """Hostile durations in Redis do not move any interval beyond its bounds."""
     hostile = (0, -1, 1e308, 5e-324, 10**15)
     async with KaizenClient() as client:
         executions = client.instructor_executions
@@ -449,7 +449,7 @@ async def test_hostile_durations_teach_nothing_that_lasts() -> None:
 def test_a_broker_that_cannot_be_used_is_refused(
     path: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the command, before it starts anything."""
+    """The command refuses an unusable broker before it starts anything."""
     (tmp_path / "broker_of_others.py").write_text("from taskiq import InMemoryBroker\nbroker = InMemoryBroker()\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -469,7 +469,7 @@ def test_a_broker_that_cannot_be_used_is_refused(
 def test_settings_of_workers_are_checked_before_they_start(
     variable: str, value: str, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Otherwise taskiq starts them again and again."""
+    """Invalid settings of workers are refused before the start, because taskiq would restart the workers endlessly."""
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "kaizen_async.workers.app", raising=False)
     monkeypatch.setenv(variable, value)
@@ -479,8 +479,8 @@ def test_settings_of_workers_are_checked_before_they_start(
     assert imported_broker("kaizen_async.workers.app:broker") is not None
 
 
-async def test_a_run_of_which_redis_lost_a_part_says_so() -> None:
-    """The same ids again complete it. A run that is gone is unknown."""
+async def test_a_run_with_a_lost_part_raises_an_error() -> None:
+    """If Redis lost a part of a run, the same ids complete it. A run that is gone is unknown."""
     run = Run("r")
     run._store: Any = Replies(lambda *_: [0, b"running", b"0", b"", b"0"])
     sent = added(["a", "b"])
@@ -495,7 +495,7 @@ async def test_a_run_of_which_redis_lost_a_part_says_so() -> None:
 
 
 def run_on(reply: Callable[..., Any]) -> tuple[Any, list[str]]:
-    """Return a run with a scripted store, and what it reports of trouble."""
+    """Return a run with a scripted store, and the list of troubles that it reports."""
     run: Any = Run("r")
     troubles: list[str] = []
     run._store = Replies(reply, troubles.append)
@@ -503,7 +503,7 @@ def run_on(reply: Callable[..., Any]) -> tuple[Any, list[str]]:
 
 
 async def test_a_part_that_another_producer_cut_in_two_is_completed() -> None:
-    """What that one has not sent is sent as a part of its own."""
+    """If another producer has sent the first half of a part, this one sends the rest as its own part."""
     digest, whole = added(["a", "b"]).digest.encode(), added(["a", "b", "c"]).digest.encode()
     replies = {
         "command": iter([[b"running", b"0", b"", b"0"]]),
@@ -517,7 +517,7 @@ async def test_a_part_that_another_producer_cut_in_two_is_completed() -> None:
 
 
 async def test_ids_that_another_producer_left_out_are_refused() -> None:
-    """It ended its input where this one continues."""
+    """Further ids are refused if another producer has already ended the input."""
     digest = added(["a", "b"]).digest.encode()
     replies = {"command": [b"running", b"0", b"", b"0"], "append": [0, b"running", b"2", digest, b"1"]}
     run, _ = run_on(lambda name, *_: replies[name])
@@ -526,14 +526,14 @@ async def test_ids_that_another_producer_left_out_are_refused() -> None:
 
 
 async def test_failed_ids_are_retried_in_parts() -> None:
-    """A script that takes long would hold everybody up."""
+    """Failed ids are retried in parts, because a long script would block Redis."""
     replies = iter([[100, 5, b"running"], [5, 0, b"running"]])
     run, _ = run_on(lambda *_: next(replies))
     assert await run.retry_failed() == 105
 
 
 async def test_that_no_worker_runs_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And also that one runs again."""
+    """A missing worker is reported once, and so is its return."""
     monkeypatch.setattr("kaizen_async.workers.run.KNOWS_SECONDS", -1)
     monkeypatch.setattr("kaizen_async.workers.run.INVITE_SECONDS", 0)
     live = iter([1, 0, 0, 1])

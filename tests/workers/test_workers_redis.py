@@ -1,4 +1,4 @@
-"""The Redis server of runs: where it may be, and what is said of one that cannot be used."""
+"""Runs work with every kind of Redis server, and an unusable server gives a clear error."""
 
 import asyncio
 import gc
@@ -43,20 +43,20 @@ IDS = [f"exec_{number}" for number in range(30)]
 
 @pytest.fixture(autouse=True)
 def _no_connection_left() -> Iterator[None]:
-    """Collect what a test left, so that pytest reports an open connection at the test that opened it."""
+    """Collect garbage after a test, so that pytest reports an open connection at the test that opened it."""
     yield
     gc.collect()
 
 
 @pytest.fixture
 def stack() -> Iterator[ExitStack]:
-    """Return where the servers of a test are put."""
+    """Yield a stack for the servers of a test."""
     with ExitStack() as servers:
         yield servers
 
 
 def tls(stack: ExitStack, folder: Path) -> str:
-    """Start a server with TLS and a password; return its URL."""
+    """Start a server with TLS and a password, and return its URL."""
     authority = trustme.CA()
     certificate = authority.issue_cert("localhost")
     authority.cert_pem.write_to_path(folder / "ca.pem")
@@ -70,7 +70,7 @@ def tls(stack: ExitStack, folder: Path) -> str:
 
 
 def acl(stack: ExitStack, folder: Path) -> str:
-    """Start a server, and make the user that the documentation names; return its URL."""
+    """Start a server with the user that the documentation describes, and return its URL."""
     server = stack.enter_context(RedisServer(folder))
     documented = Path(__file__).parents[2] / "docs" / "workers.md"
     (line,) = (line for line in documented.read_text().splitlines() if line.startswith("ACL SETUSER"))
@@ -81,11 +81,11 @@ def acl(stack: ExitStack, folder: Path) -> str:
 
 
 def cluster(stack: ExitStack, folder: Path) -> str:
-    """Start a cluster of three; return the URL of one of them."""
+    """Start a cluster of three servers, and return the URL of one of them."""
     servers = []
     for name in "abc":
         (folder / name).mkdir()
-        # The bus of a cluster has a port 10,000 above.
+        # The cluster bus uses the port number plus 10,000.
         port = next(port for port in iter(free_port, 0) if port < 55_000)
         servers.append(stack.enter_context(RedisServer(folder / name, "--cluster-enabled", "yes", port=port)))
     nodes = [f"127.0.0.1:{server.port}" for server in servers]
@@ -98,7 +98,7 @@ def cluster(stack: ExitStack, folder: Path) -> str:
 
 
 def sentinel(stack: ExitStack, folder: Path) -> str:
-    """Start a server and a sentinel that names it; return the URL of the service."""
+    """Start a server and a sentinel for it, and return the URL of the service."""
     server = stack.enter_context(RedisServer(folder, "--requirepass", "secret"))
     port = free_port()
     file = folder / "sentinel.conf"
@@ -114,7 +114,7 @@ def sentinel(stack: ExitStack, folder: Path) -> str:
 async def test_runs_work_wherever_redis_is(
     stack: ExitStack, tmp_path: Path, emulator: KaizenEmulator, start: Any
 ) -> None:
-    """Behind TLS and a password, for a user with few rights, in a cluster, behind a sentinel."""
+    """Runs work with TLS and a password, a user with few rights, a cluster, and a sentinel."""
     url = start(stack, tmp_path)
     workers = InMemoryBroker()
     register(workers, url=url, per_second=1000, client=partial(KaizenClient, base_url=emulator.base_url))
@@ -139,7 +139,7 @@ async def test_runs_work_wherever_redis_is(
 
 
 def test_a_broker_is_of_the_same_kind_as_the_url() -> None:
-    """So that invitations go where runs are."""
+    """The broker matches the kind of URL, so that invitations use the same Redis as the runs."""
     urls = ("redis://h", "redis+cluster://h", "redis+sentinel://a,b:1,[::1]:2/site?sentinel_password=x&ssl_ca_certs=c")
     kinds = [type(create_broker(url)).__name__ for url in urls[::2]]
     assert kinds == ["_StreamBroker", "_SentinelBroker"]
@@ -149,15 +149,15 @@ def test_a_broker_is_of_the_same_kind_as_the_url() -> None:
     "url",
     ["", "localhost", "http://h", "redis+other://h", "redis+sentinel://h", "redis+sentinel:///s", "redis://h:port"],
 )
-def test_what_is_no_url_of_redis_is_refused(url: str) -> None:
-    """With the forms that it may have."""
+def test_an_invalid_url_of_redis_is_refused(url: str) -> None:
+    """An invalid URL is refused with the valid forms."""
     with pytest.raises(ValueError, match="URL of Redis"):
         connect(url)
 
 
 @pytest.mark.parametrize("name", ["", "-x", "a b", "a{b}", "ä", "x" * 101, "a:b", "a\n"])
 def test_names_are_checked(name: str) -> None:
-    """They become parts of keys."""
+    """Names of runs and namespaces are checked, because they become parts of keys."""
     with pytest.raises(ValueError, match="must be 1 to 100 letters"):
         Run(name)
     with pytest.raises(ValueError, match="namespace must be"):
@@ -177,10 +177,10 @@ def test_names_are_checked(name: str) -> None:
         ([], "redis://127.0.0.1:{silent}", "did not respond within 3 s"),
     ],
 )
-async def test_a_server_that_cannot_be_used_is_named_at_once(
+async def test_an_unusable_server_is_reported_at_once(
     stack: ExitStack, tmp_path: Path, options: list[str], url: str, text: str
 ) -> None:
-    """Within five seconds, in one line, without a password."""
+    """An unusable server is reported within five seconds, in one line without its password."""
     server = stack.enter_context(RedisServer(tmp_path, *options))
     silent = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
     began = time.monotonic()
@@ -193,7 +193,7 @@ async def test_a_server_that_cannot_be_used_is_named_at_once(
 
 
 async def test_an_old_server_is_refused(stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the version that it names."""
+    """A server of an old version is refused with its version."""
     server = stack.enter_context(RedisServer(tmp_path))
     store = Store(server.url)
 
@@ -209,7 +209,7 @@ async def test_an_old_server_is_refused(stack: ExitStack, tmp_path: Path, monkey
 async def test_workers_that_do_not_know_the_task_are_noticed(
     stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They take the invitations, and nobody reports."""
+    """Workers without the task are detected, because they take invitations and never report."""
     monkeypatch.setattr(run_module, "KNOWS_SECONDS", 0.5)
     server = stack.enter_context(RedisServer(tmp_path))
     module = tmp_path / "foreign.py"
@@ -231,7 +231,7 @@ async def test_workers_that_do_not_know_the_task_are_noticed(
 async def test_without_workers_a_reader_says_so_and_waits(
     stack: ExitStack, tmp_path: Path, emulator: KaizenEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Until there is one."""
+    """Without workers, a reader reports it and waits until there is one."""
     monkeypatch.setattr(run_module, "KNOWS_SECONDS", 0.2)
     server = stack.enter_context(RedisServer(tmp_path))
     troubles: list[str] = []
@@ -253,8 +253,8 @@ async def test_without_workers_a_reader_says_so_and_waits(
     await producer.shutdown()
 
 
-async def test_what_redis_refuses_for_good_is_an_error(stack: ExitStack, tmp_path: Path) -> None:
-    """And not a reason to try for ever."""
+async def test_a_missing_permission_is_an_error(stack: ExitStack, tmp_path: Path) -> None:
+    """A missing permission in Redis is an error and not a reason to retry."""
     server = stack.enter_context(RedisServer(tmp_path))
     with Redis.from_url(server.url) as redis:
         redis.execute_command("ACL", "SETUSER", "poor", "on", "nopass", "~*", "+ping", "+get")

@@ -1,4 +1,4 @@
-"""Workers and their sessions, with a store whose replies are scripted: no Redis server is needed."""
+"""Workers and their sessions with a scripted store, without a Redis server."""
 
 import asyncio
 import logging
@@ -33,7 +33,7 @@ from kaizen_async.workers.worker import Worker
 
 
 def worker_of(store: Any) -> Worker:
-    """Return a worker that is not started, with a store that replies as a test says."""
+    """Return a worker that has not started, with a scripted store."""
     worker = Worker(
         InMemoryBroker(),
         url="redis://localhost",
@@ -47,7 +47,7 @@ def worker_of(store: Any) -> Worker:
 
 
 class Client:
-    """Takes the settings of a client, and looks nothing up."""
+    """A client that accepts settings and looks nothing up."""
 
     def __init__(self, **settings: Any) -> None:
         self.settings = settings
@@ -62,10 +62,10 @@ class Client:
     ("run", "stored", "text"),
     [("a{b}", b"{}", "no valid run"), ("r", b'{"kind":"other"}', "cannot be worked on"), ("gone", None, "")],
 )
-async def test_an_invitation_is_input(
+async def test_an_invalid_invitation_is_logged(
     run: str, stored: bytes | None, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One that leads nowhere is left, and the log says why."""
+    """The worker ignores an invalid invitation and logs the reason."""
     caplog.set_level(logging.WARNING)
     worker = worker_of(Replies(lambda *_: [stored, b"id"]))
     await worker.work(run)
@@ -74,7 +74,7 @@ async def test_an_invitation_is_input(
 
 
 async def test_durations_of_a_kind_are_shared_once() -> None:
-    """By all runs of a worker."""
+    """All runs of a worker share the durations of one kind once."""
     worker = worker_of(Replies(lambda *_: []))
     worker._kaizen.instructor_executions = None  # type: ignore[misc,assignment]
     worker._share_durations(Options(wait=True))
@@ -86,7 +86,7 @@ async def test_durations_of_a_kind_are_shared_once() -> None:
 async def test_a_heartbeat_that_fails_is_logged_and_repeated(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It must not end with the first error."""
+    """A failed heartbeat is logged and repeated."""
     monkeypatch.setattr("kaizen_async.workers.worker.BEAT_SECONDS", 0)
     beats = count()
 
@@ -102,7 +102,7 @@ async def test_a_heartbeat_that_fails_is_logged_and_repeated(
 
 
 async def test_outcomes_are_recorded_when_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By their size or their number, without waiting. Those that come during that time are in the next batch."""
+    """Outcomes are recorded at once when their size or number is reached, and later ones form the next batch."""
     monkeypatch.setattr("kaizen_async.workers.recorder.BATCH_BYTES", 10)
     monkeypatch.setattr("kaizen_async.workers.recorder.BATCH_SECONDS", 0.01)
     monkeypatch.setattr("kaizen_async.workers.recorder.MOST_UNRECORDED", 2)
@@ -127,8 +127,8 @@ async def test_outcomes_are_recorded_when_there_are_many(monkeypatch: pytest.Mon
     assert len(store.called) >= 2
 
 
-async def test_a_batch_that_filled_up_meanwhile_follows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only one is on its way, and the next one need not wait for its time."""
+async def test_a_full_batch_follows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch that fills up while another one is being recorded follows at once."""
     monkeypatch.setattr("kaizen_async.workers.recorder.BATCH_OUTCOMES", 2)
     monkeypatch.setattr("kaizen_async.workers.recorder.BATCH_SECONDS", 1000)
     responding = asyncio.Event()
@@ -143,19 +143,19 @@ async def test_a_batch_that_filled_up_meanwhile_follows_at_once(monkeypatch: pyt
     for place in (0, 1):
         recorder.put_line(shard, place, b"x", failed=False)
     async with asyncio.timeout(5):
-        while not store.called:  # noqa: ASYNC110 - of another task
+        while not store.called:  # noqa: ASYNC110 - another task changes it
             await asyncio.sleep(0.001)
         for place in (2, 3):
             recorder.put_line(shard, place, b"x", failed=False)
         responding.set()
-        while len(store.called) < 2 or shard.unrecorded:  # noqa: ASYNC110 - of another task
+        while len(store.called) < 2 or shard.unrecorded:  # noqa: ASYNC110 - another task changes it
             await asyncio.sleep(0.001)
         await recorder.flush()
     await recorder.aclose()
 
 
-async def test_what_cannot_be_recorded_is_raised() -> None:
-    """And nothing waits for ever."""
+async def test_an_error_of_recording_is_raised() -> None:
+    """An error of recording is raised, and nothing waits forever."""
 
     def refuse(*_words: Any) -> Any:
         raise RunError("refused a command")
@@ -171,7 +171,7 @@ async def test_what_cannot_be_recorded_is_raised() -> None:
 
 
 def session_of(kind: type[LookupSession] | type[WaitSession], executions: Any, reply: Callable[..., Any]) -> Any:
-    """Return a session whose lookups and store are those of a test."""
+    """Return a session with scripted lookups and a scripted store."""
 
     class Kaizen:
         instructor_executions = executions
@@ -180,17 +180,17 @@ def session_of(kind: type[LookupSession] | type[WaitSession], executions: Any, r
 
 
 class Closed:
-    """Executions of a client that is closed."""
+    """The executions of a closed client."""
 
     @asynccontextmanager
     async def stream(self, _ids: object) -> AsyncIterator[Any]:
-        """Refuse."""
+        """Raise a ClientClosedError."""
         raise ClientClosedError("closed")
         yield
 
 
 async def test_a_session_whose_client_is_closed_ends() -> None:
-    """And hands out nothing of a shard that another worker has by now."""
+    """A session with a closed client ends, and skips the ids of a shard that another worker has taken."""
     session = session_of(LookupSession, Closed(), lambda *_: [b"running"])
     lost, mine = held(2), held(2)
     lost.lost = True
@@ -206,7 +206,7 @@ async def test_a_session_whose_client_is_closed_ends() -> None:
 async def test_waits_that_cannot_be_resumed_begin_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What Redis holds of them is input. Waits are saved from time to time, but not while outcomes are unrecorded."""
+    """Waits whose saved state is invalid start again. Waits are saved regularly, except with unrecorded outcomes."""
     monkeypatch.setattr("kaizen_async.workers.waits.SAVE_SECONDS", 0)
 
     class Stream:
@@ -227,7 +227,7 @@ async def test_waits_that_cannot_be_resumed_begin_again(
     assert caplog.text.count("are not usable") == 4
     session._recorder.put_line(shard, 0, b"x", failed=False)
     saving = asyncio.create_task(session._save(shard, Stream()))
-    while not any(words[0] == "release" for words in session._store.called):  # noqa: ASYNC110 - of another task
+    while not any(words[0] == "release" for words in session._store.called):  # noqa: ASYNC110 - another task changes it
         await asyncio.sleep(0.001)
     shard.lost = True
     await asyncio.sleep(0.01)
@@ -238,7 +238,7 @@ async def test_waits_that_cannot_be_resumed_begin_again(
 
 
 async def test_waits_keep_their_age_whatever_became_of_their_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """That which was saved, by the clock of Redis; or that of the first claim, if the worker died before it saved."""
+    """Waits keep their saved age by the clock of Redis, or the age of their first claim if none was saved."""
     monkeypatch.setattr("time.time", lambda: 1_700_000_000.0)
     given: list[Any] = []
 
@@ -258,7 +258,7 @@ async def test_waits_keep_their_age_whatever_became_of_their_worker(monkeypatch:
 
 
 async def test_outcomes_of_waits_are_taken_until_the_shard_is_lost() -> None:
-    """With room for each; what was not asked for is left out."""
+    """A session takes the outcomes of its own ids until it loses the shard."""
     shard = held(3)
     judged: list[int] = []
 
@@ -280,8 +280,8 @@ async def test_outcomes_of_waits_are_taken_until_the_shard_is_lost() -> None:
     assert judged == [1]
 
 
-async def test_a_try_of_a_shard_ends_as_it_went() -> None:
-    """Nothing is given back of one that another worker has; one whose client was closed goes back at once."""
+async def test_a_shard_is_released_as_its_attempt_ended() -> None:
+    """A lost shard is not released, and a shard whose client was closed is released at once."""
     session = session_of(LookupSession, Closed(), lambda *_: 1)
     shard = held(2)
     shard.lost = True
@@ -295,7 +295,10 @@ async def test_a_try_of_a_shard_ends_as_it_went() -> None:
 
 
 async def test_a_worker_that_is_asked_to_end_drains_its_sessions() -> None:
-    """By a signal that somebody handles, and that handler is called too; a signal without a handler is left alone."""
+    """A handled signal drains the sessions and calls the earlier handler.
+
+    A signal without a handler stays unchanged.
+    """
     seen: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, _frame: seen.append(number))
     try:
@@ -322,7 +325,7 @@ async def test_a_worker_that_is_asked_to_end_drains_its_sessions() -> None:
 
 
 async def test_signals_of_a_worker_reach_those_before_and_after_it() -> None:
-    """A handler that somebody sets after it stays; one that outlives its event loop does nothing of its own."""
+    """A handler set after the worker's stays in place. The worker's handler does nothing after its loop has ended."""
     seen: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, _frame: seen.append(number))
     try:
@@ -342,7 +345,7 @@ async def test_signals_of_a_worker_reach_those_before_and_after_it() -> None:
 
 
 async def test_requests_in_flight_get_their_time_when_a_worker_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then the client is closed, so that the session ends."""
+    """A stopping worker gives its requests some time and then closes the client."""
     monkeypatch.setattr("kaizen_async.workers.worker.DRAIN_SECONDS", 0)
     worker = worker_of(Replies(lambda *_: [0]))
     worker._idle.clear()
@@ -352,7 +355,7 @@ async def test_requests_in_flight_get_their_time_when_a_worker_ends(monkeypatch:
 
 
 async def test_a_session_ends_although_redis_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once it was asked to, and has had its time; its silence then tells the others."""
+    """A stopped session ends after a time even if Redis is away."""
     monkeypatch.setattr("kaizen_async.workers.session.END_SECONDS", 0)
     monkeypatch.setattr("kaizen_async.workers.session.LEAVE_SECONDS", 0)
     away = asyncio.Event()
@@ -364,8 +367,8 @@ async def test_a_session_ends_although_redis_is_away(monkeypatch: pytest.MonkeyP
     assert {words[0] for words in session._store.called} <= {"beat", "claim", "leave"}
 
 
-async def test_what_redis_refuses_ends_a_session() -> None:
-    """Whether a claim or a heartbeat meets it."""
+async def test_a_refusal_of_redis_ends_a_session() -> None:
+    """A refused claim or heartbeat ends a session with its error."""
 
     def refusing(script: str) -> Callable[..., Any]:
         def reply(name: str, *_: Any) -> Any:
@@ -382,11 +385,11 @@ async def test_what_redis_refuses_ends_a_session() -> None:
 
 
 class Instant:
-    """Executions that are all found at once."""
+    """Executions whose lookups all succeed at once."""
 
     @asynccontextmanager
     async def stream(self, ids: Any) -> AsyncIterator[Any]:
-        """Yield an outcome for each id, the first of two that are asked for together last."""
+        """Yield an outcome for each id, the first id last."""
 
         async def outcomes() -> AsyncIterator[Any]:
             first, *rest = list(ids)
@@ -396,8 +399,8 @@ class Instant:
         yield outcomes()
 
 
-async def test_an_id_that_stands_twice_in_a_shard_has_two_outcomes() -> None:
-    """Each under its own number; and none is taken before there is room for it."""
+async def test_a_repeated_id_in_a_shard_has_two_outcomes() -> None:
+    """A repeated id in a shard has an outcome for each of its numbers, and each outcome waits for room."""
     session = session_of(LookupSession, Instant(), lambda *_: [1])
     shard = held(3)
     shard.shard.ids[2] = "exec_0"
@@ -413,14 +416,14 @@ async def test_an_id_that_stands_twice_in_a_shard_has_two_outcomes() -> None:
 
 
 async def test_a_session_waits_while_too_much_is_unread() -> None:
-    """It claims nothing then, and is not over."""
+    """A session claims nothing while too many outcomes are unread, and does not end."""
     session = session_of(LookupSession, None, lambda *_: [b"unread"])
     assert await session._claim(1) == []
     assert not session._is_over
 
 
-async def test_a_shard_that_was_claimed_again_is_not_forgotten() -> None:
-    """What is reported of its earlier claim concerns that one only."""
+async def test_a_shard_that_was_claimed_again_is_kept() -> None:
+    """The loss of an earlier claim of a shard does not affect its later claim."""
     session = session_of(WaitSession, None, lambda *_: 1)
     earlier, later = held(), held()
     session._held[1] = later
@@ -437,7 +440,7 @@ STORED = [Options().encoded(), b"0-0", b"id"]
 
 
 class Acked:
-    """Redis as a reader sees it: what a script `ack` and the commands reply, one after another."""
+    """The replies of Redis to a reader: those of the script `ack` in turn, and those of commands."""
 
     def __init__(self, *acks: tuple[int, bytes], entries: int = 0, read: Any = None, troubles: Any = ()) -> None:
         self.acks = iter(acks)
@@ -446,7 +449,7 @@ class Acked:
         self.troubles = iter(troubles)
 
     def __call__(self, name: str, *words: Any) -> Any:
-        """Reply."""
+        """Return a reply."""
         if name == "ack":
             return [*next(self.acks), b"0-0"]
         if words[0] == "XREAD":
@@ -458,14 +461,14 @@ class Acked:
 
 
 def follower_of(redis: Callable[..., Any], *beside: Any) -> tuple[Any, list[str]]:
-    """Return a reader, and what it reports of trouble."""
+    """Return a reader, and the list of troubles that it reports."""
     troubles: list[str] = []
     store: Any = Replies(redis, troubles.append)
     return Follower(store, "r", keep_ms=1000, unknown="there is no run r", beside=beside), troubles
 
 
 async def test_a_second_reader_reports_that_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And that it waits no more."""
+    """A second reader reports the start and the end of its wait."""
     monkeypatch.setattr("kaizen_async.workers.follower.BLOCK_MS", 0)
     follower, troubles = follower_of(
         Acked((0, b"finished"), (0, b"finished"), *[(1, b"finished")] * 9), asyncio.Event().wait
@@ -475,8 +478,8 @@ async def test_a_second_reader_reports_that_it_waits(monkeypatch: pytest.MonkeyP
     assert troubles == [OTHER_READER, ""]
 
 
-async def test_a_reader_goes_on_while_outcomes_are_there() -> None:
-    """Although the run has finished: those recorded last may come after that."""
+async def test_a_reader_continues_while_there_are_outcomes() -> None:
+    """A reader continues after the run has finished until it has read all outcomes."""
     redis = Acked(*[(1, b"finished")] * 9, entries=1)
     follower, _ = follower_of(redis, asyncio.Event().wait)
     async with follower as outcomes:
@@ -521,7 +524,7 @@ async def test_what_a_reader_cannot_read_is_named() -> None:
 
 @pytest.mark.parametrize(("state", "error"), [(b"unknown", UnknownRunError), (b"cancelled", RunCancelledError)])
 async def test_a_reader_of_a_run_that_is_gone_ends(state: bytes, error: type[Exception]) -> None:
-    """With the reason."""
+    """A reader of a run that is gone raises an error with the reason."""
     follower, _ = follower_of(Acked((1, b"running"), *[(1, state)] * 9), asyncio.Event().wait)
     with pytest.raises(error):
         async with follower as outcomes:
@@ -529,7 +532,7 @@ async def test_a_reader_of_a_run_that_is_gone_ends(state: bytes, error: type[Exc
 
 
 async def test_a_reader_leaves_although_redis_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it has not acknowledged comes again."""
+    """A reader can leave while Redis is away."""
     monkeypatch.setattr("kaizen_async.workers.follower.LEAVE_SECONDS", 0)
     follower, _ = follower_of(lambda name, *_: asyncio.sleep(20) if name == "ack" else STORED)
     async with follower:

@@ -1,4 +1,4 @@
-"""A real redis-server by the time of a test's own: its scripts run as they are, and see virtual time."""
+"""A real redis-server whose scripts see a test's virtual time."""
 
 import asyncio
 import random
@@ -21,13 +21,13 @@ EPOCH = 1_700_000_000.0
 
 
 class VirtualStore(Store):
-    """A store in a virtual event loop: a call takes a little virtual time, drawn from the seed, on both ways.
+    """A store in a virtual event loop. A call takes a little virtual time in each direction, drawn from the seed.
 
     Args:
-        url: The server.
-        namespace: As for any store.
-        seed: What the times are drawn from.
-        most: The longest time of one way, in seconds.
+        url: The URL of the server.
+        namespace: The namespace of the keys.
+        seed: The seed of the times.
+        most: The longest time of one direction, in seconds.
     """
 
     def __init__(self, url: str, namespace: str, seed: int = 0, most: float = 0.001) -> None:

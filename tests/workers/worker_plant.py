@@ -1,4 +1,4 @@
-"""Worker processes, a redis-server, a network between them and the API, and hands that break each of them."""
+"""Worker processes, a redis-server, a network between them and the API, and methods that break each of them."""
 
 import asyncio
 import json
@@ -26,10 +26,10 @@ WORKER_OPTIONS = ("--max-async-tasks", "100", "--wait-tasks-timeout", "10", "--s
 
 
 class Network(threading.Thread):
-    """Passes bytes on to a port of loopback, until it is cut.
+    """A network that forwards bytes to a port of loopback until it is cut.
 
     Attributes:
-        port: Where it listens.
+        port: The port on which it listens.
     """
 
     def __init__(self, target: int) -> None:
@@ -66,7 +66,7 @@ class Network(threading.Thread):
             end.close()
 
     async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Pass bytes on; while the network is cut they are lost, and nobody is told."""
+        """Forward bytes. While the network is cut, they are lost without an error."""
         while data := await reader.read(65_536):
             if not self._is_cut:
                 writer.write(data)
@@ -74,11 +74,11 @@ class Network(threading.Thread):
         writer.close()
 
     def cut(self) -> None:
-        """Lose everything from now on, as a network does: without closing a connection."""
+        """Lose all bytes from now on without closing a connection, as a network does."""
         self._is_cut = True
 
     def mend(self) -> None:
-        """Work again; connections that lost something are reset."""
+        """Forward bytes again, and reset all connections."""
         self._is_cut = False
         self._loop.call_soon_threadsafe(self._reset)
 
@@ -102,9 +102,9 @@ class Plant:
     """A site of workers.
 
     Attributes:
-        redis: A client of the server, past the network.
-        network: Between the server and everybody else.
-        workers: Those that run.
+        redis: A client that connects to the server directly.
+        network: The network between the server and all other processes.
+        workers: The running workers.
     """
 
     def __init__(self, folder: Path, base_url: str, **settings: str) -> None:
@@ -119,11 +119,11 @@ class Plant:
         self._settings = {"REDIS_URL": url, "KAIZEN_BASE_URL": base_url, **settings}
 
     def worker(self) -> None:
-        """Start a worker of one process, beside those that run."""
+        """Start a further worker of one process."""
         self.start_workers(TASKIQ)
 
     def start_workers(self, *programs: str) -> None:
-        """Start workers, at the same time."""
+        """Start workers at the same time."""
         options = ("worker", "kaizen_async.workers.app:broker", "-w", "1", *WORKER_OPTIONS)
         started = [self._start(*python("-c", program, *options)) for program in programs]
         for worker in started:
@@ -141,25 +141,25 @@ class Plant:
         )
 
     def restart_redis(self, signum: signal.Signals = signal.SIGTERM, pause: float = 0.5) -> None:
-        """End the server, and start it again on its files a moment later."""
+        """End the server, and restart it on its files a moment later."""
         self.server.signal_all(signum)
         self.server.process.wait(20)
         time.sleep(pause)
         self.server = self._stack.enter_context(RedisServer(self._folder, "--appendonly", "yes", port=self.server.port))
 
     def outcomes(self, run: str) -> list[dict[str, Any]]:
-        """Return what all producers of a run have printed."""
+        """Return all outcomes that the producers of a run have printed."""
         lines = [line for path in self._folder.glob(f"{run}-*.ndjson") for line in path.read_bytes().split(b"\n")[:-1]]
         return [json.loads(line) for line in lines]
 
     def fact(self, run: str, name: str) -> int:
-        """Return a number that Redis holds of a run; 0 while Redis is away."""
+        """Return a number of a run from Redis, or 0 while Redis is away."""
         with suppress(RedisError):
             return int(self.redis.hget(f"{{kaizen}}:run:{run}", name) or 0)
         return 0
 
     def done(self, run: str) -> int:
-        """Return how many outcomes are recorded."""
+        """Return the number of recorded outcomes."""
         return self.fact(run, "done")
 
     def _start(self, *command: str) -> Running:
@@ -177,7 +177,7 @@ class Plant:
 
 
 class Producer(Running):
-    """The command `kaizen-async`, with its output in a file and what it reports in another.
+    """The command `kaizen-async`, with its output in one file and its reports in another.
 
     Attributes:
         run: The run's name.
