@@ -69,7 +69,7 @@ from opentelemetry.trace import (
 from yarl import URL
 
 from kaizen_async.config import __version__
-from kaizen_async.errors import DecodeError, KaizenError, StatusError
+from kaizen_async.errors import MESSAGE_LIMIT, DecodeError, KaizenError, StatusError, printable
 from kaizen_async.events import (
     AttemptEnded,
     AttemptHeld,
@@ -472,7 +472,7 @@ class Telemetry:
     def _start(self, method: str, place: _Place, execution_id: str | None, *, is_wait: bool) -> Span:
         if not self._spans or not (self._poll_spans or is_wait or not _is_poll()):
             return INVALID_SPAN
-        attributes = place.span if execution_id is None else {**place.span, "kaizen.execution.id": execution_id}
+        attributes = place.span if execution_id is None else {**place.span, "kaizen.execution.id": _shown(execution_id)}
         return self._tracer.start_span(f"{method} {place.path}", attributes=attributes)
 
     def record(self, place: _Place, elapsed: float) -> None:
@@ -641,13 +641,13 @@ class Telemetry:
         wait = _current()
         status = _status_of(event.outcome.execution)
         wait.place.ends[status.get("kaizen.execution.status", OTHER)] += 1
-        wait.note("kaizen.execution.end", {"kaizen.execution.id": event.id, **status})
+        wait.note("kaizen.execution.end", {"kaizen.execution.id": _shown(event.id), **status})
 
     def _on_record_failed(self, event: RecordFailed) -> None:
         wait = _current()
         error_type = _type_of(event.outcome.error) or OTHER
         wait.place.failures[error_type] += 1
-        wait.note("kaizen.execution.failure", {"kaizen.execution.id": event.id, "error.type": error_type})
+        wait.note("kaizen.execution.failure", {"kaizen.execution.id": _shown(event.id), "error.type": error_type})
 
     def _on_batch_started(self, event: BatchStarted) -> None:
         self._begin(event.verb, event.url, None, is_wait=False)
@@ -657,6 +657,11 @@ class Telemetry:
         if batch.span.is_recording():
             batch.span.set_attributes({"kaizen.batch.succeeded": event.succeeded, "kaizen.batch.failed": event.failed})
         batch.close(CANCELLED if event.cancelled else None)
+
+
+def _shown(execution_id: str) -> str:
+    """Return an id as it stands in a span. Strangers may choose ids, so a long one is cut."""
+    return execution_id if len(execution_id) <= MESSAGE_LIMIT else printable(execution_id)
 
 
 def _current() -> _Open:

@@ -172,6 +172,14 @@ async def test_a_lookup_is_one_span_in_the_trace_of_its_caller(backend: Backend)
 
 
 @virtual_time
+async def test_a_long_id_is_cut_in_spans(backend: Backend) -> None:
+    """Strangers may choose ids, and a span with a megabyte in it is expensive to keep."""
+    async with ScriptedTransport().client(on_event=backend.telemetry()) as client:
+        await client.instructor_executions.get("x" * 1000)
+    (lookup,) = backend.spans(f"look_up {PATH}")
+    assert (lookup.attributes or {})["kaizen.execution.id"] == "x" * 199 + "…"
+
+
 async def test_every_attempt_is_a_span_and_every_retry_an_event(backend: Backend) -> None:
     """Each attempt is a span and each retry an event. An error that a retry fixes marks the attempt, not the lookup."""
     transport = ScriptedTransport(lambda i, number: status(503) if number < 3 else record(i))
