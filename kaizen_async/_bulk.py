@@ -47,9 +47,10 @@ async def collect_ids(source: IdSource) -> list[str | InvalidId]:
 
 
 class Report:
-    """What `on_event` is told about one call of `get_many` or `stream`.
+    """Reports one call of `get_many` or `stream` to `on_event`.
 
-    Its lookups run in copies of `context`, so that what they tell belongs to this call; the caller's own code does not.
+    Its lookups run in copies of `context`, so that their events belong to this call. The caller's own code does not run
+    in it.
     """
 
     def __init__(self, hook: Hook | None, now: Callable[[], float], verb: BatchVerb, url: str) -> None:

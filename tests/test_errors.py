@@ -33,7 +33,7 @@ def one_of_each() -> list[KaizenError]:
     return [
         KaizenError("it failed", **context),
         TransportError("cut off", retryable=False, disconnected=True, garbled=True, **context),
-        AttemptTimeoutError("no complete answer within 30 s", **context),
+        AttemptTimeoutError("no complete response within 30 s", **context),
         StatusError("the server answered 500", status=500, **status),
         AuthenticationError("the server answered 401", status=401, **status),
         NotFoundError("the server answered 404", status=404, **status),

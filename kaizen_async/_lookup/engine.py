@@ -455,7 +455,7 @@ class Engine:
             without_frames(error)  # the connection keeps it, and its frames refer to the connection
             if self._cut_off or deadline_at <= self.clock.time():
                 return self.interruption("during an attempt")
-            return AttemptTimeoutError(f"no complete answer within {seconds(self._attempt_timeout)}")
+            return AttemptTimeoutError(f"no complete response within {seconds(self._attempt_timeout)}")
         except KaizenError as error:
             return error.with_traceback(None)
         except NoConnectionError as error:

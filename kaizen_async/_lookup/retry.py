@@ -120,7 +120,7 @@ class Retrier:
         elif spent >= policy.max_attempts:
             return ""
         elif said is Verdict.GARBLED and spent > 1:
-            return "a second answer was no better"
+            return "a second response was no better"
         wait = max(upcoming, _retry_after(failure))
         if wait >= time_left:
             failure.next_attempt_in = wait

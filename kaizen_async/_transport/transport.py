@@ -168,7 +168,7 @@ class Deliver(Protocol):
 
 
 OfferOf: TypeAlias = Callable[[URL, Mapping[str, str], bytes], Offer | None]
-"""Returns what a server in this process would answer at once to a request; None if it needs to be delivered."""
+"""Returns the response that a server in this process would send at once; None if the request must be delivered."""
 
 Begun: TypeAlias = tuple[Pool, Connection, asyncio.Future[Answer | None]]
 """A request that was sent at once, on an idle connection; and what receives the response."""

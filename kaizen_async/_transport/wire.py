@@ -1,4 +1,4 @@
-"""What goes over the wire and what an answer means: bytes and headers in, a record or an error out.
+"""What goes over the wire and what a response means: bytes and headers in, a record or an error out.
 
 Nothing here touches a socket, a clock or a loop, so all of it can be tested with recorded bytes.
 """

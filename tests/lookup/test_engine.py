@@ -90,7 +90,7 @@ async def test_an_attempt_that_times_out_raises_its_own_error() -> None:
     async with transport.client(attempt_timeout=2, retry=ONCE) as client:
         error = await failing(client)
         assert type(error) is AttemptTimeoutError
-        assert str(error) == "a: no complete answer within 2 s (after 1 attempt)"
+        assert str(error) == "a: no complete response within 2 s (after 1 attempt)"
         assert now() == 2
 
 

@@ -194,7 +194,7 @@ async def test_an_unreadable_response_is_retried_once(garbled: KaizenError) -> N
     run = Run([garbled, garbled, "record"])
     assert await run.result() is garbled
     assert run.attempts == 2
-    assert garbled.gave_up == "a second answer was no better"
+    assert garbled.gave_up == "a second response was no better"
 
 
 async def test_retries_draw_on_the_budget_and_stop_without() -> None:
