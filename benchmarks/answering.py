@@ -1,9 +1,9 @@
 """A small raw asyncio server: `answering.py fast | throttling | failing | living | tail`, or one of `FAULTS`.
 
-The executions of `living` tell by their ids how long they live: `2.5_x` ends 2.5 seconds after it was first asked for,
-`never_x` never.
+With `living`, an id says how long its execution lives: `2.5_x` ends 2.5 seconds after the first request for it, and
+`never_x` never ends.
 
-Prints its port and its event loop, then serves until it is ended. `GET /counters` tells what it was asked.
+It prints its port and its event loop, and then serves until it is killed. `GET /counters` returns its counters.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ _SIZE: Final = re.compile(rb"^POST /(\d+)kb/")
 
 
 class Service:
-    """Decides what a request gets."""
+    """Chooses the response to each request."""
 
     def __init__(self, mode: str) -> None:
         self.mode = mode
@@ -75,7 +75,7 @@ class Service:
         self._began = 0.0
 
     def answer(self, head: bytes, body: bytes) -> tuple[bytes, float]:
-        """Return the answer to a request, and the seconds after which it goes out."""
+        """Return the response to a request, and the seconds after which it is sent."""
         if head.startswith(b"GET /counters"):
             return _answer(b"200 OK", json.dumps(self.counted).encode()), 0.0
         self.counted["requests"] += 1
@@ -105,7 +105,7 @@ class Service:
         return LATENCY_SECONDS if self.mode == "throttling" or self.mode in FAULTS else 0.0
 
     def _fault(self) -> bytes | None:
-        """Return what a request gets instead of its record, if the server is at fault now."""
+        """Return the faulty response to a request, if the server has a fault now."""
         if not self.first_request.is_set():
             self.first_request.set()
             self._began = time.monotonic()
@@ -159,7 +159,7 @@ _SLOW_DOWN: Final = _answer(b"429 Too Many Requests", b'{"message": "slow down"}
 
 
 class Connection(asyncio.Protocol):
-    """One keep-alive connection of HTTP/1.1: a request, its answer, the next request."""
+    """A keep-alive connection of HTTP/1.1, with one request and one response at a time."""
 
     transport: asyncio.Transport
 
@@ -169,7 +169,7 @@ class Connection(asyncio.Protocol):
         self._received = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport to answer on."""
+        """Keep the transport for responses."""
         self.transport = cast("asyncio.Transport", transport)
         self._connected.add(self)
 
@@ -179,7 +179,7 @@ class Connection(asyncio.Protocol):
         self._connected.discard(self)
 
     def data_received(self, received: bytes) -> None:
-        """Answer once the whole request is there."""
+        """Respond when the request is complete."""
         self._received += received
         head, separator, rest = self._received.partition(_END)
         length = _LENGTH.search(head)
@@ -194,13 +194,13 @@ class Connection(asyncio.Protocol):
             self.transport.write(answer)
 
     def _write(self, answer: bytes) -> None:
-        """Write an answer, unless the client has closed the connection since it asked."""
+        """Write a response, unless the client has closed the connection."""
         if not self.transport.is_closing():
             self.transport.write(answer)
 
 
 async def serve(mode: str) -> None:
-    """Serve until ended."""
+    """Serve until the process ends."""
     service = Service(mode)
     connected: set[Connection] = set()
     loop = asyncio.get_running_loop()
@@ -219,7 +219,7 @@ async def serve(mode: str) -> None:
 
 
 def main() -> None:
-    """Run on uvloop where it is installed."""
+    """Run on uvloop if it is installed."""
     library = "uvloop" if importlib.util.find_spec("uvloop") else "asyncio"
     with asyncio.Runner(loop_factory=importlib.import_module(library).new_event_loop) as runner:
         runner.run(serve(sys.argv[1]))

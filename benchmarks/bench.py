@@ -1,4 +1,4 @@
-"""Runs benches and prints their tables. Started by `run.py`, inside the environment that it makes."""
+"""Runs benches and prints their tables. `run.py` starts it inside the environment that it creates."""
 
 import argparse
 import importlib
@@ -35,7 +35,7 @@ BENCHES: Final = (
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """Return the command line's meaning."""
+    """Return the parsed command line."""
     about = {name: importlib.import_module(f"benches.{name}").ABOUT for name in BENCHES}
     parser = argparse.ArgumentParser(
         prog="python benchmarks/run.py",
@@ -73,7 +73,7 @@ def machine() -> str:
 
 
 def main() -> None:
-    """Run the benches that were asked for."""
+    """Run the requested benches."""
     asked = parse(sys.argv[1:])
     if asked.versions:
         print("\n".join(f"{name} {version}" for name, version in versions().items()))

@@ -23,7 +23,7 @@ def bar_chart(title: str, subtitle: str, bars: list[tuple[str, float, str, bool]
 
     Args:
         title: What the bars measure.
-        subtitle: Under which conditions.
+        subtitle: The conditions of the measurement.
         bars: Label, length, the text at its end, and whether it is one of ours; top to bottom.
     """
     width, height = _LABEL + _BARS + _VALUE, _TOP + _ROW * len(bars) + 8

@@ -1,4 +1,4 @@
-"""What every contender is: a way to look up executions, with the same few methods."""
+"""The interface of all contenders: a few methods that look executions up."""
 
 import asyncio
 from abc import ABC, abstractmethod
@@ -10,15 +10,15 @@ from typing import Any, ClassVar
 
 
 class WrongRecordError(Exception):
-    """Raised when an answer bears another id than the one asked for."""
+    """Raised when a response has another id than the requested one."""
 
 
 class Contender(ABC):
-    """One client of the API. The driver below is the cheapest that any of them can have: no task per lookup.
+    """One client of the API. The driver below is the cheapest possible one, without a task per lookup.
 
-    A lookup is always the same request, `POST /instructor/executions/get` with `{"id": ...}`, and its answer is always
-    read, decoded and checked for the id. Settings are the client's own as shipped, but for the address, the key and,
-    where the client has one, its limit of lookups in flight.
+    A lookup is always the same request, `POST /instructor/executions/get` with `{"id": ...}`. Its response is always
+    read, decoded and checked for the id. Settings are the client's defaults, except for the address, the key and, if
+    the client has one, its limit of lookups in flight.
     """
 
     title: ClassVar[str]
@@ -33,7 +33,7 @@ class Contender(ABC):
 
     @abstractmethod
     async def setup(self) -> None:
-        """Make the client, inside the running loop."""
+        """Create the client inside the running loop."""
 
     @abstractmethod
     async def look_up(self, execution_id: str) -> str:
@@ -44,7 +44,7 @@ class Contender(ABC):
         """Close the client."""
 
     async def run(self, ids: Sequence[str]) -> list[float]:
-        """Look all of them up, `concurrency` at a time, and return the seconds that each took."""
+        """Look all ids up, `concurrency` at a time, and return the duration of each lookup in seconds."""
         seconds: list[float] = []
         remaining = iter(ids)
 
@@ -58,16 +58,16 @@ class Contender(ABC):
         return seconds
 
     async def keep(self, ids: Iterable[str]) -> object:
-        """Look all of them up and return whatever the client's bulk verb leaves its caller with."""
+        """Look all ids up, and return the result of the client's bulk method."""
         raise NotImplementedError(self.title)
 
     async def attempt(self, ids: Sequence[str], ends: Counter[str], *, in_flight: int | None) -> None:
-        """Look all of them up, whatever becomes of each, and count the ends: "ok" or the name of an error.
+        """Look all ids up, and count the results: "ok" or the name of an error.
 
         Args:
-            ids: What to look up.
-            ends: Counts as they come, so that it is right when the caller loses patience.
-            in_flight: How many the caller has in flight; None for all at once.
+            ids: The ids.
+            ends: A counter that is updated after each lookup, so that it is right at a timeout.
+            in_flight: Number of lookups that the caller starts at a time, or None for all at once.
         """
         remaining = iter(ids)
 
@@ -80,19 +80,19 @@ class Contender(ABC):
     async def _end(self, look_up: Coroutine[Any, Any, str], execution_id: str) -> str:
         try:
             check(await look_up, execution_id)
-        except Exception as error:  # noqa: BLE001 - every client has its own errors, and all of them are counted
+        except Exception as error:  # noqa: BLE001 - every client has its own errors, and all are counted
             return type(error).__name__
         return "ok"
 
 
 def check(found: str, execution_id: str) -> None:
-    """Raise unless the record found is the one asked for."""
+    """Raise an error unless the found id is the requested one."""
     if found != execution_id:
         raise WrongRecordError(f"asked for {execution_id}, got {found}")
 
 
 def batches(ids: Sequence[str], size: int) -> Iterable[list[str]]:
-    """Return the ids in lists of the given size."""
+    """Return the ids in lists of a given size."""
     remaining = iter(ids)
     while batch := list(islice(remaining, size)):
         yield batch

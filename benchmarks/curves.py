@@ -1,4 +1,4 @@
-"""Polls and lags of a run as a point, and the way from one point to the next."""
+"""The polls and lags of a run as a point, and interpolation between points."""
 
 import math
 import statistics
@@ -12,7 +12,7 @@ from workload import Execution
 
 @dataclass(frozen=True)
 class Point:
-    """What a method makes of a workload. Lags are in seconds; shares are lags as shares of the duration."""
+    """The result of a method for a workload. Lags are in seconds, and shares are lags divided by the duration."""
 
     polls: float
     lag: float
@@ -31,9 +31,9 @@ class Point:
 
 
 def read(curve: Sequence[Point], key: str, *, where: str, equals: float) -> float | None:
-    """Return the value that a curve has where another one has that value; None beyond its ends.
+    """Return a curve's value at the place where another of its values equals a number, or None beyond its ends.
 
-    Between two points it runs straight on paper with logarithmic axes.
+    Between two points, the curve is a straight line on logarithmic axes.
     """
     along = sorted((math.log(getattr(point, where)), math.log(getattr(point, key))) for point in curve)
     wanted = math.log(equals)

@@ -1,4 +1,4 @@
-"""Seeded records by the API's contract, in the sizes that the benchmarks serve."""
+"""Seeded records that follow the API's contract, in the sizes that the benchmarks serve."""
 
 import json
 import random
@@ -24,7 +24,7 @@ def execution_ids(count: int) -> Iterator[str]:
 
 
 def template(kilobytes: int) -> tuple[bytes, bytes]:
-    """Return the JSON of a record as what stands before its id and what follows."""
+    """Return the JSON of a record before and after its id."""
     before, after = _compact(_record(kilobytes * 1024)).split(_PLACE)
     return before.encode(), after.encode()
 
@@ -36,7 +36,7 @@ def body(kilobytes: int, execution_id: str = SAMPLE_ID) -> bytes:
 
 
 def _record(size: int) -> dict[str, Any]:
-    """Return a record that ended, with as many logins as fit the size; the last URL's token fills it up."""
+    """Return a finished record with as many logins as fit the size. The last URL's token fills the rest."""
     rng = random.Random(SEED)
     record: dict[str, Any] = {
         "id": _PLACE,

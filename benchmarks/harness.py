@@ -1,4 +1,4 @@
-"""Runs contenders in processes of their own, in turn, and makes medians of what they measured."""
+"""Runs contenders in their own processes, in turn, and computes medians of their measurements."""
 
 import dataclasses
 import json
@@ -40,7 +40,7 @@ RETRYING = ("ours_get_many", "ours_get", "zyte", "apify", "openai_default", "ope
 
 @dataclass(frozen=True)
 class Plan:
-    """How much to do, as asked for on the command line."""
+    """The amount of work, as chosen on the command line."""
 
     effort: str = "default"
     uvloop: bool = False
@@ -48,7 +48,7 @@ class Plan:
     only: frozenset[str] = frozenset()
 
     def choose(self, *, quick: Any, default: Any, full: Any) -> Any:
-        """Return what fits the effort."""
+        """Return the value for the chosen effort."""
         return {"quick": quick, "default": default, "full": full}[self.effort]
 
     def chosen(self, names: Iterable[str]) -> list[str]:
@@ -58,7 +58,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured value: the median of the rounds, and the lowest and highest of them."""
+    """A measured value: the median of the rounds, with the lowest and the highest value."""
 
     median: float
     low: float
@@ -71,14 +71,14 @@ class Figure:
         return cls(statistics.median(values), min(values), max(values), len(values))
 
     def show(self, digits: int = 0, *, spread: bool = False) -> str:
-        """Return the median as text, with the spread if asked for."""
+        """Return the median as text, optionally with its range."""
         text = f"{self.median:,.{digits}f}"
         return f"{text} ({self.low:,.{digits}f}-{self.high:,.{digits}f})" if spread else text
 
 
 @dataclass
 class Results:
-    """What each contender measured, round by round, and what went wrong. One good round is enough for a figure."""
+    """The measurements of each contender by round, and its failures. One good round is enough for a figure."""
 
     samples: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
     failures: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
@@ -89,7 +89,7 @@ class Results:
         return Figure.of([sample[key] for sample in samples]) if samples else None
 
     def ratio(self, name: str, key: str, reference: str = REFERENCE) -> float | None:
-        """Return how many times the reference's figure a contender's is."""
+        """Return the ratio of a contender's figure to the reference's."""
         figure, base = self.figure(name, key), self.figure(reference, key)
         return figure.median / base.median if figure and base and base.median else None
 
@@ -104,14 +104,14 @@ class Results:
 
 @dataclass
 class Report:
-    """What a bench has to say: tables to print, and its figures for JSON."""
+    """The result of a bench: tables to print, and figures for JSON."""
 
     tables: list[Table]
     figures: dict[str, Any]
 
 
 def clean_environment() -> dict[str, str]:
-    """Return the environment without proxies, which some clients would use even for loopback, and with .pyc files."""
+    """Return the environment with .pyc files and without proxies, which some clients use even for loopback."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -120,7 +120,7 @@ def clean_environment() -> dict[str, str]:
 
 
 def rounds(jobs: Sequence[Job], count: int) -> Results:
-    """Run all jobs, then all again: what disturbs the machine for a while disturbs every contender."""
+    """Run all jobs in turn, several times, so that a temporary disturbance affects all contenders alike."""
     results = Results()
     for turn in range(count):
         for job in jobs:
@@ -133,7 +133,7 @@ def rounds(jobs: Sequence[Job], count: int) -> Results:
 
 
 def pairwise(jobs: Sequence[Job], mode: str) -> list[dict[str, Any]]:
-    """Run jobs that mostly wait, two at a time, each against an `answering.py` server of its own."""
+    """Run jobs that mostly wait, two at a time, each against its own `answering.py` server."""
 
     def meet(job: Job) -> dict[str, Any]:
         with server.answering(mode) as running:
@@ -148,7 +148,7 @@ def pairwise(jobs: Sequence[Job], mode: str) -> list[dict[str, Any]]:
 
 
 def run_into(results: Results, job: Job) -> None:
-    """Run one job and note what it measured, or why it failed: a failure is a row too."""
+    """Run one job, and record its measurements or its failure."""
     try:
         results.samples[job.contender].append(run(job))
     except WorkerFailedError as error:
@@ -156,11 +156,11 @@ def run_into(results: Results, job: Job) -> None:
 
 
 class WorkerFailedError(Exception):
-    """Raised when a worker ends with an error; says its last line."""
+    """Raised when a worker fails, with the last line of its output."""
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Run one job in a process of its own."""
+    """Run one job in its own process."""
     command = [sys.executable, str(WORKER), json.dumps(dataclasses.asdict(job))]
     environment = clean_environment()
     if job.authority is not None:
@@ -173,7 +173,7 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def progress(text: str) -> None:
-    """Show on a terminal what is being done."""
+    """Show the current step on a terminal."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 

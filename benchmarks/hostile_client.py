@@ -1,4 +1,4 @@
-"""50 lookups at once that all meet a hostile response, in a process of its own; prints what that cost as JSON."""
+"""50 concurrent lookups with hostile responses, in a separate process that prints their cost as JSON."""
 
 import argparse
 import asyncio
@@ -21,7 +21,7 @@ BEAT = 0.002
 
 
 async def measure(base_url: str, *, by_post: bool, ca_file: str | None) -> dict[str, Any]:
-    """Return how late a neighbour in the loop wakes, how late timeouts come, and what processor and memory it takes."""
+    """Return the delays of another task and of timeouts, and the CPU time and the memory."""
     late: list[float] = []
     busy: list[float] = []
     ends: Counter[str] = Counter()
@@ -42,7 +42,7 @@ async def measure(base_url: str, *, by_post: bool, ca_file: str | None) -> dict[
     before = memory_bytes("VmRSS")
     settings: dict[str, Any] = {"ssl_context": context}
     session = None
-    if by_post:  # tracing makes `session.post` do the work
+    if by_post:  # with tracing, the client uses `session.post`
         connector = aiohttp.TCPConnector(limit=0, ssl=context or True)
         session = aiohttp.ClientSession(connector=connector, trace_configs=[aiohttp.TraceConfig()])
         settings = {"session": session}

@@ -1,6 +1,6 @@
-"""A server that answers every request with what costs a client the most. Started by the bench `hostile`.
+"""A server whose responses cost a client the most. The bench `hostile` starts it.
 
-The first segment of the path names the kind. `mixed` takes another kind for each request.
+The first segment of the path names the kind of response. `mixed` uses another kind for each request.
 """
 
 import argparse
@@ -36,13 +36,13 @@ CHUNKED: Final = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
 def endless(piece: bytes) -> Callable[[], Iterator[bytes]]:
-    """Return a response that repeats a piece for ever."""
+    """Return a response that repeats a piece forever."""
     block = piece * max(1, PIECE // len(piece))
     return lambda: itertools.repeat(block)
 
 
 def after(head: bytes, piece: bytes) -> Callable[[], Iterator[bytes]]:
-    """Return a response that repeats a piece for ever after its head."""
+    """Return a response that repeats a piece forever after its head."""
     return lambda: itertools.chain([head], endless(piece)())
 
 
@@ -59,7 +59,7 @@ def whole_head(head: bytes) -> Callable[[], Iterator[bytes]]:
 
 
 def dripped(head: bytes, rest: bytes, size: int) -> Callable[[], Iterator[bytes]]:
-    """Return a response that comes in small pieces."""
+    """Return a response that is sent in small pieces."""
     return lambda: itertools.chain([head], (rest[at : at + size] for at in range(0, len(rest), size)))
 
 
@@ -121,7 +121,7 @@ KINDS: Final[dict[str, Callable[[], Iterator[bytes]]]] = {
 
 
 class Hostile(asyncio.Protocol):
-    """One connection."""
+    """A connection of the server."""
 
     def __init__(self) -> None:
         self._resume = asyncio.Event()
@@ -134,21 +134,21 @@ class Hostile(asyncio.Protocol):
         self._transport: Any = transport
 
     def data_received(self, data: bytes) -> None:
-        """Respond to a request, or to the part of one that names the path."""
+        """Respond to a request as soon as its path is known."""
         if data.startswith(b"POST /") and self._task is None:
             name = data.split(b" ", 2)[1].split(b"/")[1].decode().replace("%20", " ")
             self._task = asyncio.create_task(self._respond(name))
 
     def pause_writing(self) -> None:
-        """Wait until the client has read."""
+        """Pause until the client has read."""
         self._resume.clear()
 
     def resume_writing(self) -> None:
-        """Go on."""
+        """Continue to write."""
         self._resume.set()
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - how it ended
-        """Stop."""
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the reason is not needed
+        """Stop the response."""
         if self._task is not None:
             self._task.cancel()
 
@@ -166,7 +166,7 @@ _requests = itertools.count()
 
 
 async def serve(context: ssl.SSLContext | None) -> None:
-    """Serve until the process is ended; print the port."""
+    """Print the port, and serve until the process ends."""
     server = await asyncio.get_running_loop().create_server(Hostile, "127.0.0.1", 0, ssl=context, backlog=1024)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()

@@ -1,6 +1,6 @@
-"""Does nothing until its standard input ends; prints how late its event loop woke at worst, in ms.
+"""Idles until its standard input ends, and prints the longest delay of its event loop in ms.
 
-Beside the process that is measured, this shows how much of a stall the machine is to blame for.
+Beside a measured process, this shows how much of a delay the machine causes.
 """
 
 import asyncio

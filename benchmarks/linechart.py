@@ -33,7 +33,7 @@ _DARK: Final = "text{fill:#9198a1}.title{fill:#e6edf3}.grid{stroke:#3d444d}"
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: its name, its points, and how it is drawn."""
+    """One curve: its name, its points and its style."""
 
     label: str
     points: Sequence[tuple[float, float]]
@@ -79,7 +79,7 @@ def _style() -> str:
 
 
 class _Axis:
-    """Takes values to places along a length, by their logarithm."""
+    """Maps values to positions along a length, by their logarithm."""
 
     def __init__(self, values: Sequence[float], length: float) -> None:
         self._low, self._high = math.log(min(values) / 1.15), math.log(max(values) * 1.15)

@@ -1,4 +1,4 @@
-"""Other rules of when to poll again, in the place of `Cadence`: the same scheduler serves them."""
+"""Other rules for the time of the next poll, in place of `Cadence`, with the same scheduler."""
 
 import math
 from abc import ABC, abstractmethod
@@ -23,27 +23,27 @@ _NEVER: Final = 1e5
 
 
 class Rule(ABC):
-    """What the scheduler asks for intervals. It learns nothing.
+    """A rule for the intervals of the scheduler, which learns nothing.
 
     Args:
-        asked: Returns the execution that was polled last. The scheduler asks for the next interval in the same step.
+        asked: Returns the execution that was polled last. The scheduler requests the next interval in the same step.
     """
 
     def __init__(self, asked: Callable[[], Execution]) -> None:
         self._asked = asked
 
     def next_delay(self, age: float, workflow_id: str | None) -> float:
-        """Return the seconds until the next poll of the execution that has just been polled at that age."""
+        """Return the seconds until the next poll of the last polled execution, at its given age."""
         execution = self._asked()
         if execution.workflow != workflow_id:
             raise RuntimeError("the interval of another execution is asked for than was polled")
         return self.interval(execution, age)
 
     def learn(self, workflow_id: str, duration: float, *, known_from: float = 0.0) -> None:  # noqa: B027
-        """Do nothing: these rules do not learn."""
+        """Do nothing, because these rules do not learn."""
 
     def note_running(self, workflow_id: str, known_from: float, age: float) -> None:  # noqa: B027
-        """Do nothing: these rules do not learn."""
+        """Do nothing, because these rules do not learn."""
 
     @abstractmethod
     def interval(self, execution: Execution, age: float) -> float:
@@ -51,31 +51,31 @@ class Rule(ABC):
 
 
 class Fixed(Rule):
-    """The same interval always."""
+    """A constant interval."""
 
     def __init__(self, asked: Callable[[], Execution], seconds: float) -> None:
         super().__init__(asked)
         self._seconds = seconds
 
-    def interval(self, execution: Execution, age: float) -> float:  # noqa: ARG002 - the same for all
+    def interval(self, execution: Execution, age: float) -> float:  # noqa: ARG002 - not needed here
         """Return the seconds until the next poll."""
         return self._seconds
 
 
 class Age(Rule):
-    """A share of the age."""
+    """An interval that is a share of the age."""
 
     def __init__(self, asked: Callable[[], Execution], share: float) -> None:
         super().__init__(asked)
         self._share = share
 
-    def interval(self, execution: Execution, age: float) -> float:  # noqa: ARG002 - the same for all
+    def interval(self, execution: Execution, age: float) -> float:  # noqa: ARG002 - not needed here
         """Return the seconds until the next poll."""
         return max(SHORTEST, self._share * age)
 
 
 class Exponential(Rule):
-    """The rule of google-api-core 2.44: anything from 0 to a bound that grows from 1 s with each poll."""
+    """The rule of google-api-core 2.44: a random interval up to a bound that grows from 1 s with each poll."""
 
     def __init__(self, asked: Callable[[], Execution], multiplier: float, maximum: float, random: Random) -> None:
         super().__init__(asked)
@@ -84,7 +84,7 @@ class Exponential(Rule):
         self._random = random
         self._polls: Counter[str] = Counter()
 
-    def interval(self, execution: Execution, age: float) -> float:  # noqa: ARG002 - it counts polls
+    def interval(self, execution: Execution, age: float) -> float:  # noqa: ARG002 - the rule counts polls
         """Return the seconds until the next poll."""
         polls = self._polls[execution.id]
         self._polls[execution.id] += 1
@@ -92,10 +92,10 @@ class Exponential(Rule):
 
 
 class Oracle(Rule):
-    """Knows the distribution of each execution's duration, and polls where hazard * interval**2 / 2 is a constant.
+    """A rule that knows each duration's distribution, and polls so that hazard * interval**2 / 2 is a constant.
 
-    If lag counts as a share of the duration, that is hazard * interval**2 / (2 * age). As the hazard changes within an
-    interval, its root is integrated: a poll is due each time that the integral has grown by the root of 2 * constant.
+    For a lag as a share of the duration, the constant is hazard * interval**2 / (2 * age). Because the hazard changes
+    within an interval, its root is integrated. A poll is due when the integral has grown by the root of 2 * constant.
     """
 
     def __init__(self, asked: Callable[[], Execution], constant: float, *, by_share: bool) -> None:
@@ -120,7 +120,7 @@ class Oracle(Rule):
 
 
 def _integral(durations: Durations, *, by_share: bool) -> list[float]:
-    """Integrate the root of the hazard (divided by the age, if lag is a share) up to ages of equal ratio."""
+    """Integrate the root of the hazard, divided by the age for a lag as a share, up to ages of equal ratio."""
     parts = []
     hazard = _LEAST_HAZARD
     for step in range(_STEPS):

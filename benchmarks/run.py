@@ -1,7 +1,7 @@
-"""The one command: `python benchmarks/run.py [BENCH ...] [options]`, with any Python from 3.11 that has pip.
+"""The command for all benchmarks: `python benchmarks/run.py [BENCH ...] [options]`, with Python 3.11 or newer and pip.
 
-Makes a virtual environment in `.bench-venv` with the pinned packages of `requirements.txt` and this project, keeps it
-for the next time, and runs `bench.py` in it.
+It creates a virtual environment in `.bench-venv` with the pinned packages of `requirements.txt` and this project, keeps
+it for the next run, and runs `bench.py` in it.
 """
 
 import hashlib
@@ -19,12 +19,12 @@ STAMP = ENVIRONMENT / "made-from.txt"
 
 
 def fingerprint() -> str:
-    """Return what the environment depends on, in short."""
+    """Return a hash of everything that the environment depends on."""
     return hashlib.sha256(sys.version.encode() + REQUIREMENTS.read_bytes()).hexdigest()
 
 
 def prepare() -> Path:
-    """Make the environment unless it is there already, and return its Python."""
+    """Create the environment unless it exists, and return its Python."""
     python = ENVIRONMENT / "bin" / "python"
     if STAMP.exists() and STAMP.read_text() == fingerprint():
         return python
@@ -39,7 +39,7 @@ def prepare() -> Path:
 
 def main() -> None:
     """Run the benchmarks in their environment."""
-    if sys.version_info < (3, 11):  # noqa: UP036 - what runs this may be any Python
+    if sys.version_info < (3, 11):  # noqa: UP036 - any Python may run this file
         sys.exit("Python 3.11 or later is needed")
     python = prepare()
     os.execv(python, [str(python), str(HERE / "bench.py"), *sys.argv[1:]])

@@ -1,8 +1,8 @@
-"""The servers that the benchmarks talk to, each in its own process on loopback.
+"""The servers of the benchmarks, each in its own process on loopback.
 
-Speed is measured against nginx where it is installed, else against `answering.py`, a raw asyncio server. Both answer
-`POST /<n>kb/instructor/executions/get` with the record of n KB that bears the id asked for. The throttling and the
-failing server are always `answering.py`, which counts what it is asked.
+Speed is measured against nginx if it is installed, and otherwise against `answering.py`, a raw asyncio server. Both
+respond to `POST /<n>kb/instructor/executions/get` with the requested record in n KB. The throttling and the failing
+server are always `answering.py`, which counts its requests.
 """
 
 import json
@@ -26,8 +26,8 @@ import data
 HERE = Path(__file__).parent
 _START_SECONDS = 10.0
 
-# nginx reads a request's body only for a module that wants it. So the body is mirrored to a location that drops it, and
-# `empty_gif`, which refuses POST, leads to the location that answers with the id found in the body.
+# nginx reads a request's body only for a module that needs it. So the body is mirrored to a location that drops it, and
+# `empty_gif`, which refuses POST, leads to the location that responds with the id found in the body.
 _NGINX = """
 daemon off;
 worker_processes 1;
@@ -82,12 +82,12 @@ class Server:
     """The certificate of who signed the server's, for clients that speak TLS."""
 
     def base_url(self, kilobytes: int, *, tls: bool = False, packed: bool = False) -> str:
-        """Return the base URL below which records of that size are served, packed by gzip and in chunks if wanted."""
+        """Return the base URL for records of a given size."""
         start = f"https://localhost:{self.tls_port}" if tls else f"http://127.0.0.1:{self.port}"
         return f"{start}/{kilobytes}kb{'-gzip' if packed else ''}/"
 
     def counters(self) -> dict[str, Any]:
-        """Return what an `answering.py` server has counted."""
+        """Return the counters of an `answering.py` server."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/counters", timeout=10) as response:
             counted: dict[str, Any] = json.load(response)
         return counted
@@ -95,7 +95,7 @@ class Server:
 
 @contextmanager
 def fast(kind: str = "auto") -> Iterator[Server]:
-    """Run the server for everything about speed: nginx if it is there, unless another kind is asked for."""
+    """Run the server for measurements of speed: nginx if it is installed, unless another kind is chosen."""
     nginx = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/local/bin:/usr/bin:/opt/homebrew/bin")
     if kind == "asyncio" or (kind == "auto" and nginx is None):
         with answering("fast") as server:
@@ -116,7 +116,7 @@ def fast(kind: str = "auto") -> Iterator[Server]:
 
 @contextmanager
 def answering(mode: str) -> Iterator[Server]:
-    """Run `answering.py` in the given mode: fast, throttling, failing or living."""
+    """Run `answering.py` in a given mode."""
     with _process([sys.executable, str(HERE / "answering.py"), mode], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         line = process.stdout.readline().split()

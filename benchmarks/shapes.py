@@ -1,4 +1,4 @@
-"""The record as others would write it: the leanest msgspec Structs, and pydantic models of any base class."""
+"""The record in other forms: minimal msgspec Structs, and pydantic models with any base class."""
 
 from datetime import datetime
 from typing import Any
@@ -38,7 +38,7 @@ class ContextAuthenticationLean(msgspec.Struct, rename="camel", gc=False):
 
 
 class LeanExecution(msgspec.Struct, rename="camel", gc=False):
-    """Every field of the record in its plainest type: no enums, no dates."""
+    """Every field of the record with its simplest type, without enums and dates."""
 
     id: str
     workflow: NamedLean
@@ -54,8 +54,8 @@ class LeanExecution(msgspec.Struct, rename="camel", gc=False):
 
 
 def pydantic_execution(base: type[Any]) -> Any:
-    """Return the record as a model over pydantic's BaseModel, or over the one that an SDK derives from it."""
-    from pydantic import Field, create_model  # noqa: PLC0415 - contenders without pydantic must not pay for it
+    """Return the record as a model based on pydantic's BaseModel or on an SDK's own base class."""
+    from pydantic import Field, create_model  # noqa: PLC0415 - contenders without pydantic must not load it
 
     def model(title: str, /, **fields: Any) -> Any:
         aliased = {key: (kind, Field(alias=_camel(key))) for key, kind in fields.items()}

@@ -1,6 +1,6 @@
-"""Waits for a workload in virtual time: `wait_many` as it is, with only the sending of requests replaced.
+"""Waits for a workload in virtual time, with the real `wait_many` and simulated requests.
 
-A poll takes no time, so what is measured is the rule and not the network.
+A poll takes no time, so the result depends on the rule and not on the network.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ _ANY_LENGTH: Final = 86_400.0
 
 @dataclass(frozen=True)
 class Method:
-    """A rule with its setting: an interval, a share of the age, a bound, an aim or a constant."""
+    """A rule with its setting: an interval, a share of the age, a bound, a target or a constant."""
 
     rule: str
     setting: float
@@ -40,7 +40,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Measured:
-    """What each execution took, in the order of the workload: polls, and seconds from its end to its being noticed."""
+    """The polls of each execution, in order, and the seconds from its end until the end was noticed."""
 
     polls: list[int]
     lags: list[float]
@@ -61,7 +61,7 @@ def simulate(method: Method, workload: Workload) -> Measured:
 
 
 class Network:
-    """Answers in place of a server, by the clock, and notes who was asked for and when."""
+    """A simulated server that responds by the clock, and records each request with its time."""
 
     def __init__(self, executions: list[Execution], clock: VirtualClock) -> None:
         self.executions = {execution.id: execution for execution in executions}
@@ -72,7 +72,7 @@ class Network:
         self._running = {execution.id: _running(execution) for execution in executions}
 
     async def send(self, _url: URL, body: bytes, _is_held: Callable[[], bool]) -> Answer:
-        """Answer one request."""
+        """Respond to one request."""
         execution = self.asked = self.executions[msgspec.json.decode(body)["id"]]
         record = self._running[execution.id]
         self._polls[execution.id] += 1
@@ -89,7 +89,7 @@ class Network:
             yield execution.id
 
     def measured(self) -> Measured:
-        """Return what it took to notice the end of all."""
+        """Return the polls and the lags of all executions."""
         lags = [self._noticed[execution.id] - execution.end for execution in self.executions.values()]
         return Measured(list(self._polls.values()), lags)
 

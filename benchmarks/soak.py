@@ -1,12 +1,12 @@
-"""Use a client for minutes in every way at once, while its server fails in every way, and account for all of it.
+"""Use a client for minutes in every way at once, while its server fails in every way, and check every result.
 
     python benchmarks/soak.py             # ten minutes
     python benchmarks/soak.py 60 --seed 7
 
-Callers get, look up many, stream, wait and watch; a part of the calls is cancelled or has too little time; every few
-seconds the client is closed, with or without a drain, and the next one takes over. The server is the emulator, in a
-process of its own. In the end each call that was not cancelled must have had one outcome per id, and nothing may be
-left: no task, no socket, and no more memory than in the middle.
+Callers get, look up many, stream, wait and watch. Some of the calls are cancelled or have too little time. Every few
+seconds the client is closed, with or without a drain, and a new one replaces it. The server is the emulator in its own
+process. At the end, each call that was not cancelled must have one outcome per id, no task and no socket may be left,
+and the memory must not be higher than halfway.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def life_of(execution_id: str) -> Life | None:
 
 
 def serve(pipe: Connection, seed: int) -> None:
-    """Run the emulator until told to stop; then tell how many requests came and how many connections are open."""
+    """Run the emulator until a stop message, then send the numbers of requests and of open connections."""
     with KaizenEmulator(default_life=life_of, seed=seed) as emulator:
         for fault, probability in FAULTS:
             emulator.faults.chance(fault, probability)
@@ -75,7 +75,7 @@ def serve(pipe: Connection, seed: int) -> None:
 
 
 class Soak:
-    """Everything in flight, and the tally."""
+    """All calls in flight, and their counts."""
 
     def __init__(self, base_url: str, seconds: float, seed: int) -> None:
         self._base_url = base_url
@@ -87,7 +87,7 @@ class Soak:
         self.totals: Counter[str] = Counter()
 
     async def run(self) -> None:
-        """Let all callers call until the time is over, then close the last client."""
+        """Run all callers until the time is over, then close the last client."""
         async with asyncio.TaskGroup() as group:
             for _ in range(CALLERS):
                 group.create_task(self._call_on())
@@ -208,7 +208,7 @@ def memory() -> float:
 
 
 def sockets() -> int:
-    """Return how many sockets this process has open."""
+    """Return the number of open sockets of this process."""
     count = 0
     for link in Path("/proc/self/fd").iterdir():
         try:
@@ -219,7 +219,7 @@ def sockets() -> int:
 
 
 async def soak(base_url: str, seconds: float, seed: int) -> bool:
-    """Run for so long, print the account, and return whether it balances."""
+    """Run for a number of seconds, print the counts, and return whether they balance."""
     before = sockets()
     job = Soak(base_url, seconds, seed)
     measured: list[float] = []
@@ -245,7 +245,7 @@ async def soak(base_url: str, seconds: float, seed: int) -> bool:
 
 @contextmanager
 def server(seed: int) -> Any:
-    """Run the emulator in another process, and hand out its base URL."""
+    """Run the emulator in another process, and yield its base URL."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=serve, args=(there, seed), daemon=True)
@@ -261,7 +261,7 @@ def server(seed: int) -> Any:
 
 
 def main() -> None:
-    """Soak, and exit with 1 if the account does not balance."""
+    """Run the soak, and exit with 1 if the counts do not balance."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("seconds", type=float, nargs="?", default=600.0)
     parser.add_argument("--seed", type=int, default=1)

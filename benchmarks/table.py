@@ -1,11 +1,11 @@
-"""Tables in Markdown, aligned so that they read well on a terminal too."""
+"""Tables in Markdown, aligned for reading on a terminal."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass
 class Table:
-    """A titled table; the first column is text, the others are figures."""
+    """A table with a title. The first column is text, and the others are figures."""
 
     title: str
     columns: list[str]

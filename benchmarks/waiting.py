@@ -1,6 +1,6 @@
-"""One run of many waits in a process of its own: takes a `Job` as JSON, prints what was measured as JSON.
+"""One run of many waits in its own process, which reads a `Job` as JSON and prints the measurements as JSON.
 
-The server is `answering.py living`: executions that never end, or end some seconds after they were first asked for.
+The server is `answering.py living`, whose executions never end, or end some seconds after the first request.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ CONCURRENCY: Final = 50
 
 @dataclass(frozen=True)
 class Job:
-    """What a process is to do."""
+    """The work of one process."""
 
     task: str
     base_url: str
@@ -37,7 +37,7 @@ class Job:
 
 
 async def idle(job: Job) -> dict[str, Any]:
-    """Measure how late a heartbeat is in a loop that does nothing else."""
+    """Measure the delay of a heartbeat in an idle loop."""
     late: list[float] = []
     heart = asyncio.create_task(_beat(late))
     await asyncio.sleep(job.seconds)
@@ -46,7 +46,7 @@ async def idle(job: Job) -> dict[str, Any]:
 
 
 async def looking_up(job: Job) -> dict[str, Any]:
-    """Measure it beside a stream of lookups at full pace."""
+    """Measure the delay of a heartbeat beside a stream of lookups at full speed."""
     late: list[float] = []
     async with KaizenClient(base_url=job.base_url, concurrency=CONCURRENCY) as kaizen:
         stream = kaizen.instructor_executions.stream(f"never_{number}" for number in range(10**9))
@@ -60,14 +60,14 @@ async def looking_up(job: Job) -> dict[str, Any]:
 
 
 async def waiting(job: Job) -> dict[str, Any]:
-    """Measure it beside a wait for many that are due faster than they can be polled; count tasks and processor time."""
+    """Measure the delay of a heartbeat beside a wait for more polls than are possible. Count tasks and CPU time."""
     late: list[float] = []
     tasks: list[int] = []
     ids = _ids(job)
     async with KaizenClient(base_url=job.base_url, concurrency=CONCURRENCY) as kaizen:
         await kaizen.instructor_executions.get_many(ids[: 2 * CONCURRENCY])
         resident = memory_bytes("VmRSS")
-        # Due again at once, so that there is always more to poll than can be polled.
+        # Each id is due again at once, so that there are always more polls than are possible.
         policy = PollPolicy(min_interval=1.0, max_interval=1.0)
         async with kaizen.instructor_executions.wait_many(ids, deadline=None, poll=policy):
             began = perf_counter()
@@ -97,7 +97,7 @@ async def waiting(job: Job) -> dict[str, Any]:
 
 
 async def memory(job: Job) -> dict[str, Any]:
-    """Count the bytes that a wait holds for each id when all have been polled, and those of records alone."""
+    """Count the bytes of a wait for each id after its first poll, and those of the records alone."""
     ids = _ids(job)
     async with KaizenClient(base_url=job.base_url, concurrency=CONCURRENCY) as kaizen:
         await kaizen.instructor_executions.get_many(ids[: 2 * CONCURRENCY])
@@ -113,7 +113,7 @@ async def memory(job: Job) -> dict[str, Any]:
 
 
 async def sharing(job: Job) -> dict[str, Any]:
-    """Let callers wait for the same few executions, and count polls."""
+    """Let many callers wait for the same few executions, and count the polls."""
     ids = [f"{job.seconds:g}_{job.callers}_{number}" for number in range(job.ids)]
     async with KaizenClient(
         base_url=job.base_url, concurrency=CONCURRENCY, poll=PollPolicy(max_interval=1.0)
@@ -140,7 +140,7 @@ async def _held_by_records(kaizen: KaizenClient, ids: list[str]) -> float:
     records: list[InstructorExecution] = []
     async with kaizen.instructor_executions.stream(ids) as outcomes:
         async for outcome in outcomes:
-            records.append(outcome.unwrap())  # noqa: PERF401 - nothing else may be held
+            records.append(outcome.unwrap())  # noqa: PERF401 - a list comprehension would hold more
     gc.collect()
     held = tracemalloc.get_traced_memory()[0] / len(records)
     tracemalloc.stop()
@@ -161,7 +161,7 @@ async def _count(tasks: list[int]) -> None:
 
 
 async def _until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110 - no event tells of it
+    while not condition():  # noqa: ASYNC110 - there is no event to await
         await asyncio.sleep(SAMPLE_SECONDS)
 
 
@@ -181,7 +181,7 @@ def _lag(late: list[float]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Do the job."""
+    """Run the job."""
     job = Job(**json.loads(sys.argv[1]))
     factory = import_module("uvloop").new_event_loop if job.uvloop else new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:

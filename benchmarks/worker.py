@@ -1,7 +1,7 @@
-"""One run of one contender in a process of its own: takes a `Job` as JSON, prints what was measured as JSON.
+"""One run of one contender in its own process, which reads a `Job` as JSON and prints the measurements as JSON.
 
-Processor time is that of the whole process, threads included, from the start of the run to its end: imports, set-up
-and warm-up come before. Peak memory is the process's, all of it.
+The CPU time covers the whole process with its threads, from the start of the run to its end. It excludes imports,
+set-up and warm-up. The peak memory is that of the whole process.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ _LEARNING_LOOK_UPS: Final = 1000
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker is to do."""
+    """The work of one worker."""
 
     task: str
     contender: str
@@ -55,7 +55,7 @@ def load(name: str) -> type[Contender]:
 
 @asynccontextmanager
 async def warm(job: Job) -> AsyncIterator[Contender]:
-    """Set a contender up and let it open its connections."""
+    """Set a contender up, and let it open its connections."""
     contender = load(job.contender)(job.base_url, job.concurrency)
     await contender.setup()
     await contender.run(list(data.execution_ids(max(_WARM_UP_LOOK_UPS, job.concurrency))))
@@ -65,7 +65,7 @@ async def warm(job: Job) -> AsyncIterator[Contender]:
 
 
 async def speed(job: Job) -> dict[str, Any]:
-    """Measure processor time, wall time, latency and peak memory."""
+    """Measure CPU time, wall time, latency and peak memory."""
     ids = list(data.execution_ids(job.look_ups))
     async with warm(job) as contender:
         cpu, began = cpu_seconds(), perf_counter()
@@ -82,7 +82,7 @@ async def speed(job: Job) -> dict[str, Any]:
 
 
 async def tail(job: Job) -> dict[str, Any]:
-    """Measure how late the latest few responses come, once the contender has learned what is usual."""
+    """Measure the latency of the slowest responses, after the contender has learned the usual one."""
     async with warm(job) as contender:
         await contender.run(list(data.execution_ids(_LEARNING_LOOK_UPS)))
         ids = list(data.execution_ids(job.look_ups))
@@ -101,7 +101,7 @@ async def tail(job: Job) -> dict[str, Any]:
 
 
 async def lag(job: Job) -> dict[str, Any]:
-    """Measure how late a neighbour in the same loop wakes while the lookups run."""
+    """Measure the delay of another task in the same loop while the lookups run."""
     ids = list(data.execution_ids(job.look_ups))
     late: list[float] = []
 
@@ -126,7 +126,7 @@ async def lag(job: Job) -> dict[str, Any]:
 
 
 async def first(job: Job) -> dict[str, Any]:
-    """Measure the first lookup of a client, from making it to having the record, and then another client's."""
+    """Measure the first lookup of a client, from its creation to the record, and then that of a second client."""
     figures = {}
     for which in ("first", "second"):
         cpu, began = cpu_seconds(), perf_counter()
@@ -140,7 +140,7 @@ async def first(job: Job) -> dict[str, Any]:
 
 
 async def memory(job: Job) -> dict[str, Any]:
-    """Measure what a bulk verb leaves in memory, and the highest it reached."""
+    """Measure the memory that a bulk method holds, and its peak."""
     async with warm(job) as contender:
         ids: Any = data.execution_ids(job.look_ups)
         if not contender.lazy:
@@ -156,7 +156,7 @@ async def memory(job: Job) -> dict[str, Any]:
 
 
 async def ends(job: Job) -> dict[str, Any]:
-    """Count what becomes of lookups that a server throttles or fails."""
+    """Count the results of lookups whose server throttles or fails."""
     contender = load(job.contender)(job.base_url, job.concurrency)
     await contender.setup()
     counted: Counter[str] = Counter()
@@ -183,7 +183,7 @@ def cpu_seconds() -> float:
 
 
 def memory_bytes(field: str) -> int:
-    """Return a field of the process's memory in bytes; getrusage would give the parent's peak where it was higher."""
+    """Return a field of the process's memory in bytes, because getrusage may return the parent's peak."""
     try:
         status = Path("/proc/self/status").read_text()
     except FileNotFoundError:
@@ -192,12 +192,12 @@ def memory_bytes(field: str) -> int:
 
 
 def quantile(ordered: list[float], share: float) -> float:
-    """Return the value below which that share of them lies."""
+    """Return the value below which a share of the values lies."""
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def main() -> None:
-    """Do the job."""
+    """Run the job."""
     job = Job(**json.loads(sys.argv[1]))
     factory = importlib.import_module("uvloop").new_event_loop if job.uvloop else new_event_loop
     load(job.contender)

@@ -1,4 +1,4 @@
-"""Executions that start one after another and run for as long as chance has it, drawn from a seed."""
+"""Executions that start one after another with random durations, drawn from a seed."""
 
 import math
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ class Durations(Protocol):
     """A distribution of durations, in seconds."""
 
     def draw(self, random: Random) -> float:
-        """Return one."""
+        """Return a random duration."""
         ...
 
     def survival(self, seconds: float) -> float:
-        """Return the chance to last longer than that."""
+        """Return the probability of a longer duration."""
         ...
 
 
@@ -33,27 +33,27 @@ class LogNormal:
     sigma: float
 
     def draw(self, random: Random) -> float:
-        """Return one."""
+        """Return a random duration."""
         return self.median * math.exp(random.gauss(0.0, self.sigma))
 
     def survival(self, seconds: float) -> float:
-        """Return the chance to last longer than that."""
+        """Return the probability of a longer duration."""
         return 0.5 * math.erfc(math.log(seconds / self.median) / self.sigma / math.sqrt(2))
 
 
 @dataclass(frozen=True)
 class HeavyTailed:
-    """Durations by Lomax's law: the longer one has lasted, the longer it is likely to go on."""
+    """Durations by Lomax's law: the longer an execution has run, the longer it is likely to continue."""
 
     median: float
     exponent: float
 
     def draw(self, random: Random) -> float:
-        """Return one."""
+        """Return a random duration."""
         return self._scale * ((1 - random.random()) ** (-1 / self.exponent) - 1)
 
     def survival(self, seconds: float) -> float:
-        """Return the chance to last longer than that."""
+        """Return the probability of a longer duration."""
         return float((1 + seconds / self._scale) ** -self.exponent)
 
     @property
@@ -63,18 +63,18 @@ class HeavyTailed:
 
 @dataclass(frozen=True)
 class Either:
-    """Durations of two kinds."""
+    """Durations that follow one of two distributions."""
 
     share_of_first: float
     first: Durations
     second: Durations
 
     def draw(self, random: Random) -> float:
-        """Return one."""
+        """Return a random duration."""
         return (self.first if random.random() < self.share_of_first else self.second).draw(random)
 
     def survival(self, seconds: float) -> float:
-        """Return the chance to last longer than that."""
+        """Return the probability of a longer duration."""
         share = self.share_of_first
         return share * self.first.survival(seconds) + (1 - share) * self.second.survival(seconds)
 
@@ -94,7 +94,7 @@ WORKFLOWS: Final[dict[str, tuple[Durations, Durations]]] = {
 
 @dataclass(frozen=True)
 class Execution:
-    """One execution: when it starts, in seconds, how long it runs, and the distribution that this was drawn from."""
+    """An execution with its start in seconds, its duration, and the distribution of its duration."""
 
     id: str
     workflow: str
@@ -104,13 +104,13 @@ class Execution:
 
     @property
     def end(self) -> float:
-        """When it ends."""
+        """The end of the execution in seconds."""
         return self.start + self.duration
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is waited for: the same executions for every method."""
+    """The executions to wait for, which are the same for every method."""
 
     seed: int = 1
     count: int = COUNT
@@ -118,7 +118,7 @@ class Workload:
     log_normal_only: bool = False
 
     def executions(self) -> list[Execution]:
-        """Return them, the first to start first."""
+        """Return the executions in the order of their starts."""
         random = Random(self.seed)
         workflows = LOG_NORMALS if self.log_normal_only else WORKFLOWS
         names = list(workflows)
@@ -133,7 +133,7 @@ class Workload:
 
 
 def known(executions: list[Execution]) -> list[int]:
-    """Return which executions start when enough of their workflow have ended to know it."""
+    """Return the executions that start after enough ends of their workflow."""
     ends: dict[str, list[float]] = {}
     for execution in executions:
         ends.setdefault(execution.workflow, []).append(execution.end)
@@ -142,7 +142,7 @@ def known(executions: list[Execution]) -> list[int]:
 
 
 def most_in_flight(executions: list[Execution]) -> int:
-    """Return how many run at the same time at most."""
+    """Return the highest number of executions that run at the same time."""
     moments = sorted([(each.start, 1) for each in executions] + [(each.end, -1) for each in executions])
     running = most = 0
     for _, change in moments:

@@ -1,4 +1,4 @@
-"""The first lookup of a fresh client: making it, connecting, asking, decoding."""
+"""The first lookup of a new client: creating it, connecting, requesting, decoding."""
 
 import server
 from harness import BARE, OURS, PEERS, Plan, Report, rounds, title, versus
@@ -16,7 +16,7 @@ _OURS = "ours_get"
 
 
 def run(plan: Plan) -> Report:
-    """Measure the first client of a process, and the second: the difference is what is loaded late."""
+    """Measure the first client of a process and the second. The difference is the cost of late imports."""
     names = plan.chosen((*OURS, *BARE, *PEERS))
     with server.fast(plan.server) as running:
         jobs = [Job("first", name, running.base_url(1), 1, uvloop=plan.uvloop) for name in names]

@@ -1,4 +1,4 @@
-"""The cost contract: what one lookup costs beside the bare loop, in ratios and counts rather than in seconds."""
+"""The cost contract: the cost of one lookup beside the bare loop, in ratios and counts instead of seconds."""
 
 import re
 from collections.abc import Callable

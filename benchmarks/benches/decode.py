@@ -1,4 +1,4 @@
-"""From the bytes of an answer to a record: kaizen_async's own decoder beside others."""
+"""From the bytes of a response to a record: kaizen_async's own decoder beside others."""
 
 import json
 import time
@@ -33,7 +33,7 @@ def run(plan: Plan) -> Report:
 
 
 class Row:
-    """What one decoder takes."""
+    """The cost of one decoder."""
 
     def __init__(self, microseconds: list[float], kilobytes: float) -> None:
         self.microseconds = microseconds

@@ -1,4 +1,4 @@
-"""Servers that restart, fail in part, or reject: how many lookups each client loses, and what it sends."""
+"""Servers that restart, fail partly, or reject: the lost lookups and the requests of each client."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ _LOOK_UPS = {
 
 
 def run(plan: Plan) -> Report:
-    """Let each contender meet a fresh server of each kind."""
+    """Run each contender against a new server of each kind."""
     chosen = plan.choose(quick=["restart", "limit503"], default=list(_LOOK_UPS), full=list(_LOOK_UPS))
     measured = {fault: _measure(fault, plan) for fault in chosen}
     return Report([_table(fault, samples) for fault, samples in measured.items()], measured)

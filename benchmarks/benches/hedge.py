@@ -1,4 +1,4 @@
-"""The slowest few responses: 3 % of them take 20 times as long as the others."""
+"""The slowest responses, when 3 % of the responses take 20 times as long as the others."""
 
 import server
 from answering import SLOW_FACTOR, SLOW_SHARE, TAIL_SECONDS
@@ -12,7 +12,7 @@ _IN_FLIGHT = 20
 
 
 def run(plan: Plan) -> Report:
-    """Let the contenders take turns, each against a fresh server."""
+    """Run the contenders in turn, each against a new server."""
     look_ups = plan.choose(quick=2000, default=5000, full=20_000)
     results = Results()
     names = plan.chosen(_NAMES)

@@ -1,4 +1,4 @@
-"""What 50 hostile responses at once do to the event loop, the processor and the memory of a client."""
+"""The cost of 50 concurrent hostile responses for the event loop, the CPU and the memory of a client."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ _LOOPS: Final = {"asyncio": [], "uvloop": ["--uvloop"]}
 
 
 def run(plan: Plan) -> Report:
-    """Meet each kind in each way."""
+    """Measure each kind of response with each kind of connection."""
     rounds = plan.choose(quick=1, default=1, full=3)
     schemes = plan.choose(quick=["http"], default=["http", "https"], full=["http", "https"])
     figures: dict[str, dict[str, Any]] = {}
@@ -80,7 +80,7 @@ def _serving(certificate: Path | None) -> Iterator[int]:
 
 
 def _certificate(folder: Path) -> Path | None:
-    """Return a file with a certificate for localhost and its key; None without openssl."""
+    """Return a file with a certificate for localhost and its key, or None without openssl."""
     openssl = shutil.which("openssl")
     if openssl is None:
         return None

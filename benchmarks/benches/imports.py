@@ -1,4 +1,4 @@
-"""What importing costs, each time in a fresh interpreter."""
+"""The cost of imports, each measured in a new interpreter."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""What a neighbour in the same event loop feels: how late it wakes while lookups run."""
+"""The delay of another task in the same event loop while lookups run."""
 
 import server
 from harness import BARE, OURS, Plan, Report, rounds, title, versus

@@ -1,4 +1,4 @@
-"""What bulk lookups hold in memory, and whether a stream grows with the number of ids."""
+"""The memory of bulk lookups, and whether a stream grows with the number of ids."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ _RECORDS = "records_alone"
 
 
 def run(plan: Plan) -> Report:
-    """Count what an outcome holds beyond its record, then watch the process with growing numbers of ids."""
+    """Count the bytes of an outcome beyond its record, then measure the process with growing numbers of ids."""
     counts = plan.choose(quick=[10_000], default=[10_000, 100_000], full=[10_000, 100_000, 1_000_000])
     with server.fast(plan.server) as running:
         url = running.base_url(1)

@@ -1,4 +1,4 @@
-"""1,000 lookups against a server that answers nothing but 503: how much harder each client hits it."""
+"""1,000 lookups against a server that responds only with 503: the requests of each client."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ _PATIENCE = 40.0
 
 
 def run(plan: Plan) -> Report:
-    """Let each contender meet a fresh server."""
+    """Run each contender against a new server."""
     jobs = [
         Job("ends", name, "", _IN_FLIGHT, _LOOK_UPS, plan.uvloop, _IN_FLIGHT, patience=_PATIENCE)
         for name in plan.chosen(RETRYING)

@@ -1,4 +1,4 @@
-"""`get_many` of 5,000 ids beside the hand-written bare loop: the same server process, the same run."""
+"""`get_many` of 5,000 ids beside the hand-written bare loop, with the same server process in the same run."""
 
 import server
 from harness import REFERENCE, Figure, Plan, Report, Results, rounds, title

@@ -1,4 +1,4 @@
-"""Every contender against one fast server: processor time, throughput, latency, memory."""
+"""Every contender against one fast server: CPU time, throughput, latency, memory."""
 
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""Polls spent and time lost until ends are noticed, in virtual time: our cadence beside other rules and the limit."""
+"""Polls and the lag until ends are noticed, in virtual time: our cadence beside other rules and the limit."""
 
 import dataclasses
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -52,7 +52,7 @@ Points = dict[Method, Point]
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What all methods made of one workload: of all executions, and of those of workflows that were known."""
+    """The results of all methods for one workload, for all executions and for those of known workflows."""
 
     executions: list[Execution]
     all: Points
@@ -65,7 +65,7 @@ class Outcome:
 
 
 def run(plan: Plan) -> Report:
-    """Wait for the workload with every method; with `--full` for others too."""
+    """Wait for the workload with every method, and with `--full` for other workloads too."""
     workload = Workload(count=plan.choose(quick=200, default=COUNT, full=COUNT))
     if plan.effort == "quick":
         workload = dataclasses.replace(workload, seconds=SECONDS / 2)
@@ -169,7 +169,7 @@ def _targets(outcome: Outcome) -> dict[str, float | None]:
 
 
 def _beside_oracle(outcome: Outcome, ours: str, oracle: str, key: str) -> list[float]:
-    """Return how many of the oracle's polls ours takes at the lag of each of its points, wherever both have been."""
+    """Return the ratios of our polls to the oracle's at the lag of each of its points, where both have values."""
     limit = outcome.curve(oracle, of_known=True)
     return [
         point.polls / polls
@@ -204,7 +204,7 @@ def _targets_table(outcome: Outcome) -> Table:
 
 
 def _seconds_rows(outcome: Outcome) -> list[list[str]]:
-    """Return the ratios of the aim in seconds, for which there is no target."""
+    """Return the ratios for a lag in seconds, which has no target."""
     fixed = outcome.all[_FIXED_5]
     rows = []
     for rule, name in (("ours, seconds", ""), ("oracle, seconds", "the oracle's ")):

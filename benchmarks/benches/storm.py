@@ -1,4 +1,4 @@
-"""500 lookups at once against a server that throttles: who gets how many, how soon, with how many requests."""
+"""500 concurrent lookups against a throttling server: results, durations and requests of each client."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ Sample = dict[str, Any]
 
 
 def run(plan: Plan) -> Report:
-    """Let each contender meet a fresh server: 50 of the caller's lookups in flight, and all 500 together."""
+    """Run each contender against a new server, with 50 lookups in flight and with all 500 at once."""
     measured = {
         caller: _measure(caller, plan)
         for caller in plan.choose(quick=["50 in flight"], default=["50 in flight"], full=list(_CALLERS))

@@ -1,4 +1,4 @@
-"""Waits for very many: what each id holds in memory, what the event loop feels, and how polls are shared."""
+"""Waits for very many executions: memory per id, the delay of the event loop, and shared polls."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Workers with Redis, as `kaizen_async.workers` has them, beside a plain process with `stream`."""
+"""Workers with Redis from `kaizen_async.workers`, beside one process with `stream`."""
 
 import asyncio
 import os
@@ -34,7 +34,7 @@ _WITH_UVLOOP = "from taskiq.__main__ import main; main()"
 
 
 def run(plan: Plan) -> Report:
-    """Let the plain process and the workers take turns against the same server, then measure the rest once."""
+    """Run one process and the workers in turn against the same server, then measure the rest once."""
     lookups = plan.choose(quick=20_000, default=50_000, full=200_000)
     speed = Table(f"{lookups:,} ids, 1 KB records", ["", "ids/s", "vs. plain", "calls of Redis per 1,000 ids"])
     rest = Table("The rest", ["", "measured"])
@@ -76,7 +76,7 @@ def _rounds(plan: Plan, url: str, lookups: int) -> Results:
 
 
 class _Site:
-    """A Redis server, and workers."""
+    """A Redis server and its workers."""
 
     def __init__(self, socket: Path, url: str, *, uvloop: bool) -> None:
         self.redis: Any = Redis(unix_socket_path=str(socket), decode_responses=True)
@@ -87,7 +87,7 @@ class _Site:
 
     @contextmanager
     def workers(self, processes: int) -> Iterator[subprocess.Popen[bytes]]:
-        """Run workers, beside those that run."""
+        """Run further workers."""
         known = len(self._known())
         options = ["-w", str(processes), "--max-async-tasks", "100", "--shutdown-timeout", "10"]
         command = [*self._launch, "worker", "kaizen_async.workers.app:broker", *options]
@@ -99,7 +99,7 @@ class _Site:
         return set(self.redis.zrange("{kaizen}:workers", 0, -1))
 
     async def process(self, name: str, count: int) -> dict[str, Any]:
-        """Have a run done, reading its outcomes; return its pace and the calls of Redis."""
+        """Process a run and read its outcomes. Return its rate and its calls of Redis."""
         broker = create_broker(self._url)
         register(broker, url=self._url)
         await broker.startup()
@@ -119,13 +119,13 @@ class _Site:
         return set(self.redis.hvals("{kaizen}:run:unread:held"))
 
     def _calls(self) -> int:
-        """Return how often scripts were called and streams were read: the round trips of workers and reader."""
+        """Return the number of scripts called and streams read, which are the round trips of workers and reader."""
         stats = self.redis.info("commandstats")
         names = ("evalsha", "eval", "xread", "xreadgroup", "hget", "hmget")
         return sum(int(stats.get(f"cmdstat_{name}", {}).get("calls", 0)) for name in names)
 
     async def measure_rest(self) -> dict[str, str]:
-        """Measure bytes for each id, recovery from SIGKILL, and the shared limit."""
+        """Measure bytes for each id, recovery from a SIGKILL, and the shared limit."""
         count = 100_000
         before = self.redis.info("memory")["used_memory"]
         async with Run("unread", url=self._url) as run:
@@ -153,7 +153,7 @@ class _Site:
         }
 
     async def _sent(self, workers: int) -> list[float]:
-        """Return when requests were sent by workers that send as many as they may."""
+        """Return the times of requests by workers that send as fast as the limit allows."""
         sent: list[float] = []
         ends = time.monotonic() + _LIMIT_SECONDS
         stores = [Store(self._url) for _ in range(workers)]

@@ -1,7 +1,7 @@
 """apify-client, over impit (Rust).
 
-`ApifyClientAsync.http_client.call` is the method that its resources call, with `json=` as they pass a body; the answer
-is the dict of `response.json()`, as they read it. Encoding the body costs it a hop to a worker thread.
+`ApifyClientAsync.http_client.call` is the method that its resources call, with `json=` for the body. The result is the
+dict of `response.json()`, as in its resources. The client encodes the body in a worker thread.
 """
 
 import contender
@@ -10,12 +10,12 @@ from apify_client.http_clients import HttpResponse
 
 
 class Contender(contender.Contender):
-    """The client's own pool, timeouts and four retries; no model."""
+    """The client with its own pool, timeouts and four retries, without a model."""
 
     title = "apify-client (no model)"
 
     async def setup(self) -> None:
-        """Make the client."""
+        """Create the client."""
         self._url = f"{self.base_url}instructor/executions/get"
         self._http = ApifyClientAsync("key", api_url=self.base_url).http_client
 

@@ -1,11 +1,14 @@
-"""apify-client with the body encoded by the caller, which spares it the hop to a thread; else as `apify.py`."""
+"""apify-client with a body that the caller encodes, which avoids the worker thread.
+
+Otherwise the same as `apify.py`.
+"""
 
 from apify_client.http_clients import HttpResponse
 from contenders import apify
 
 
 class Contender(apify.Contender):
-    """The client as a caller in the know would use it."""
+    """The client in its fastest use."""
 
     title = "apify-client, body as bytes"
 

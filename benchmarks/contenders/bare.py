@@ -1,4 +1,4 @@
-"""The loop that people write by hand: aiohttp, msgspec, a semaphore and a gather; no retry, no deadline."""
+"""The usual hand-written loop: aiohttp, msgspec, a semaphore and a gather, without retries or deadlines."""
 
 import asyncio
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from shapes import LeanExecution
 
 
 class Contender(contender.Contender):
-    """One task for each id, all of them waiting for the semaphore; the records come back in a list."""
+    """One task for each id, all waiting for a semaphore. The records are returned in a list."""
 
     title = "bare aiohttp + msgspec, semaphore"
 
     async def setup(self) -> None:
-        """Open a session; the semaphore bounds what is in flight."""
+        """Open a session and a semaphore that bounds the lookups in flight."""
         self._url = f"{self.base_url}instructor/executions/get"
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),

@@ -1,4 +1,4 @@
-"""The loop that people write by hand, with the retries that they add to it: aiohttp, msgspec and tenacity."""
+"""The usual hand-written loop with retries: aiohttp, msgspec and tenacity."""
 
 import aiohttp
 import tenacity
@@ -12,7 +12,7 @@ def _is_worth_retrying(error: BaseException) -> bool:
 
 
 class Contender(bare.Contender):
-    """Five attempts with exponential back-off and jitter, for everything but a 4xx that is no 429."""
+    """Five attempts with exponential back-off and jitter, for all errors except a 4xx other than 429."""
 
     title = "bare aiohttp + msgspec + tenacity"
 

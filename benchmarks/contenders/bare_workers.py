@@ -1,11 +1,11 @@
-"""The bare loop at its leanest: the same lookup, with `concurrency` workers over one iterator in place of a gather."""
+"""The fastest bare loop: the same lookup, with `concurrency` workers over one iterator instead of a gather."""
 
 import contender
 from contenders import bare
 
 
 class Contender(bare.Contender):
-    """No task for each id, no semaphore."""
+    """The bare loop without a task for each id and without a semaphore."""
 
     title = "bare aiohttp + msgspec, workers"
     run = contender.Contender.run

@@ -1,7 +1,7 @@
-"""browserbase, over httpx as it comes.
+"""browserbase over httpx, with its default settings.
 
-`AsyncBrowserbase.post` is the method that its resources call; `cast_to` is a model over `browserbase.BaseModel`, as
-theirs are.
+`AsyncBrowserbase.post` is the method that its resources call. `cast_to` is a model based on `browserbase.BaseModel`, as
+in its resources.
 """
 
 import contender
@@ -12,13 +12,13 @@ Execution = pydantic_execution(BaseModel)
 
 
 class Contender(contender.Contender):
-    """The SDK's own pool (100 connections, 20 kept alive), timeouts and two retries."""
+    """The SDK with its own pool (100 connections, 20 kept alive), timeouts and two retries."""
 
     title = "browserbase"
     slow = True
 
     async def setup(self) -> None:
-        """Make the client."""
+        """Create the client."""
         self._client = AsyncBrowserbase(api_key="key", base_url=self.base_url)
 
     async def look_up(self, execution_id: str) -> str:

@@ -1,4 +1,4 @@
-"""hedge-python on aiohttp, as shipped: the quantile 0.9, and at most 10 % of 100 requests per second."""
+"""hedge-python on aiohttp with its defaults: the quantile 0.9, and at most 10 % of 100 requests per second."""
 
 from contenders import bare_workers
 from hedge import HedgeConfig
@@ -9,15 +9,15 @@ from shapes import LeanExecution
 class Contender(bare_workers.Contender):
     """The bare loop, with the scheduler of hedge-python around `session.post`.
 
-    Its `HedgedAiohttpSession` sends a POST only once, because it cannot know that this one reads. So the contender
-    calls the scheduler as that session does for a GET.
+    Its `HedgedAiohttpSession` sends a POST only once, because it cannot know that this POST only reads. Therefore the
+    contender calls the scheduler as that session does for a GET.
     """
 
     title = "hedge-python on aiohttp, as shipped"
     config = HedgeConfig()
 
     async def setup(self) -> None:
-        """Open a session, and make the scheduler."""
+        """Open a session and create the scheduler."""
         await super().setup()
         self._scheduler = HedgeScheduler(self.config)
         self._sketch = self._scheduler.sketch_for("server")

@@ -1,4 +1,4 @@
-"""httpx + pydantic, by hand: the other pair that people reach for; no retry."""
+"""httpx and pydantic, used by hand: another common pair, without retries."""
 
 import contender
 import httpx
@@ -9,13 +9,13 @@ Execution = pydantic_execution(BaseModel)
 
 
 class Contender(contender.Contender):
-    """A pool as large as the concurrency; the answer as a validated model."""
+    """A pool as large as the concurrency, and the response as a validated model."""
 
     title = "httpx + pydantic, by hand"
     slow = True
 
     async def setup(self) -> None:
-        """Make the client."""
+        """Create the client."""
         self._client = httpx.AsyncClient(
             base_url=self.base_url,
             headers={"Authorization": "Bearer key"},
@@ -23,7 +23,7 @@ class Contender(contender.Contender):
         )
 
     async def look_up(self, execution_id: str) -> str:
-        """Post, validate."""
+        """Post a request and validate the response."""
         response = await self._client.post("instructor/executions/get", json={"id": execution_id})
         response.raise_for_status()
         return str(Execution.model_validate_json(response.content).id)

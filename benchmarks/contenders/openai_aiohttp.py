@@ -1,4 +1,4 @@
-"""openai with the aiohttp backend of its `aiohttp` extra; else as `openai_default.py`."""
+"""openai with the aiohttp backend of its `aiohttp` extra. Otherwise the same as `openai_default.py`."""
 
 from contenders import openai_default
 from openai import AsyncOpenAI, DefaultAioHttpClient

@@ -1,6 +1,6 @@
-"""openai, over httpx2 as it comes.
+"""openai over httpx2, with its default settings.
 
-`AsyncOpenAI.post` is the method that its resources call; `cast_to` is a model over `openai.BaseModel`, as theirs are.
+`AsyncOpenAI.post` is the method that its resources call. `cast_to` is a model based on `openai.BaseModel`, as in them.
 """
 
 import contender
@@ -11,13 +11,13 @@ Execution = pydantic_execution(BaseModel)
 
 
 class Contender(contender.Contender):
-    """The SDK's own pool, timeouts and two retries."""
+    """The SDK with its own pool, timeouts and two retries."""
 
     title = "openai"
     slow = True
 
     async def setup(self) -> None:
-        """Make the client."""
+        """Create the client."""
         self._client = self.make_client()
 
     def make_client(self) -> AsyncOpenAI:

@@ -10,7 +10,7 @@ from contenders import ours_get_many
 
 
 class Contender(ours_get_many.Contender):
-    """As a web app calls it: a task for each lookup, `concurrency` of them together."""
+    """Lookups as in a web app, with a task for each and `concurrency` tasks at a time."""
 
     title = "kaizen_async get, gathered"
 
@@ -32,5 +32,5 @@ class Contender(ours_get_many.Contender):
         return seconds
 
     async def attempt(self, ids: Sequence[str], ends: Counter[str], *, in_flight: int | None) -> None:
-        """Gather them, all at once if asked for: the client sees to it that `concurrency` are in flight."""
+        """Gather the lookups, all at once if requested. The client keeps `concurrency` requests in flight."""
         await contender.Contender.attempt(self, ids, ends, in_flight=in_flight)

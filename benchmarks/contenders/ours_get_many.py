@@ -9,12 +9,12 @@ from kaizen_async import KaizenClient
 
 
 class Contender(contender.Contender):
-    """A list of ids in, a list of outcomes out. Retries, gate, deadlines and all else as shipped."""
+    """A list of ids in and a list of outcomes out, with the default retries, gate and deadlines."""
 
     title = "kaizen_async get_many"
 
     async def setup(self) -> None:
-        """Make the client."""
+        """Create the client."""
         self._client = KaizenClient(api_key="key", base_url=self.base_url, concurrency=self.concurrency)
         self.executions = self._client.instructor_executions
 
@@ -35,7 +35,7 @@ class Contender(contender.Contender):
         return await self.executions.get_many(ids)
 
     async def attempt(self, ids: Sequence[str], ends: Counter[str], *, in_flight: int | None) -> None:
-        """Look up the list, of which the client has `concurrency` in flight, whatever the caller would like."""
+        """Look up the list. The client keeps `concurrency` requests in flight, regardless of `in_flight`."""
         del in_flight
         for outcome in await self.executions.get_many(ids):
             ends["ok" if outcome.ok else type(outcome.error).__name__] += 1

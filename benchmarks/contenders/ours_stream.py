@@ -7,13 +7,13 @@ from contenders import ours_get_many
 
 
 class Contender(ours_get_many.Contender):
-    """An iterable of ids in, outcomes as they complete, none of them kept."""
+    """An iterable of ids in and outcomes out as they complete, without keeping them."""
 
     title = "kaizen_async stream"
     lazy = True
 
     async def run(self, ids: Sequence[str]) -> list[float]:
-        """Take the outcomes as they come."""
+        """Read the outcomes as they complete."""
         seconds = []
         async with self.executions.stream(ids) as outcomes:
             async for outcome in outcomes:
@@ -22,7 +22,7 @@ class Contender(ours_get_many.Contender):
         return seconds
 
     async def keep(self, ids: Iterable[str]) -> object:
-        """Keep nothing."""
+        """Read all outcomes and keep none."""
         async with self.executions.stream(ids) as outcomes:
             async for outcome in outcomes:
                 outcome.unwrap()

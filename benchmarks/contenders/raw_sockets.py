@@ -1,4 +1,4 @@
-"""The floor: asyncio transports, a hand-written request and the least parsing that finds the body."""
+"""The lower bound: asyncio transports, a hand-written request and minimal parsing to find the body."""
 
 import asyncio
 import ssl
@@ -14,7 +14,7 @@ _BUFFER = memoryview(bytearray(65_536))
 
 
 class Connection(asyncio.BufferedProtocol):
-    """One keep-alive connection that carries one lookup at a time."""
+    """A keep-alive connection for one lookup at a time."""
 
     transport: asyncio.Transport
 
@@ -24,15 +24,15 @@ class Connection(asyncio.BufferedProtocol):
         self._answered: asyncio.Future[bytes]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport to write to."""
+        """Keep the transport for requests."""
         self.transport = cast("asyncio.Transport", transport)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - the event loop's hint
-        """Return where to receive bytes."""
+        """Return the receive buffer."""
         return _BUFFER
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Hand the body over once it is all there."""
+        """Resolve the future when the body is complete."""
         data = bytes(_BUFFER[:nbytes])
         self._received = self._received + data if self._received else data
         if not self._needed:
@@ -49,14 +49,14 @@ class Connection(asyncio.BufferedProtocol):
             self._answered.set_result(body)
 
     def send(self, request: bytes) -> asyncio.Future[bytes]:
-        """Send a request and return the future of the body of its answer."""
+        """Send a request, and return the future of the response's body."""
         self._answered = asyncio.get_running_loop().create_future()
         self.transport.write(request)
         return self._answered
 
 
 class Contender(contender.Contender):
-    """No client at all: no timeouts, no errors, no pool but a stack."""
+    """Plain connections in a stack, without a client, timeouts or errors."""
 
     title = "raw asyncio sockets (the floor)"
 
@@ -78,7 +78,7 @@ class Contender(contender.Contender):
         self._idle = [connection for _, connection in opened]
 
     async def look_up(self, execution_id: str) -> str:
-        """Take a connection, write, await the body, decode it."""
+        """Take a connection, send a request, await the body and decode it."""
         connection = self._idle.pop()
         body = self._encode({"id": execution_id})
         answer = await connection.send(b"%b%d\r\n\r\n%b" % (self._head, len(body), body))

@@ -1,4 +1,4 @@
-"""No client and no server: the records that kaizen_async would return, decoded and kept. For the memory of the rest."""
+"""Decoded records without a client and a server, to measure the memory of everything else."""
 
 from collections.abc import Iterable
 
@@ -10,12 +10,12 @@ from kaizen_async import InstructorExecution
 
 
 class Contender(contender.Contender):
-    """Decodes the served record with the id put in."""
+    """Decodes the served record with each id."""
 
     title = "the records alone"
 
     async def setup(self) -> None:
-        """Prepare the parts of the record."""
+        """Prepare the record's JSON before and after the id."""
         self._before, self._after = data.template(1)
         self._decode = msgspec.json.Decoder(InstructorExecution).decode
 
@@ -24,10 +24,10 @@ class Contender(contender.Contender):
         return self._record(execution_id).id
 
     async def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing, because nothing is open."""
 
     async def keep(self, ids: Iterable[str]) -> object:
-        """Decode and keep them all."""
+        """Decode and keep all records."""
         return [self._record(execution_id) for execution_id in ids]
 
     def _record(self, execution_id: str) -> InstructorExecution:

@@ -1,4 +1,4 @@
-"""ry: reqwest, a client written in Rust, for asyncio."""
+"""ry, an asyncio client on reqwest, which is written in Rust."""
 
 import contender
 import msgspec
@@ -7,12 +7,12 @@ from shapes import LeanExecution
 
 
 class Contender(contender.Contender):
-    """One client with its own pool; its records are decoded as those of the bare loop are."""
+    """A client with its own pool. Records are decoded as in the bare loop."""
 
     title = "ry (reqwest, in Rust) + msgspec"
 
     async def setup(self) -> None:
-        """Make a client."""
+        """Create the client."""
         self._url = f"{self.base_url}instructor/executions/get"
         self._client = ry.Client(headers={"Authorization": "Bearer key", "Content-Type": "application/json"})
         self._encode = msgspec.json.Encoder().encode
@@ -26,4 +26,4 @@ class Contender(contender.Contender):
         return self._decode(await response.bytes()).id
 
     async def close(self) -> None:
-        """Do nothing: the client closes its connections when it is freed."""
+        """Do nothing, because the client closes its connections when it is freed."""

@@ -1,7 +1,7 @@
-"""zyte-api, over aiohttp and tenacity.
+"""zyte-api over aiohttp and tenacity.
 
-`AsyncZyteAPI.session().get(query, endpoint=...)` is its one lookup; its base address is set so that the endpoint `get`
-is ours. Its session opens a new connection for each request, as shipped. The answer is a dict.
+`AsyncZyteAPI.session().get(query, endpoint=...)` is its only lookup. Its base address is set so that the endpoint `get`
+is ours. By default, its session opens a new connection for each request. The result is a dict.
 """
 
 import contender
@@ -9,12 +9,12 @@ from zyte_api import AsyncZyteAPI
 
 
 class Contender(contender.Contender):
-    """The client's own timeouts and retries; its limit of connections set to the concurrency; no model."""
+    """The client with its own timeouts and retries and `concurrency` connections, without a model."""
 
     title = "zyte-api (no model)"
 
     async def setup(self) -> None:
-        """Make the client and its session."""
+        """Create the client and its session."""
         client = AsyncZyteAPI(api_key="key", api_url=f"{self.base_url}instructor/executions/", n_conn=self.concurrency)
         self._session = client.session()
 
