@@ -17,10 +17,16 @@ from kaizen_async.outcomes import Outcome
 
 
 class Pace:
-    """When the next poll under a policy with a `max_rate` may be made."""
+    """When the next poll under a policy with a `max_rate` may be made.
+
+    Attributes:
+        next_poll: The clock's time.
+        unsent: Polls that have begun and wait for their turn to send. They would all be sent at the end of a pause.
+    """
 
     def __init__(self) -> None:
         self.next_poll = -math.inf
+        self.unsent: set[Entry] = set()
 
 
 class Group:

@@ -402,7 +402,7 @@ class Scheduler:
         calls = [call for call in self._calls_of(entry) if call.deadline_at > now]
         if not calls:
             return
-        self._turns.spend(group, now)
+        self._turns.spend(entry, group, now)
         self._timetable.remove(entry)
         # The timer runs in the context of the code that set it. The poll belongs to a call, so it runs in that call's.
         context = calls[0].context.copy()
@@ -418,8 +418,8 @@ class Scheduler:
         """Poll a server in this process, and return True; False if that takes a task, and nothing was sent."""
         if self._ended.get(group.lookups.endpoint, entry.id) is not None:
             return False
-        note_delay = functools.partial(self._note_delay, entry.due)
-        outcome = group.lookups.look_up_at_once(entry.id, now + self._deadline, note_delay)
+        note_sent = functools.partial(self._note_sent, entry, group)
+        outcome = group.lookups.look_up_at_once(entry.id, now + self._deadline, note_sent)
         if outcome is not None:
             self._counters.polls += 1
             self._note_outcome(entry, group, outcome)
@@ -457,17 +457,20 @@ class Scheduler:
             return Found(entry.id, record, None, 0, 0.0)
         deadline_at = self.clock.time() + self._deadline
         return await group.lookups.look_up(
-            entry.id, on_turn=functools.partial(self._note_delay, entry.due), ends_at=deadline_at
+            entry.id, on_turn=functools.partial(self._note_sent, entry, group), ends_at=deadline_at
         )
 
-    def _note_delay(self, due: float) -> None:
-        """Note when a poll is sent: slots, gate and limiter have let it pass."""
-        self.delay += DELAY_WEIGHT * (self.clock.time() - due - self.delay)
+    def _note_sent(self, entry: Entry, group: Group) -> None:
+        """Note when a poll is sent: slots, the health of the server and the limiter have let it pass."""
+        now = self.clock.time()
+        self.delay += DELAY_WEIGHT * (now - entry.due - self.delay)
+        self._turns.note_sent(entry, group, now)
 
     def _on_poll_done(self, entry: Entry, group: Group, poll: "asyncio.Task[None]") -> None:
         # Not a `finally` of the poll: of a task that is cancelled before its first step nothing runs.
         if group.polls.get(entry.id) is poll:
             del group.polls[entry.id]
+        group.pace.unsent.discard(entry)
         self._polls -= 1
         self._counters.polls += 1
         if not poll.cancelled():

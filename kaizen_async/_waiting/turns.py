@@ -13,9 +13,13 @@ from typing import Final
 from kaizen_async._waiting.calls import Call, Group
 from kaizen_async._waiting.entry import NOWHERE, QUEUED, Entry
 
-CATCH_UP: Final = 0.05
-"""Seconds by which polls at a `max_rate` may lag behind their even spacing and still be made up for. The timers of an
-event loop are late by about a millisecond, which would lower a high rate by a good deal."""
+CATCH_UP: Final = 0.01
+CATCH_UP_SHARE: Final = 0.25
+"""Seconds, or share of a spacing if that is more, by which polls at a `max_rate` may lag behind their even spacing and
+still be made up for. The timers of an event loop are late by about a millisecond, which would lower a high rate by a
+good deal."""
+UNSENT: Final = 0.05
+"""Seconds of polls at a `max_rate` that may wait for their turn to send. Those that wait longer would be a burst."""
 
 
 class Turns:
@@ -57,8 +61,8 @@ class Turns:
         self.resumes_at = math.inf
         for _ in range(len(self._groups)):
             group = self._groups.popleft()
-            if group.pace.next_poll > now:
-                self.resumes_at = min(self.resumes_at, group.pace.next_poll)
+            if (resumes_at := self._resumes_at(group, now)) > now:
+                self.resumes_at = min(self.resumes_at, resumes_at)
                 self._groups.append(group)
                 continue
             group.turns_left = (group.turns_left or len(group.calls)) - 1
@@ -68,12 +72,30 @@ class Turns:
             return None if entry is None else (entry, group)
         return None
 
-    def spend(self, group: Group, now: float) -> None:
-        """Note that a poll of a group is made."""
+    @staticmethod
+    def _resumes_at(group: Group, now: float) -> float:
+        """Return when the rate of a group's policy allows its next poll."""
+        rate, pace = group.policy.max_rate, group.pace
+        if rate is not None and len(pace.unsent) >= max(1.0, rate * UNSENT):
+            return max(pace.next_poll, now + UNSENT)
+        return pace.next_poll
+
+    def spend(self, entry: Entry, group: Group, now: float) -> None:
+        """Note that a poll of a group begins."""
         if group.policy.max_rate is not None:
-            pace = group.pace
-            is_on_time = now - pace.next_poll <= CATCH_UP
-            pace.next_poll = (pace.next_poll if is_on_time else now) + 1.0 / group.policy.max_rate
+            pace, spacing = group.pace, 1.0 / group.policy.max_rate
+            pace.unsent.add(entry)
+            is_on_time = now - pace.next_poll <= max(CATCH_UP, CATCH_UP_SHARE * spacing)
+            pace.next_poll = (pace.next_poll if is_on_time else now) + spacing
+
+    @staticmethod
+    def note_sent(entry: Entry, group: Group, now: float) -> None:
+        """Note that a poll is sent. If it had to wait for that, the next one is spaced from now on."""
+        pace = group.pace
+        if group.policy.max_rate is not None and entry in pace.unsent:
+            pace.unsent.discard(entry)
+            if now > pace.next_poll:
+                pace.next_poll = now + 1.0 / group.policy.max_rate
 
     def clear(self) -> None:
         """Remove everything; all of it must be stale."""
