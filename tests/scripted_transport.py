@@ -110,7 +110,7 @@ class ScriptedTransport:
         """Do nothing, because there is no connection."""
 
     @staticmethod
-    def begin(url: URL, body: bytes, now: float) -> None:
+    def begin(url: URL, body: bytes, now: float, headers: object = None) -> None:
         """Return None, because there is no idle connection."""
 
     async def send_fresh(self, url: URL, body: bytes, is_held: Callable[[], bool]) -> Answer:
