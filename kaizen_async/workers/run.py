@@ -381,7 +381,9 @@ class Run:
                     self._store.report_trouble("")
                 is_alone = False
             elif time.monotonic() - began > KNOWS_SECONDS:
-                if await takes_unknown_tasks(self.broker):
+                # After an outage of Redis, workers that are known take a moment to report again.
+                has_known = await self._store.command("ZCARD", self._store.workers)
+                if not has_known and await takes_unknown_tasks(self.broker):
                     raise NoWorkersError(
                         "the broker's workers take the invitations but do not know the task; "
                         "call kaizen_async.workers.register(broker) in a module that they import"

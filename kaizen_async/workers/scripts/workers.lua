@@ -8,7 +8,8 @@ if ARGV[3] ~= '' then
     redis.call('ZADD', KEYS[1], now, ARGV[3])
     redis.call('PEXPIRE', KEYS[1], 86400000)
 end
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - 60000)
+-- Kept for longer than most outages of Redis, so that workers are known after them.
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - 600000)
 local live = redis.call('ZCOUNT', KEYS[1], now - ARGV[4], '+inf')
 local reply = {live}
 for _, name in ipairs(redis.call('SMEMBERS', ARGV[2])) do
