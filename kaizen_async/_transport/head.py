@@ -157,7 +157,7 @@ def _meaning(line: bytes) -> int:
     field = _FIELD_LINE.fullmatch(line)
     if field is None:
         return _UNCOMMON
-    name, value = field[1].lower(), field[2].strip(b" \t").lower()
+    name, value = field[1].lower(), field[2].strip(b" ").lower()  # a tab makes aiohttp's parser read some differently
     if name == b"content-length":
         return int(value) if _LENGTH.fullmatch(value) else _UNCOMMON
     if name == b"connection":
