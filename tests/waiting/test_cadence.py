@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kaizen_async._waiting.cadence import HIGHEST, LOWEST, MAX_WORKFLOWS, MEMORY, Cadence
+from kaizen_async._waiting.cadence import HIGHEST_SURE, LAGS, LOWEST, MAX_WORKFLOWS, MEMORY, Cadence
 from kaizen_async.config import PollPolicy
 
 WIDE = PollPolicy(max_interval=3600.0, spread=0.0)
@@ -183,7 +183,7 @@ def test_intervals_are_bounded(
         cadence.learn(seen, duration)
     interval, plain = cadence.next_delay(age, workflow_id), plain_of(policy)(age)
     assert policy.min_interval <= interval <= policy.max_interval
-    assert plain * LOWEST * (1 - 1e-9) <= interval <= plain * HIGHEST * (1 + 1e-9)
+    assert plain * LOWEST * (1 - 1e-9) <= interval <= plain * HIGHEST_SURE * (1 + 1e-9)
 
 
 @given(policies, histories, st.floats(1, 2000))
@@ -200,7 +200,7 @@ def test_misleading_history(policy: PollPolicy, history: list[tuple[str, float]]
     while plain_age < duration:
         plain, plain_age = plain + 1, plain_age + plain_of(policy)(plain_age)
     assert learned <= 2 * plain + 1
-    assert age - last <= HIGHEST * plain_of(policy)(duration) * (1 + 1e-9)
+    assert age - last <= HIGHEST_SURE * plain_of(policy)(duration) * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("true_duration", [20.0, 5000.0])
@@ -255,7 +255,7 @@ def test_state_of_another_policy() -> None:
         {"aim": "minutes", "lags": [1.0], "workflows": {}},
         {"aim": "share", "lags": [-1.0], "workflows": {}},
         {"aim": "share", "lags": [1e308], "workflows": {}},
-        {"aim": "share", "lags": [1.0] * (MEMORY + 1), "workflows": {}},
+        {"aim": "share", "lags": [1.0] * (LAGS + 1), "workflows": {}},
         {"aim": "share", "lags": [1.0], "workflows": {"a": [[100, 1.0, 1.0]]}},
         {"aim": "share", "lags": [1.0], "workflows": {"a": [[5, 1e308, 1.0]]}},
         {"aim": "share", "lags": [1.0], "workflows": {"a": [[5, 1.0, 1e308]]}},
