@@ -16,7 +16,6 @@ from rules import Age, Exponential, Fixed, Oracle, Rule
 from workload import Execution, Workload
 from yarl import URL
 
-import kaizen_async.client
 from kaizen_async import InstructorExecution, KaizenClient, PollPolicy, Workflow
 from kaizen_async._transport.transport import Answer, Transport
 from kaizen_async.clock import sleep
@@ -55,7 +54,7 @@ def simulate(method: Method, workload: Workload) -> Measured:
             asyncio.run(_wait(network, policy(method.setting)))
         elif rule is not None:
             other = rule(lambda: network.asked, method.setting)
-            with mock.patch.object(kaizen_async.client, "Cadence", return_value=other):
+            with mock.patch("kaizen_async._binding.Cadence", return_value=other):
                 asyncio.run(_wait(network, PollPolicy()))
     return network.measured()
 

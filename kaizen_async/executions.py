@@ -1,17 +1,19 @@
-"""The verbs: what a user does with the executions of one kind."""
+"""The methods: what a user does with the executions of one kind."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, Generic, TypeVar
 
 from msgspec import UNSET, UnsetType
 
+from kaizen_async._binding import Binding
 from kaizen_async._bulk import LookUp, OutcomeStream, Report, collect_ids, look_up_all
 from kaizen_async._ids import Ids, IdSource, require_id, require_ids
 from kaizen_async._ledger import Checkpoint, Ledger
 from kaizen_async._lookup.engine import Engine
 from kaizen_async._lookup.lookup import Lookups
+from kaizen_async._transport.wire import Endpoint
 from kaizen_async._waiting.calls import Group
 from kaizen_async._waiting.scheduler import Scheduler
 from kaizen_async._waiting.streams import ChangeStream, WaitStream
@@ -30,18 +32,9 @@ class Executions(Generic[T]):
     any number of tasks of one event loop.
     """
 
-    # The slots are what each object is made of. Whatever else is set on one, such as a mock, is in its `__dict__`.
-    __slots__ = ("__dict__", "__weakref__", "_deadline", "_lookups", "_polls")
-
-    def __init__(
-        self,
-        lookups: Callable[[RetryPolicy | None], Lookups[T]],
-        polls: Callable[[Lookups[T], PollPolicy | None], tuple[Scheduler, Group]],
-        deadline: float | None,
-    ) -> None:
-        self._lookups = lookups
-        self._polls = polls
-        self._deadline = deadline
+    def __init__(self, binding: Binding, endpoint: Endpoint[T]) -> None:
+        self._binding = binding
+        self._endpoint = endpoint
 
     async def get(
         self,
@@ -79,8 +72,8 @@ class Executions(Generic[T]):
             TypeError, ValueError: The id or an argument is invalid. Nothing was sent.
         """
         execution_id = require_id(execution_id)
-        seconds = self._deadline if deadline is UNSET else _checked(deadline)
-        lookups = self._lookups(_checked_retry(retry))
+        seconds = self._binding.settings.deadline if deadline is UNSET else _checked(deadline)
+        lookups = self._binding.lookups(self._endpoint, retry)
         if max_age is not None:
             require_duration("max_age", max_age, zero_allowed=True)
             recent = lookups.recent(execution_id, max_age)
@@ -113,9 +106,9 @@ class Executions(Generic[T]):
                 raised as it is.
         """
         require_ids(ids)
-        lookups = self._lookups(_checked_retry(retry))
+        lookups = self._binding.lookups(self._endpoint, retry)
         ends_at = _after(lookups.engine, _checked(deadline))
-        collected = await collect_ids(_source(ids, lookups.engine, ends_at))
+        collected = await collect_ids(_source(ids, lookups.engine, ends_at, wait_until=ends_at))
         report = _report(lookups, "get_many")
         return await look_up_all(collected, self._bounded(lookups, ends_at), lookups.engine.concurrency, report)
 
@@ -148,10 +141,10 @@ class Executions(Generic[T]):
             TypeError, ValueError: An argument is invalid.
         """
         require_ids(ids)
-        lookups = self._lookups(_checked_retry(retry))
+        lookups = self._binding.lookups(self._endpoint, retry)
         ends_at = _after(lookups.engine, _checked(deadline))
         state = None if checkpoint is None else Checkpoint.load(checkpoint)
-        ledger = Ledger(_source(ids, lookups.engine, ends_at), state)
+        ledger = Ledger(_source(ids, lookups.engine, ends_at, wait_until=ends_at), state)
         clock = lookups.engine.clock
         return OutcomeStream(
             ledger,
@@ -185,7 +178,7 @@ class Executions(Generic[T]):
         """
         execution_id = require_id(execution_id)
         _checked(deadline)
-        scheduler, group = self._polls(self._lookups(None), _checked_policy(poll))
+        scheduler, group = self._binding.polls(self._endpoint, poll)
         deadline_at = _after(scheduler.engine, deadline)
         # Nothing here may refer to the outcome: an error that it raises refers to this frame.
         return (await Waiter[T](scheduler, group, execution_id, deadline_at).wait()).unwrap()
@@ -258,7 +251,7 @@ class Executions(Generic[T]):
             durations: Workflow id and duration in seconds of each execution, in the order in which they ended.
             poll: The poll policy whose waits learn; the client's if None.
         """
-        _, group = self._polls(self._lookups(None), _checked_policy(poll))
+        _, group = self._binding.polls(self._endpoint, poll)
         for workflow_id, seconds in durations:
             group.cadence.learn(workflow_id, seconds)
 
@@ -267,21 +260,15 @@ class Executions(Generic[T]):
     ) -> tuple[Scheduler, Group, Ledger, float]:
         require_ids(ids)
         _checked(deadline)
-        scheduler, group = self._polls(self._lookups(None), _checked_policy(poll))
-        engine, clock = scheduler.engine, scheduler.clock
+        scheduler, group = self._binding.polls(self._endpoint, poll)
         deadline_at = _after(scheduler.engine, deadline)
-        source = IdSource(
-            ids,
-            closed=lambda: engine.closed,
-            late=lambda: clock.time() >= deadline_at,
-            wait=lambda awaitable: engine.wait(awaitable, math.inf),
-            clock=clock,
-        )
-        return scheduler, group, Ledger(source, checkpoint, now=clock.wall()), deadline_at
+        source = _source(ids, scheduler.engine, deadline_at, wait_until=math.inf)
+        return scheduler, group, Ledger(source, checkpoint, now=scheduler.clock.wall()), deadline_at
 
     def _bounded(self, lookups: Lookups[T], ends_at: float) -> LookUp[T]:
         """Return a lookup that ends with the client's deadline for it, or with the whole call."""
-        seconds = math.inf if self._deadline is None else self._deadline
+        deadline = self._binding.settings.deadline
+        seconds = math.inf if deadline is None else deadline
         return partial(lookups.look_up, seconds=seconds, ends_at=ends_at)
 
 
@@ -290,12 +277,12 @@ def _report(lookups: Lookups[Any], verb: BatchVerb) -> Report:
     return Report(engine.on_event, engine.clock.time, verb, lookups.url)
 
 
-def _source(ids: Ids, engine: Engine, ends_at: float) -> IdSource:
+def _source(ids: Ids, engine: Engine, late_at: float, *, wait_until: float) -> IdSource:
     return IdSource(
         ids,
         closed=lambda: engine.closed,
-        late=lambda: engine.clock.time() >= ends_at,
-        wait=lambda awaitable: engine.wait(awaitable, ends_at),
+        late=lambda: engine.clock.time() >= late_at,
+        wait=lambda awaitable: engine.wait(awaitable, wait_until),
         clock=engine.clock,
     )
 
@@ -309,15 +296,3 @@ def _checked(deadline: float | None) -> float | None:
     if deadline is not None:
         require_duration("deadline", deadline)
     return deadline
-
-
-def _checked_retry(retry: RetryPolicy | None) -> RetryPolicy | None:
-    if retry is not None and not isinstance(retry, RetryPolicy):
-        raise TypeError(f"retry must be a RetryPolicy, not {type(retry).__name__}")
-    return retry
-
-
-def _checked_policy(poll: PollPolicy | None) -> PollPolicy | None:
-    if poll is not None and not isinstance(poll, PollPolicy):
-        raise TypeError(f"poll must be a PollPolicy, not {type(poll).__name__}")
-    return poll

@@ -70,8 +70,8 @@ def polls_of(transport: ScriptedTransport, execution_id: str) -> list[float]:
 
 def scheduler_of(client: KaizenClient) -> Scheduler:
     """Return the scheduler of a client."""
-    assert client._scheduler is not None
-    return client._scheduler
+    assert client._binding.scheduler is not None
+    return client._binding.scheduler
 
 
 async def outcomes_of(client: KaizenClient, ids: Any, **settings: Any) -> list[Outcome[InstructorExecution]]:

@@ -274,7 +274,7 @@ def client_for(server: ScriptedServer | str, **settings: Any) -> KaizenClient:
 
 def assert_idle(client: KaizenClient) -> None:
     """Fail if an idle client has a slot occupied, a request in flight or a wait."""
-    engine = client._engine
+    engine = client._binding.engine
     assert engine is not None
     assert client.stats().in_flight == 0
     assert engine._free_slots == engine.concurrency

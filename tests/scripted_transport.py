@@ -11,7 +11,7 @@ import pytest
 from virtual_time import LoopClock
 from yarl import URL
 
-import kaizen_async.client
+import kaizen_async._binding
 from kaizen_async import KaizenClient, KaizenError, RateLimitError, RetryPolicy
 from kaizen_async._lookup.health import Health
 from kaizen_async._transport.transport import Answer
@@ -143,17 +143,14 @@ class ScriptedTransport:
     def client(self, **settings: Any) -> KaizenClient:
         """Return a client that uses this transport and the running loop's time."""
         client = KaizenClient(**{"clock": LoopClock(), **settings})
-        with mock.patch.object(kaizen_async.client, "Transport", return_value=self):
-            client._engine_here()
+        with mock.patch.object(kaizen_async._binding, "Transport", return_value=self):
+            client._binding.engine_here()
         return client
 
 
 def health_of(client: KaizenClient) -> Health:
     """Return a client's view of the health of the server for instructor executions."""
-    kind = client.instructor_executions
-    endpoint = next(iter(client._endpoints.values()))
-    del kind
-    return client._health_of(endpoint)
+    return client._binding.health_of(client.instructor_executions._endpoint)
 
 
 def throttle(client: KaizenClient, retry_after: float) -> None:

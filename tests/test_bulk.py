@@ -89,7 +89,7 @@ async def streamed(client: KaizenClient, ids: Ids, **options: Any) -> list[Outco
 
 def assert_idle(client: KaizenClient, transport: ScriptedTransport) -> None:
     """Fail if a request is open, a slot is held or a task is left."""
-    engine = client._engine
+    engine = client._binding.engine
     assert engine is not None
     assert not transport.open
     assert engine._free_slots == engine.concurrency

@@ -507,7 +507,7 @@ async def test_a_loop_that_was_forked_is_refused(emulator: KaizenEmulator) -> No
     emulator.add("a")
     async with KaizenClient(base_url=emulator.base_url) as client:
         await use(client)
-        engine = client._engine
+        engine = client._binding.engine
         assert engine is not None
         engine.process_id -= 1
         with pytest.raises(RuntimeError, match="made before the process forked"):

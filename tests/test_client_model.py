@@ -196,7 +196,7 @@ class ClientModel(RuleBasedStateMachine):
         await self.client.aclose()
         await settle()
         for client in self.clients:
-            if client._engine is not None:
+            if client._binding.engine is not None:
                 assert_idle(client)
                 assert client.stats().waiting == 0
         await self.server.until(lambda: not self.server.open)

@@ -171,9 +171,9 @@ def test_closing_at_any_step_leaves_nothing(concurrency: int, caller: Caller, lo
                 results = await task
             assert len(results) == len(IDS)
             assert {type(result).__name__ for result in results} <= {"InstructorExecution", "ClientClosedError"}
-            if client._engine is not None:
+            if client._binding.engine is not None:
                 assert_idle(client)
-                assert not client._engine.transport.is_open
+                assert not client._binding.engine.transport.is_open
             await server.until(lambda: not server.open)
         return over
 
@@ -310,7 +310,7 @@ def test_closing_twice_is_closing_once(loop: str) -> None:
                 await asyncio.gather(*draining)
                 await client.aclose()
             assert_idle(client)
-            assert not client._engine.transport.is_open
+            assert not client._binding.engine.transport.is_open
 
     run_on(loop, main())
 
@@ -493,7 +493,7 @@ def test_a_client_can_be_used_from_one_loop_after_another(loop: str) -> None:
 
         for _ in range(3):
             run_on(loop, look_up())
-            assert not client._engine.transport.is_open
+            assert not client._binding.engine.transport.is_open
         assert emulator.request_count == 3
         run_on(loop, client.aclose())
 
@@ -596,7 +596,7 @@ def test_forked_workers_draw_different_backoffs() -> None:
     for _ in range(3):
         reader, writer = os.pipe()
         if not os.fork():
-            os.write(writer, repr(client._random.uniform(0, 1)).encode())
+            os.write(writer, repr(client._binding.random.uniform(0, 1)).encode())
             os._exit(0)
         os.close(writer)
         with os.fdopen(reader) as pipe:

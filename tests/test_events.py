@@ -105,7 +105,7 @@ async def test_a_retry_is_reported_with_its_error_and_delay() -> None:
     events: list[Event] = []
     transport = ScriptedTransport(lambda i, number: status(503) if number == 1 else record(i))
     async with transport.client(on_event=events.append) as client:
-        client._random.uniform = lambda _, high: high  # type: ignore[method-assign]
+        client._binding.random.uniform = lambda _, high: high  # type: ignore[method-assign]
         await client.instructor_executions.get("a")
     assert names(events) == [
         "LookUpStarted",
@@ -199,7 +199,7 @@ async def test_a_pause_is_reported_once_at_both_ends() -> None:
         lambda i, _: status(429, retry_after="20") if now() < 20 else record(i),
     )
     async with transport.client(on_event=events.append) as client:
-        client._random.uniform = lambda low, _: low  # type: ignore[method-assign]
+        client._binding.random.uniform = lambda low, _: low  # type: ignore[method-assign]
         await client.instructor_executions.get_many([f"e{n}" for n in range(5)])
     (gated,) = of(Gated, events)
     assert gated == Gated(429, 20.0, 20.0)
@@ -221,7 +221,7 @@ async def test_an_outage_replaces_a_pause() -> None:
     replies = iter([status(429, retry_after="1"), status(502)])
     transport = ScriptedTransport(lambda i, _: next(replies, record(i)))
     async with transport.client(on_event=events.append) as client:
-        client._random.uniform = lambda low, _: low  # type: ignore[method-assign]
+        client._binding.random.uniform = lambda low, _: low  # type: ignore[method-assign]
         await client.instructor_executions.get("a")
     assert [(event.status, event.retry_after) for event in of(Gated, events)] == [(429, 1)]
     assert [(event.url, event.refused) for event in of(OutageBegan, events)] == [(URL, False)]

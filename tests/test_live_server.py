@@ -30,7 +30,7 @@ SOON = RetryPolicy(initial_backoff=0.01, max_backoff=0.1)
 
 def assert_idle(client: KaizenClient) -> None:
     """Fail if a request, an occupied slot or a task is left."""
-    engine = client._engine
+    engine = client._binding.engine
     assert engine is not None
     assert client.stats().in_flight == 0
     assert engine._free_slots == engine.concurrency

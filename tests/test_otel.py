@@ -184,7 +184,7 @@ async def test_every_attempt_is_a_span_and_every_retry_an_event(backend: Backend
     """Each attempt is a span and each retry an event. An error that a retry fixes marks the attempt, not the lookup."""
     transport = ScriptedTransport(lambda i, number: status(503) if number < 3 else record(i))
     async with transport.client(on_event=backend.telemetry()) as client:
-        client._random.uniform = lambda _, high: high  # type: ignore[method-assign]
+        client._binding.random.uniform = lambda _, high: high  # type: ignore[method-assign]
         await client.instructor_executions.get("a")
     look_up, attempts = look_up_of(backend), attempts_of(backend)
     assert events_of(look_up) == ["kaizen.retry"] * 2
@@ -270,7 +270,7 @@ async def test_the_time_of_lookups_is_split_into_phases(backend: Backend) -> Non
     """The times in the queue, on the network and in back-off add up to the total time."""
     transport = ScriptedTransport(lambda i, n: status(500) if (i, n) == ("a", 1) else record(i))
     async with transport.client(on_event=backend.telemetry(), concurrency=1) as client:
-        client._random.uniform = lambda _, high: high  # type: ignore[method-assign]
+        client._binding.random.uniform = lambda _, high: high  # type: ignore[method-assign]
         await asyncio.gather(*(client.instructor_executions.get(i) for i in "abcd"))
     assert backend.values("kaizen.look_up.time") == {
         having(KIND, kaizen__look_up__phase="network"): pytest.approx(0.5),
@@ -314,7 +314,7 @@ async def test_pauses_are_counted_and_timed(backend: Backend) -> None:
     replies = iter([status(429, retry_after="20")])
     transport = ScriptedTransport(lambda i, _: next(replies, record(i)))
     async with transport.client(on_event=backend.telemetry()) as client:
-        client._random.uniform = lambda low, _: low  # type: ignore[method-assign]
+        client._binding.random.uniform = lambda low, _: low  # type: ignore[method-assign]
         await client.instructor_executions.get("a")
         assert client.stats().pause_seconds == pytest.approx(20.1)
     assert backend.values("kaizen.gate.pauses") == {having(SERVER, http__response__status_code=429): 1}

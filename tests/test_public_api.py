@@ -186,7 +186,7 @@ async def requests_under(policy: RetryPolicy, replies: list[Answer], tokens: int
 
     transport = ScriptedTransport(play, latency=0)
     async with transport.client(deadline=None) as client:
-        client._random.uniform = lambda _, high: high  # type: ignore[method-assign]
+        client._binding.random.uniform = lambda _, high: high  # type: ignore[method-assign]
         health_of(client)._budget = tokens
         (outcome,) = await client.instructor_executions.get_many(["a"], retry=policy)
         assert outcome.attempts == len(transport.sent)
@@ -227,7 +227,7 @@ LAYERS = [
     ["__init__"],
     ["client"],
     ["executions"],
-    ["_waiting.streams", "_waiting.waiter"],
+    ["_binding", "_waiting.streams", "_waiting.waiter"],
     ["_waiting.reports"],
     ["_waiting.scheduler"],
     ["_waiting.turns", "_waiting.disturbance"],
@@ -313,6 +313,7 @@ def test_imports_go_down_only(depth: int) -> None:
             "aiohttp",
             {
                 "client",
+                "_binding",
                 "_transport.connection",
                 "_transport.encodings",
                 "_transport.failures",

@@ -151,7 +151,14 @@ def test_a_key_that_a_server_repeats_is_withheld(case: str, verb: Verb, loop: st
         ):
             outcome = await verb(client, "bad")
             assert server.requests
-            for shown in (outcome, client, client.instructor_executions, client.stats(), client._headers, events):
+            for shown in (
+                outcome,
+                client,
+                client.instructor_executions,
+                client.stats(),
+                client._binding._headers,
+                events,
+            ):
                 assert KEY not in repr(shown)
             assert isinstance(outcome.error, KaizenError)
             return outcome.error
@@ -461,13 +468,12 @@ def test_any_path_stays_below_the_base_url_or_is_refused(parts: list[str]) -> No
     """For any accepted path, the request goes to the origin and the prefix of the base URL."""
     client = KaizenClient(KEY, base_url="https://api.example/v1/")
     try:
-        client.lookups("".join(parts), InstructorExecution)
+        methods = client.lookups("".join(parts), InstructorExecution)
     except ValueError:
         return
     finally:
         logging.getLogger(__name__).debug("asked")
-    (endpoint,) = client._endpoints.values()
-    url = endpoint.url_below(client._settings.base_url)
+    url = methods._endpoint.url_below(client._binding.settings.base_url)
     assert str(url.origin()) == "https://api.example"
     assert url.raw_path.startswith("/v1/")
     assert ".." not in unicodedata.normalize("NFKC", url.path).replace("\\", "/").split("/")
@@ -666,7 +672,7 @@ def test_no_frame_of_a_request_that_cannot_be_written_holds_the_key(loop: str, m
     async def main() -> None:
         async with ScriptedServer() as server, client_for(server, api_key=KEY) as client:
             await client.instructor_executions.get("a")
-            (connection,) = next(iter(client._engine.transport._pool._addresses.values())).idle
+            (connection,) = next(iter(client._binding.engine.transport._pool._addresses.values())).idle
             transport = Mock(wraps=connection.transport)
             transport.write.side_effect = ZeroDivisionError
             connection.transport = transport

@@ -64,7 +64,7 @@ class Endpoint(Generic[T]):
         self._fills_raw = any(field.name == "raw" and field.type is msgspec.Raw for field in fields)
         times = time_fields(record)
         self._has_start, self._has_end = "start_time" in times, "end_time" in times
-        self._record = record
+        self.record = record
         self._body: Any = record
         if unwrap is not None:
             self._body = msgspec.defstruct("Body", [("record", record)], rename={"record": unwrap})

@@ -30,13 +30,13 @@ def now() -> float:
 
 def assert_idle(client: KaizenClient, transport: ScriptedTransport) -> None:
     """Fail if an idle client holds a slot, a queue entry or a request."""
-    engine = client._engine
+    engine = client._binding.engine
     assert engine is not None
     assert not engine._sending
     assert not engine._waiting
     assert engine._free_slots == engine.concurrency
     assert not engine._queues
-    assert all(not health.in_flight for health in client._healths.values())
+    assert all(not health.in_flight for health in client._binding.healths.values())
     assert not transport.open
 
 
@@ -489,7 +489,7 @@ async def test_connections_are_opened_in_time_or_not_at_all() -> None:
     client = Slow().client(deadline=2)
     with pytest.raises(DeadlineExceededError, match="while connections were opened"):
         await client.warm_up(1)
-    engine = client._engine
+    engine = client._binding.engine
     assert engine is not None
     await client.aclose()
     with pytest.raises(ClientClosedError):

@@ -159,8 +159,8 @@ async def test_both_responses_at_the_same_moment_are_one_result() -> None:
     async with await hedging_client(transport, concurrency=2) as client:
         await client.instructor_executions.get("slow")
         assert health_of(client).in_flight == 0
-        assert client._engine is not None
-        assert client._engine._free_slots == 2
+        assert client._binding.engine is not None
+        assert client._binding.engine._free_slots == 2
 
 
 def cancel(task: asyncio.Task[Any], client: KaizenClient) -> None:
@@ -195,9 +195,9 @@ def test_a_hedged_lookup_can_be_ended_at_any_moment(
         with pytest.raises(error):
             await task
         assert transport.open == 0
-        assert client._engine is not None
-        assert (client._engine._free_slots, health_of(client).in_flight, client.stats().in_flight) == (2, 0, 0)
-        assert client._engine.hedges_in_flight == 0
+        assert client._binding.engine is not None
+        assert (client._binding.engine._free_slots, health_of(client).in_flight, client.stats().in_flight) == (2, 0, 0)
+        assert client._binding.engine.hedges_in_flight == 0
         for closing in client_closing:
             await closing
         client_closing.clear()
@@ -231,8 +231,8 @@ async def test_a_crash_of_the_second_request_is_raised() -> None:
     async with await hedging_client(Crashing(Script((1.0, record("slow"))))) as client:
         with pytest.raises(ZeroDivisionError):
             await client.instructor_executions.get("slow")
-        assert client._engine is not None
-        assert (client._engine._free_slots, client.stats().hedges_won) == (50, 0)
+        assert client._binding.engine is not None
+        assert (client._binding.engine._free_slots, client.stats().hedges_won) == (50, 0)
 
 
 def engaged(client: KaizenClient) -> None:
@@ -247,7 +247,7 @@ def short_of_retries(client: KaizenClient) -> None:
 
 def unlearned(client: KaizenClient) -> None:
     """Remove the delay that the client has learned."""
-    for hedging in client._hedgings.values():
+    for hedging in client._binding.hedgings.values():
         hedging.delay = None
 
 
@@ -292,7 +292,7 @@ async def test_a_second_request_takes_the_next_free_slot() -> None:
     async with await hedging_client(transport, concurrency=1) as client:
         await client.instructor_executions.get("slow")
         assert (client.stats().hedges, transport.numbers["slow"]) == (0, 1)
-        [hedging] = client._hedgings.values()
+        [hedging] = client._binding.hedgings.values()
         assert hedging.take()
 
 
@@ -341,11 +341,11 @@ async def test_a_pause_keeps_a_second_request_from_its_turn() -> None:
     async with await hedging_client(transport, concurrency=1) as client:
         lookup = asyncio.ensure_future(client.instructor_executions.get("slow"))
         await asyncio.sleep(0.2)
-        assert client._engine is not None
+        assert client._binding.engine is not None
         throttle(client, 0.1)
-        client._engine._free_slots += 1
+        client._binding.engine._free_slots += 1
         await asyncio.sleep(0.5)
-        client._engine._free_slots -= 1
+        client._binding.engine._free_slots -= 1
         await lookup
         assert (client.stats().hedges, health_of(client).in_flight) == (0, 0)
 
@@ -444,10 +444,10 @@ async def test_the_learned_delay_survives_an_event_loop() -> None:
     """The learned delay belongs to the client and stays for the next event loop."""
     transport = ScriptedTransport(Script((NEVER, record("slow")), record("slow")))
     async with await hedging_client(transport) as client:
-        [before] = client._hedgings.values()
-        client._lookups.clear()
+        [before] = client._binding.hedgings.values()
+        client._binding.known_lookups.clear()
         await client.instructor_executions.get("c")
-        assert list(client._hedgings.values()) == [before]
+        assert list(client._binding.hedgings.values()) == [before]
         assert before.delay == pytest.approx(USUAL * MARGIN)
 
 

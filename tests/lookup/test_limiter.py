@@ -43,7 +43,7 @@ class Turnstile:
 
 def assert_idle(client: KaizenClient) -> None:
     """Fail if an idle client holds a slot."""
-    engine = client._engine
+    engine = client._binding.engine
     assert engine is not None
     assert not engine._waiting
     assert engine._free_slots == engine.concurrency
@@ -200,7 +200,7 @@ async def test_a_pause_during_a_call_of_the_limiter_is_kept() -> None:
 
     transport = ScriptedTransport(lambda i, n: (1, status(429, retry_after="30")) if (i, n) == ("a", 1) else record(i))
     async with transport.client(limiter=limiter) as client:
-        client._random.uniform = lambda low, _: low  # type: ignore[method-assign]
+        client._binding.random.uniform = lambda low, _: low  # type: ignore[method-assign]
         first = asyncio.create_task(client.instructor_executions.get("a"))
         await asyncio.sleep(0.5)
         second = asyncio.create_task(client.instructor_executions.get("b"))

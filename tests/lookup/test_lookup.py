@@ -23,8 +23,8 @@ from kaizen_async import (
     StatusError,
     TransportError,
 )
+from kaizen_async._binding import MOST_POLICIES
 from kaizen_async._transport.transport import Answer
-from kaizen_async.client import MOST_POLICIES
 
 
 @virtual_time
@@ -460,7 +460,7 @@ async def test_the_policies_that_are_remembered_are_bounded() -> None:
     async with ScriptedTransport().client() as client:
         for number in range(3 * MOST_POLICIES):
             await client.instructor_executions.get("a", retry=RetryPolicy(initial_backoff=number))
-        assert len(client._lookups) == MOST_POLICIES
+        assert len(client._binding.known_lookups) == MOST_POLICIES
 
 
 @virtual_time

@@ -73,7 +73,7 @@ async def test_the_deadline_ends_the_wait_for_a_connection() -> None:
         async with closing(client_for(server), server) as client:
             first = asyncio.create_task(client.instructor_executions.get("a"))
             await server.until(lambda: bool(server.requests))
-            (address,) = client._engine.transport._pool._addresses.values()
+            (address,) = client._binding.engine.transport._pool._addresses.values()
             address.capacity.most = 1
             address.capacity._probe_at = asyncio.get_running_loop().time() + 60
             (outcome,) = await client.instructor_executions.get_many(["b"], deadline=0.02)

@@ -62,7 +62,7 @@ async def test_idle_connections_are_closed() -> None:
             await client.warm_up(2)
             await asyncio.sleep(0.03)
             await client.instructor_executions.get("a")
-            pool = client._engine.transport._pool
+            pool = client._binding.engine.transport._pool
             (address,) = pool._addresses.values()
             await server.until(lambda: not address.idle and not address.capacity.open)
 
@@ -148,7 +148,7 @@ async def test_a_request_in_the_moment_of_closing_is_cut_off(monkeypatch: pytest
 
     def receive_and_cut(connection: Connection, size: int) -> None:
         received(connection, size)
-        client._engine._cut()
+        client._binding.engine._cut()
 
     async with ScriptedServer(lambda request: [ok(request)] if request.id == "a" else [half, SILENCE]) as server:
         async with client_for(server, attempt_timeout=25, deadline=None) as client:
@@ -197,7 +197,7 @@ async def test_a_logger_that_raises_leaves_slots_and_connections_as_they_are(cap
                         await client.instructor_executions.get("b")
             finally:
                 log.removeFilter(refuse)
-            (address,) = client._engine.transport._pool._addresses.values()
-            assert client._engine._free_slots == 2
+            (address,) = client._binding.engine.transport._pool._addresses.values()
+            assert client._binding.engine._free_slots == 2
             assert address.capacity.open == len(address.idle)
             assert client.stats().failed == 2

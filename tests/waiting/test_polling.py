@@ -50,6 +50,7 @@ from kaizen_async._waiting.entry import Entry
 from kaizen_async._waiting.facts import duration_of, workflow_of
 from kaizen_async._waiting.scheduler import AT_ONCE, MOST_GROUPS
 from kaizen_async._waiting.timetable import SPAN, Timetable
+from kaizen_async.executions import Executions
 
 ONE_ATTEMPT = RetryPolicy(max_attempts=1)
 OURS = {
@@ -252,7 +253,7 @@ async def test_a_rate_lost_to_late_timers_is_made_up_for_but_a_rest_is_not() -> 
     """The scheduler makes up for timers that fire late, but a pause does not lead to a burst."""
     transport = at_once(never_ending)
     async with transport.client(poll=every(1, max_rate=100)) as client:
-        clock: Any = client._clock
+        clock: Any = client._binding.clock
         call_at = clock.call_at
         clock.call_at = lambda when, callback: call_at(when + 0.004, callback)
         async with client.instructor_executions.wait_many(ids(1000)):
@@ -305,7 +306,7 @@ async def test_memory_for_policies_is_bounded() -> None:
         for number in range(3 * MOST_GROUPS):
             await client.instructor_executions.wait("a", poll=every(number + 1))
         assert len(scheduler_of(client)._groups) <= MOST_GROUPS
-        assert len(client._cadences) <= MOST_GROUPS
+        assert len(client._binding.cadences) <= MOST_GROUPS
 
 
 @virtual_time
@@ -441,7 +442,7 @@ async def test_equal_lookups_return_one_object() -> None:
         assert client.lookups(path, Brief) is not client.lookups(path, Brief, unwrap="execution")
         await asyncio.gather(*(client.lookups(path, Brief).wait("a") for _ in range(10)))
         assert transport.times == [0, 1, 2, 3, 4, 5]
-        assert len(client._cadences) == len(scheduler_of(client)._groups) == 1
+        assert len(client._binding.cadences) == len(scheduler_of(client)._groups) == 1
 
 
 FIELDS: dict[str, Any] = {
@@ -512,7 +513,7 @@ async def test_a_wall_clock_that_jumps_does_no_harm() -> None:
     jump = iter([0, 1e7, -1e7, 3.3e8, -1.6e9] * 10)
     transport = at_once(lambda i, number: running(i, f"state {number}"))
     async with transport.client(poll=PollPolicy(spread=0)) as client:
-        clock: Any = client._clock
+        clock: Any = client._binding.clock
         wall = clock.wall
         clock.wall = lambda: wall() + next(jump)
         with pytest.raises(DeadlineExceededError):
@@ -542,7 +543,7 @@ async def test_ended_waits_leave_the_timetable() -> None:
 
 def scheduler_of_started(client: KaizenClient) -> Any:
     """Return the scheduler of a client, and create it if necessary."""
-    return client._scheduler_of(client._engine_here())
+    return client._binding.polls(client.instructor_executions._endpoint, None)[0]
 
 
 @virtual_time
@@ -597,6 +598,7 @@ def test_an_entry_costs_less_than_a_kibibyte() -> None:
         """An endpoint that decodes every response to the same record."""
 
         url = URL("instructor/executions/get")
+        record = Fixed
 
         def url_below(self, base_url: URL) -> URL:
             return base_url.join(self.url)
@@ -608,7 +610,7 @@ def test_an_entry_costs_less_than_a_kibibyte() -> None:
         transport = at_once(never_ending)
         async with transport.client(concurrency=500) as client:
             endpoint: Any = SameRecord()
-            verbs = client._methods_of(endpoint, Fixed)
+            verbs = Executions[Fixed](client._binding, endpoint)
             names = ids(count)
             polled = asyncio.Event()
             gc.collect()
@@ -735,7 +737,7 @@ async def test_an_end_without_a_duration_teaches_nothing() -> None:
     transport = at_once(lambda i, _: ended(i, startTime=None, durationMs=None))
     async with transport.client() as client:
         await client.instructor_executions.wait("a")
-        (cadence,) = client._cadences.values()
+        (cadence,) = client._binding.cadences.values()
         assert cadence.state()["workflows"] == {}
 
 

@@ -1099,7 +1099,7 @@ async def test_an_end_and_a_deadline_may_meet() -> None:
     """If an end and a deadline happen in one step, the first counts and the other has no effect."""
     transport = ScriptedTransport(lambda i, _: ended(i), latency=1)
     async with transport.client() as client:
-        clock: Any = client._clock
+        clock: Any = client._binding.clock
         call_at = clock.call_at
         deadlines: list[Callable[[], None]] = []
 
@@ -1161,9 +1161,9 @@ def test_a_client_waits_in_one_loop_after_another() -> None:
 
     async def use(execution_id: str) -> None:
         transport = at_once(ending(0))
-        client._clock = transport.client()._clock
+        client._binding.clock = transport.client()._binding.clock
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("kaizen_async.client.Transport", lambda **_: transport)
+            patch.setattr("kaizen_async._binding.Transport", lambda **_: transport)
             await outcomes_of(client, ["a", execution_id])
             await client.instructor_executions.wait(execution_id)
         requests.append(len(transport.sent))
