@@ -322,6 +322,7 @@ def test_imports_go_down_only(depth: int) -> None:
                 "_transport.resolver",
                 "_transport.session",
                 "_transport.transport",
+                "otel",
             },
         ),
         ("opentelemetry", {"otel"}),

@@ -132,7 +132,7 @@ async def test_a_lookup_that_crashes_gives_back_its_slot_and_connection(monkeypa
         async with client_for(server, concurrency=1) as client:
             await client.instructor_executions.get("a")
             with monkeypatch.context() as patch:
-                patch.setattr(client._received, "put", mock.Mock(side_effect=RuntimeError("a defect")))
+                patch.setattr(client._binding._received, "put", mock.Mock(side_effect=RuntimeError("a defect")))
                 with pytest.raises(RuntimeError, match="a defect"):
                     await client.instructor_executions.get("b")
             stats = client.stats()
