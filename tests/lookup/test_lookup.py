@@ -145,7 +145,7 @@ async def test_a_deadline_that_passes_during_a_retry_sends_nothing_more() -> Non
     """After a loop that was blocked beyond the deadline, a lookup sends no request."""
     transport = ScriptedTransport(lambda *_: status(500))
     async with transport.client(deadline=1, retry=AT_ONCE) as client:
-        lookups = client.instructor_executions._lookups(None)
+        lookups = client._binding.lookups(client.instructor_executions._endpoint, None)
         outcome = await lookups.look_up("a", ends_at=asyncio.get_running_loop().time())
         assert isinstance(outcome.error, DeadlineExceededError)
         assert str(outcome.error) == "a: its deadline passed before an attempt could be made"

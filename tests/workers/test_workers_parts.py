@@ -431,7 +431,7 @@ async def test_hostile_durations_teach_nothing_that_lasts() -> None:
         shared = SharedDurations(Replies(lambda *_: replies.pop(0)), "me", "executions", executions, Record)  # type: ignore[arg-type]
         while await shared._exchange():
             pass
-        _, group = executions._polls(executions._lookups(None), None)
+        _, group = executions._binding.polls(executions._endpoint, None)
         policy = PollPolicy()
         for age in (1.0, 100.0, 10_000.0):
             delay = group.cadence.next_delay(age, "wf")
