@@ -159,7 +159,7 @@ async def call(caller: Caller, phases: list[Phase], seed: int) -> None:
         await asyncio.wait([closing])
         await asyncio.sleep(1)
         assert client.stats().waiting == client.stats().in_flight == client.stats().in_progress == 0
-        scheduler = client._scheduler
+        scheduler = client._binding.scheduler
         assert scheduler is None or is_idle(scheduler)
     assert transport.open == 0
 
