@@ -834,5 +834,7 @@ async def test_an_observer_that_raises_is_reported_once(
         emulator.add_many(["exec_1", "exec_2"])
         outcomes = await kaizen.instructor_executions.get_many(["exec_1", "exec_2"])
     assert [outcome.ok for outcome in outcomes] == [True, True]
-    assert [line.levelname for line in caplog.records if line.levelno >= logging.WARNING] == ["ERROR"]
+    assert [
+        line.levelname for line in caplog.records if line.name == "kaizen_async" and line.levelno >= logging.WARNING
+    ] == ["ERROR"]
     caplog.clear()

@@ -249,7 +249,7 @@ async def test_a_connection_that_is_lost_under_a_fault_is_no_error(caplog: pytes
         return await exchange.begin(exchange.ordinary())
 
     assert isinstance(await sight_of(Fault("too late", too_late)), aiohttp.ServerDisconnectedError)
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.name != "asyncio"], "asyncio reports slow steps"
 
 
 async def test_a_pause_in_raw_bytes_is_waited_out() -> None:
