@@ -278,13 +278,13 @@ class Binding:
             RuntimeError: No event loop is running, or the client belongs to another one.
         """
         try:
-            asyncio.get_running_loop()
+            loop = asyncio.get_running_loop()
         except RuntimeError:
             raise RuntimeError(
                 "no running event loop: call this in an `async def` function, run by asyncio.run(main())"
             ) from None
         engine = self.engine
-        if engine is None or engine.loop is not asyncio.get_running_loop() or engine.process_id != os.getpid():
+        if engine is None or engine.loop is not loop or engine.process_id != os.getpid():
             engine = self.engine = self._bind()
         return engine
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from scripted_lives import later
 from scripted_transport import AT_ONCE, NEVER, Reply, ScriptedTransport, record, status
-from virtual_time import VirtualLoop, virtual_time
+from virtual_time import VirtualLoop, at_every_step, virtual_time
 from yarl import URL
 
 from kaizen_async import (
@@ -759,14 +759,7 @@ def test_cancelling_the_caller_at_any_step_leaves_nothing_behind(
         await client.aclose()
         return not task.cancelled()
 
-    @virtual_time
-    async def play() -> None:
-        step = 0
-        while not await cancelled_at(step):
-            step += 1
-        assert step > 5
-
-    play()
+    at_every_step(cancelled_at, more_than=5)
 
 
 @virtual_time

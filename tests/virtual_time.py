@@ -92,3 +92,16 @@ def virtual_time(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, No
         run(test(*args, **kwargs))
 
     return wrapped
+
+
+def at_every_step(cancelled_at: Callable[[int], Coroutine[Any, Any, bool]], *, more_than: int) -> None:
+    """Cancel a task after 0, 1, 2, … loop steps, until it ends before that. Fail if it takes too few steps."""
+
+    @virtual_time
+    async def play() -> None:
+        step = 0
+        while not await cancelled_at(step):
+            step += 1
+        assert step > more_than
+
+    play()

@@ -351,9 +351,9 @@ class Lookups(Generic[T]):
         self, execution_id: str, record: T, answer: Answer, number: int, sent_at: float, now: float
     ) -> Found[T]:
         """Note that the first request of a lookup got the record, and return the outcome."""
-        if log.isEnabledFor(logging.DEBUG):
-            _note(execution_id, "%s: attempt %d got the record", 1, attempt=1, status=_OK, elapsed=now - sent_at)
         elapsed = now - sent_at
+        if log.isEnabledFor(logging.DEBUG):  # `_note` asks too, but every lookup would pay for its arguments
+            _note(execution_id, "%s: attempt %d got the record", 1, attempt=1, status=_OK, elapsed=elapsed)
         self._received.put(self.endpoint, execution_id, record, now, answer.body)
         self._health.accepted(number)
         self._counters.note_success(elapsed)

@@ -149,7 +149,14 @@ class Pace:
             self._next = max(self._next, now - CATCH_UP) + 1 / rate
 
     def learn(self, now: float, pause: float, burst: int, burst_seconds: float) -> None:
-        """Learn, as a pause begins, from what was accepted since the last one, and at first within so many seconds."""
+        """Learn, when a pause begins, from the requests that were accepted since the last one.
+
+        Args:
+            now: The clock's time.
+            pause: Seconds until the first probe.
+            burst: Requests that the server accepted at first, before its limit applied.
+            burst_seconds: Seconds in which it accepted them.
+        """
         self._burst, self._burst_seconds = burst, burst_seconds
         if self._mode == "free":
             return

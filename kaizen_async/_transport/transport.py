@@ -420,8 +420,8 @@ class Transport:
     async def take_turn(self) -> None:
         """Wait until the event loop has done something else since the last large response was decoded.
 
-        The caller decodes a large response right after that. So many of them that arrive together do not stop the loop
-        for the sum of their times.
+        The caller decodes a large response right after that. If many arrive together, the loop runs other tasks between
+        two of them.
         """
         async with self._large:
             await asyncio.sleep(0)

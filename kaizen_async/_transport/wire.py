@@ -77,8 +77,8 @@ class Endpoint(Generic[T]):
             ValueError: It is not below the base URL, so the key would go to another place.
         """
         url = base_url.join(self.url)
-        # yarl drops control characters and resolves dots. Servers may read more of them: escaped ones, wide ones, those
-        # before a space, and what is no UTF-8.
+        # yarl drops control characters and resolves dots. A server may also resolve escaped dots, wide dots, dots
+        # before a space, and bytes that are not valid UTF-8.
         below = normalize("NFKC", _unquoted(url.raw_path.removeprefix(base_url.raw_path))).replace("\\", "/")
         climbs = "\ufffd" in below or any(_CLIMBING.fullmatch(segment) for segment in below.split("/"))
         is_elsewhere = (url.scheme, url.raw_authority) != (base_url.scheme, base_url.raw_authority)

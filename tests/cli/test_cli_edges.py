@@ -6,7 +6,6 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +15,7 @@ from unittest import mock
 import click
 import pytest
 from click.testing import CliRunner
-from running_command import Command, Piped, ids_in, in_process
+from running_command import Command, Piped, ids_in
 
 import _kaizen_async_command
 from kaizen_async import AuthenticationError, ExecutionStatus, StatusError, WorkflowExecution, __main__
@@ -31,20 +30,6 @@ from kaizen_async._cli.progress import Progress, Tally, Trouble, by_status, line
 from kaizen_async._cli.wait import Wait
 from kaizen_async.events import AttemptEnded, Gated, OutageBegan, OutageEnded
 from kaizen_async.testing import Fault, KaizenEmulator, Life
-
-
-@pytest.fixture
-def server() -> Iterator[KaizenEmulator]:
-    """Yield an emulator with three finished executions."""
-    with KaizenEmulator() as emulator:
-        emulator.add_many(["a", "b", "c"], Life.ended())
-        yield emulator
-
-
-@pytest.fixture
-def command(server: KaizenEmulator, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Return a function that runs the command against the emulator."""
-    return in_process(server, monkeypatch)
 
 
 def test_headers_are_sent_and_never_shown(command: Command, server: KaizenEmulator, tmp_path: Path) -> None:

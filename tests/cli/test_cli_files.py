@@ -4,7 +4,6 @@ import csv
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
@@ -12,27 +11,13 @@ from typing import Any
 
 import msgspec
 import pytest
-from running_command import Command, ids_in, in_process
+from running_command import Command, ids_in
 
 from kaizen_async._cli import formats
 from kaizen_async._cli.formats import Counts, DetectingReader, Layout, LayoutError, pick
 from kaizen_async._cli.output import cell_of, is_failure, safe
 from kaizen_async._cli.table import moment_of
 from kaizen_async.testing import Fault, KaizenEmulator, Life
-
-
-@pytest.fixture
-def server() -> Iterator[KaizenEmulator]:
-    """Yield an emulator with three finished executions."""
-    with KaizenEmulator() as emulator:
-        emulator.add_many(["a", "b", "c"], Life.ended())
-        yield emulator
-
-
-@pytest.fixture
-def command(server: KaizenEmulator, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Return a function that runs the command against the emulator."""
-    return in_process(server, monkeypatch)
 
 
 def read(given: bytes, size: int, **layout: Any) -> tuple[list[str], list[tuple[int, str]], Counts]:

@@ -164,7 +164,7 @@ def failing(_: object) -> Any:
 
 
 def refusing(_: object) -> Any:
-    """Raise what is no Exception."""
+    """Raise an error of pytest, which does not inherit from Exception."""
     pytest.fail("nobody should ask")
 
 

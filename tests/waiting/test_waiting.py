@@ -32,7 +32,7 @@ from scripted_lives import (
     states,
 )
 from scripted_transport import AT_ONCE, NEVER, Reply, ScriptedTransport, record, status
-from virtual_time import VirtualLoop, virtual_time
+from virtual_time import VirtualLoop, at_every_step, virtual_time
 
 from kaizen_async import (
     AuthenticationError,
@@ -988,14 +988,7 @@ def test_cancelling_a_wait_at_any_step_leaves_nothing_behind(verb: Callable[[Kai
         await client.aclose()
         return not task.cancelled()
 
-    @virtual_time
-    async def play() -> None:
-        step = 0
-        while not await cancelled_at(step):
-            step += 1
-        assert step > 20
-
-    play()
+    at_every_step(cancelled_at, more_than=20)
 
 
 @virtual_time
