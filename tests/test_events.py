@@ -16,7 +16,7 @@ from virtual_time import virtual_time
 import kaizen_async._bulk
 import kaizen_async._lookup.health
 import kaizen_async._lookup.lookup
-import kaizen_async._waiting.reports
+import kaizen_async._waiting.calls
 import kaizen_async._waiting.scheduler
 import kaizen_async._waiting.silence
 import kaizen_async.events
@@ -572,7 +572,7 @@ def test_without_a_hook_no_event_is_made(monkeypatch: pytest.MonkeyPatch) -> Non
     modules = [
         kaizen_async._bulk,
         kaizen_async._lookup.lookup,
-        kaizen_async._waiting.reports,
+        kaizen_async._waiting.calls,
         kaizen_async._waiting.scheduler,
         kaizen_async._waiting.silence,
     ]

@@ -228,7 +228,6 @@ LAYERS = [
     ["client"],
     ["executions"],
     ["_binding", "_waiting.streams", "_waiting.waiter"],
-    ["_waiting.reports"],
     ["_waiting.scheduler"],
     ["_waiting.turns", "_waiting.disturbance"],
     ["_waiting.calls", "_waiting.verdict", "_waiting.silence"],

@@ -13,6 +13,7 @@ from kaizen_async._waiting.entry import LOOKED_AT, QUEUED, Entry
 from kaizen_async.clock import Timer
 from kaizen_async.config import PollPolicy
 from kaizen_async.errors import KaizenError
+from kaizen_async.events import RecordFailed, Verb, WaitEnded, WaitStarted
 from kaizen_async.outcomes import Outcome
 
 
@@ -149,8 +150,7 @@ class Call:
     def drop_stale(self, entry: Entry) -> None:
         """Look at the next entries of a queue in which this one has become stale, and remove what is stale.
 
-        An entry that is not stale goes to the end: it is polled for other
-        calls, because this one gives its entries up.
+        An entry that is not stale goes to the end: it is polled for other calls, because this one gives its entries up.
         """
         queue = self._queue_of(entry)
         for _ in range(min(LOOKED_AT, len(queue))):
@@ -174,6 +174,33 @@ class Call:
         self.on_change = self.on_crash = _ignore
         self.on_end = self.on_over = self.on_room = _ignore
         self.poll_all = int  # gives 0: nothing is left to be polled once more
+
+
+class Report:
+    """Reports the start of a call when it is made, and its end, in the context that the call's polls inherit."""
+
+    def __init__(self, call: Call, verb: Verb, execution_id: str | None = None) -> None:
+        lookups = call.group.lookups
+        self._hook = lookups.engine.on_event
+        self._now = lookups.engine.clock.time
+        self._call = call
+        self._facts = (verb, lookups.url, execution_id)
+        self._started = 0.0
+        if self._hook is not None:
+            self._started = self._now()
+            call.context.run(self._hook, WaitStarted(*self._facts))
+
+    def failed(self, outcome: Outcome[Any]) -> None:
+        """Report the outcome of one id, if it is an error."""
+        if self._hook is not None and outcome.error is not None:
+            _, url, _ = self._facts
+            self._call.context.run(self._hook, RecordFailed(outcome.id, url, outcome))
+
+    def end(self, error: KaizenError | None = None, *, cancelled: bool) -> None:
+        """Report the end of the call."""
+        if self._hook is not None:
+            elapsed = self._now() - self._started
+            self._call.context.run(self._hook, WaitEnded(*self._facts, elapsed, error, cancelled))
 
 
 def _ignore(*_: object) -> None:

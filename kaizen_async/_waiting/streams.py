@@ -12,8 +12,7 @@ from kaizen_async._bulk import READ_AHEAD, refused
 from kaizen_async._ids import InvalidId, checked, require_id
 from kaizen_async._ledger import Ledger, Unfinished
 from kaizen_async._streams import AccountedStream, all_done
-from kaizen_async._waiting.calls import Call, Group
-from kaizen_async._waiting.reports import Report
+from kaizen_async._waiting.calls import Call, Group, Report
 from kaizen_async._waiting.scheduler import AT_ONCE, Scheduler
 from kaizen_async.events import Verb
 from kaizen_async.outcomes import Change, Outcome, Seen, WatchFailed
@@ -64,7 +63,7 @@ class PolledStream(AccountedStream[R]):
             self._begin(execution_id)
 
     def _start(self) -> None:
-        self._report = Report(self._scheduler, self._call, self._verb)
+        self._report = Report(self._call, self._verb)
         self._scheduler.open(self._call)
         self._run(self._take_ids())
 

@@ -4,8 +4,7 @@ import asyncio
 from typing import Generic, TypeVar, cast
 
 from kaizen_async._streams import all_done
-from kaizen_async._waiting.calls import Call, Group
-from kaizen_async._waiting.reports import Report
+from kaizen_async._waiting.calls import Call, Group, Report
 from kaizen_async._waiting.scheduler import Scheduler
 from kaizen_async.outcomes import AnyOutcome, Outcome
 
@@ -33,7 +32,7 @@ class Waiter(Generic[T]):
     async def wait(self) -> Outcome[T]:
         """Return how the execution ended, or the error that ended the wait."""
         scheduler, call = self._scheduler, self._call
-        report = Report(scheduler, call, "wait", self._id)
+        report = Report(call, "wait", self._id)
         scheduler.open(call)
         try:
             scheduler.subscribe(call, self._id)
