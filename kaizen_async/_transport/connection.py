@@ -37,7 +37,7 @@ _SMALL_READ_SIZE: Final = 8192
 """Bytes read at once of a response that is expensive per byte, so that many of them together do not stall the loop."""
 _MOST_CHUNKS_REREAD: Final = 4096
 """Chunks of a response that aiohttp's parser reads again, if it turns out late that the response is not common."""
-_MOST_CHUNKS: Final = 16_384
+_MOST_CHUNKS: Final = 32_768
 """Chunks of one response. Chunks of one byte take six on the wire, and a step of Python each."""
 _HEAD_READ_SIZE: Final = 4096
 _TINY_CHUNK: Final = 16

@@ -31,7 +31,7 @@ TESTED_VERSIONS: Final = frozenset({"3.14"})
 _NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=None)
 _READ_SIZE: Final = 1024
 """Bytes read at once. aiohttp unpacks all of them in one go, and a kilobyte may be a hundred streams of nothing."""
-_MOST_PER_PIECE: Final = 0.005
+_MOST_PER_PIECE: Final = 0.001
 """Seconds of processor time that one piece counts at most: it may be Python's garbage collector that took more."""
 _ZSTD_FRAMES: Final = (b"\x28\xb5\x2f\xfd", b"\x2a\x4d\x18")
 """How frames of zstd begin, and those that are skipped. aiohttp makes a new decoder for each, which is expensive."""
@@ -163,6 +163,7 @@ class Guard(asyncio.BufferedProtocol):
         handler = transport.get_protocol()
         if isinstance(handler, ResponseHandler):
             self._handler = handler
+            vars(handler)["resume_reading"] = self._resume
             transport.set_protocol(self)
 
     def leave(self, *, close: bool) -> None:
@@ -172,6 +173,8 @@ class Guard(asyncio.BufferedProtocol):
         if self._held is not None:
             self._held.release()
             self._held = None
+        if self._handler is not None:
+            vars(self._handler).pop("resume_reading", None)
         transport = self.transport
         if transport is None:
             return
@@ -212,6 +215,15 @@ class Guard(asyncio.BufferedProtocol):
             self._end(BadHttpMessage("the response takes too long to parse"))
         elif len(data) == _READ_SIZE and self.transport is not None:
             pause_for_others(self.transport, handler)
+
+    def _resume(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - as aiohttp calls it
+        """Stand in for the handler's `resume_reading`, which aiohttp calls for each chunk that is taken out of a body.
+
+        Most of the time nothing is paused but by us. The handler would read on at once then, and parse nothing for each
+        of a thousand chunks.
+        """
+        if self._handler._reading_paused:  # noqa: SLF001 - by aiohttp
+            type(self._handler).resume_reading(self._handler, resume_parser)
 
     def _is_hungry(self, data: bytes) -> bool:
         """Return whether a head says that its body is packed in a way that may take much memory to unpack."""
