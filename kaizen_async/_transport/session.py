@@ -173,15 +173,15 @@ class Guard(asyncio.BufferedProtocol):
         if self._held is not None:
             self._held.release()
             self._held = None
+        transport, handler = self.transport, cast("ResponseHandler", self._handler)
         if self._handler is not None:
-            vars(self._handler).pop("resume_reading", None)
-        transport = self.transport
+            vars(handler).pop("resume_reading", None)
         if transport is None:
             return
         if close or transport.is_closing():
             transport.abort()
         elif transport.get_protocol() is self:
-            transport.set_protocol(self._handler)
+            transport.set_protocol(handler)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - the event loop's hint
         """Return where to receive bytes."""
@@ -219,11 +219,11 @@ class Guard(asyncio.BufferedProtocol):
     def _resume(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - as aiohttp calls it
         """Stand in for the handler's `resume_reading`, which aiohttp calls for each chunk that is taken out of a body.
 
-        Most of the time nothing is paused but by us. The handler would read on at once then, and parse nothing for each
-        of a thousand chunks.
+        The handler would also resume what only `pause_for_others` has paused, and call its parser for each chunk.
         """
-        if self._handler._reading_paused:  # noqa: SLF001 - by aiohttp
-            type(self._handler).resume_reading(self._handler, resume_parser)
+        handler: ResponseHandler = self._handler
+        if handler._reading_paused:  # noqa: SLF001 - by aiohttp
+            ResponseHandler.resume_reading(handler, resume_parser)
 
     def _is_hungry(self, data: bytes) -> bool:
         """Return whether a head says that its body is packed in a way that may take much memory to unpack."""
