@@ -220,17 +220,21 @@ class Lookups(Generic[T]):
         offer = self.engine.offer(self._url, request_body(execution_id), self._health, now, deadline_at)
         if offer is None:
             return None
-        try:
-            record = self.endpoint.decode(offer.answer.body, execution_id)
-        except DecodeError:
-            return None
+        response = offer.response
+        kind, record = response.decoded
+        if kind is not self.endpoint:
+            try:
+                record = self.endpoint.decode(response.answer.body, execution_id)
+            except DecodeError:
+                return None
+            response.decoded = self.endpoint, record
         self._counters.lookups += 1
         self._counters.attempts += 1
         self._health.lookups += 1
         if on_turn is not None:
             on_turn()
         offer.take()
-        return self._accepted(execution_id, record, offer.answer, self._health.send(), now, now)
+        return self._accepted(execution_id, record, response.answer, self._health.send(), now, now)
 
     async def _look_up_and_report(
         self,

@@ -1,7 +1,7 @@
 """One HTTP response, as the layers above read it."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -14,9 +14,21 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     body: bytes
 
 
+class Inside(msgspec.Struct, gc=False):
+    """A response of a server in this process, which it gives again until its record changes.
+
+    Attributes:
+        answer: The response.
+        decoded: The kind of lookup that last decoded the body, and the record. The same body is decoded once.
+    """
+
+    answer: Answer
+    decoded: tuple[object, Any] = (None, None)
+
+
 class Offer(NamedTuple):
     """A response that a server in this process would give at once, as an emulator in virtual time does."""
 
-    answer: Answer
+    response: Inside
     take: Callable[[], None]
     """Sends the request that gets it. Until then the server knows of none."""

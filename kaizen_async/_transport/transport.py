@@ -283,7 +283,7 @@ class Transport:
         if self._offer is None or self._needs_wire:
             return None
         offer = self._offer(url, self._headers, body)
-        return None if offer is None or len(offer.answer.body) > self._limits.body else offer
+        return None if offer is None or len(offer.response.answer.body) > self._limits.body else offer
 
     async def send_fresh(self, url: URL, body: bytes, is_held: Callable[[], bool]) -> Answer | None:
         """Send one request on a new connection, on which no response can be left of another request."""

@@ -483,13 +483,12 @@ class KaizenEmulator:
             return None
         try:
             execution_id = _id_asked_for(body)
-            record = self._body(kind, below, execution_id)
+            known = self._known(kind, below, execution_id)
         except (_RefusedError, _WrongScriptError):
             return None
-        if record is None or len(self._history.by_id) >= _MOST_IDS:
+        if known is None or len(self._history.by_id) >= _MOST_IDS:
             return None
-        answer = received.Answer(200, _OK_HEAD, record)
-        return received.Offer(answer, partial(self._take, below, headers, execution_id, body))
+        return received.Offer(known.response, partial(self._take, below, headers, execution_id, body))
 
     def _is_welcome(self, headers: Mapping[str, str]) -> bool:
         """Return whether a request of this process has the key, and no connection is needed."""
@@ -499,11 +498,15 @@ class KaizenEmulator:
 
     def _take(self, path: str, headers: Mapping[str, str], execution_id: str, body: bytes) -> None:
         """Note a request that gets its record at once."""
-        seen = self._arrived("POST", path, self._masked_once(headers), len(body))
-        self._left()
-        self._count(seen, execution_id, body)
+        seen = Request("POST", path, self._masked_once(headers), self._now(), self._moment, len(body))
+        seen.note(execution_id, body)
         seen.status = 200
-        self._history.statuses[200] += 1
+        with self._lock:
+            self._history.note(seen)
+            self._history.statuses[200] += 1
+            self._history.by_id[execution_id] += 1
+            self.faults.note_request()
+            self.max_in_flight = max(self.max_in_flight, self._in_flight + 1)
 
     async def deliver(
         self, path: str, headers: Mapping[str, str], body: bytes, hold: Hold, *, by_wire: bool
@@ -560,8 +563,7 @@ class KaizenEmulator:
     def _arrived(self, method: str, path: str, headers: dict[str, str], length: int | None = None) -> Request:
         seen = Request(method, path, headers, self._now(), self._moment, length)
         with self._lock:
-            self._history.count += 1
-            self._history.requests.append(seen)
+            self._history.note(seen)
             self._in_flight += 1
             self.max_in_flight = max(self.max_in_flight, self._in_flight)
         return seen
@@ -692,16 +694,19 @@ class KaizenEmulator:
         recorded = self._replayed.get(path, {}).get(execution_id)
         if recorded:
             return recorded.popleft() if len(recorded) > 1 else recorded[0]
-        body = (
-            self._own_body(kind, execution_id) if isinstance(kind, _OwnKind) else self._body(kind, path, execution_id)
-        )
+        if isinstance(kind, _OwnKind):
+            body = self._own_body(kind, execution_id)
+        else:
+            known = self._known(kind, path, execution_id)
+            body = None if known is None else known.response.answer.body
         if body is not None:
             return Answer(200, body)
         if self._strict:
             self._complain(f"a request came in for {execution_id!r}, which does not exist")
         return Answer.message(404, f"there is no execution {execution_id!r}")
 
-    def _body(self, kind: Kind, path: str, execution_id: str) -> bytes | None:
+    def _known(self, kind: Kind, path: str, execution_id: str) -> "_Known | None":
+        """Return the present record of an execution, encoded; None if the execution does not exist."""
         execution = self._executions.get(execution_id)
         if execution is None:
             return None
@@ -713,8 +718,9 @@ class KaizenEmulator:
                 body = kind.encode(snapshot, execution.changes)
             except (TypeError, ValueError) as error:
                 raise _WrongScriptError(f"a field that the life sets does not fit into JSON: {error}") from error
-            known = execution.known = _Known(path, life, life.changes_after(age), body)
-        return known.body
+            response = received.Inside(received.Answer(200, _OK_HEAD, body))
+            known = execution.known = _Known(path, life, life.changes_after(age), response)
+        return known
 
     def _own_body(self, kind: "_OwnKind", execution_id: str) -> bytes | None:
         found = _called("serve", kind.find, execution_id)
@@ -752,7 +758,7 @@ class _Known(NamedTuple):
     path: str
     life: Life
     until: float
-    body: bytes
+    response: received.Inside
 
 
 @dataclass(frozen=True, slots=True)

@@ -189,6 +189,10 @@ class FaultPlan:
         self._total -= 1
         return any(fault.needs_connection for fault in faults)
 
+    def note_request(self) -> None:
+        """Note a request that meets no fault, because none is scripted."""
+        self._total += 1
+
     def due(self, execution_id: str, request_number: int) -> list[Fault]:
         """Return the faults that the n-th request of an id meets, in order, and take the queued one off the queue."""
         self._total += 1

@@ -89,6 +89,11 @@ class History:
         self.by_id: Counter[str] = Counter()
         self.statuses: Counter[int] = Counter()
 
+    def note(self, request: Request) -> None:
+        """Note that a request came in."""
+        self.count += 1
+        self.requests.append(request)
+
     def matching(self, execution_id: str | None, path: str | None) -> int:
         """Return how many requests there were for an id, on a path; None for any."""
         if path is None:

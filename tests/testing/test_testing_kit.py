@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -775,6 +776,41 @@ async def test_advancing_runs_all_due_timers(clock: VirtualClock) -> None:
         await clock.advance(60)
         emulator.finish("exec_2", "Failed")
         assert (await waiting).status == "Failed"
+
+
+@pytest.mark.parametrize("timers", [1, 2])
+async def test_a_timer_that_fails_is_reported_by_the_loop(clock: VirtualClock, timers: int) -> None:
+    """The event loop reports what a timer raises, and time continues."""
+    reported: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+    for number in range(timers):
+        clock.call_at(5, [].pop if number == 0 else asyncio.Event().set)
+    await clock.sleep(10)
+    assert [type(context["exception"]) for context in reported] == [IndexError]
+    assert clock.time() == 10
+
+
+async def test_a_timer_can_cancel_one_that_is_due_at_the_same_time(clock: VirtualClock) -> None:
+    """A timer that is cancelled in the moment in which it is due does not fire."""
+    fired: list[str] = []
+    clock.call_at(5, lambda: second.cancel())
+    second = clock.call_at(5, partial(fired.append, "second"))
+    await clock.sleep(10)
+    assert fired == []
+
+
+def test_a_timer_may_end_the_loop() -> None:
+    """An interruption in a timer reaches the code that runs the event loop, and the clock serves the next loop."""
+    clock = VirtualClock()
+
+    async def interrupt() -> None:
+        clock.call_at(5, sys.exit)
+        await clock.sleep(10)
+
+    with pytest.raises(SystemExit):
+        asyncio.run(interrupt())
+    asyncio.run(clock.sleep(10))
+    assert clock.time() == 15
 
 
 async def test_a_clock_that_goes_back_stands_still() -> None:
