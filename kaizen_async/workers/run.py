@@ -157,6 +157,8 @@ class Run:
             RunError: Redis refused a command for good.
         """
         run_id = await self._create(ids, Options(kind, wait), size)
+        if self.broker is not None:
+            await invite(self._store, self.broker)  # here, because a short input is sent before the task below begins
         inviting = asyncio.create_task(self._invite())
         try:
             await self._send(run_id, ids, size)

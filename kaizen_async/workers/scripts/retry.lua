@@ -20,6 +20,7 @@ if ids > 0 then
     redis.call('HINCRBY', run, 'done', -ids)
     redis.call('HINCRBY', run, 'failed', -ids)
     redis.call('HSET', run, 'state', 'running')
+    redis.call('DEL', run .. ':invited') -- workers have left the run, so they are invited again at once
     redis.call('SADD', ARGV[1], ARGV[2])
 end
 return {ids, redis.call('LLEN', key.failed), state}

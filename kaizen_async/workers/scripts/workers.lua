@@ -21,14 +21,19 @@ for _, name in ipairs(redis.call('SMEMBERS', ARGV[2])) do
         redis.call('SREM', ARGV[2], name)
     else
         local missing = math.max(live, 1) - members
-        if missing > 0 and not redis.call('GET', run .. ':invited') then
+        local times = tonumber(redis.call('HGET', run, 'invites') or '0') or 0
+        local before = tonumber(redis.call('HGET', run, 'members') or '0') or 0
+        if members ~= before or times ~= times then
+            times = 0
+            redis.call('HSET', run, 'members', members)
+        end
+        if members < before then -- a worker has left or died: others are invited at once
+            redis.call('DEL', run .. ':invited')
+        end
+        if missing > 0 and redis.call('EXISTS', run .. ':invited') == 0 then
             -- Workers that are busy leave invitations in the queue, so repeated ones become rare.
-            local times = tonumber(redis.call('HGET', run, 'invites') or '0')
-            if redis.call('HGET', run, 'members') ~= tostring(members) then
-                times = 0
-            end
-            redis.call('HSET', run, 'invites', times + 1, 'members', members)
-            redis.call('SET', run .. ':invited', '1', 'PX', 2000 * 2 ^ math.min(times, 5))
+            redis.call('HSET', run, 'invites', times + 1)
+            redis.call('SET', run .. ':invited', '1', 'PX', 2000 * 2 ^ math.min(math.max(times, 0), 5))
             table.insert(reply, name)
             table.insert(reply, math.min(missing, 64))
         end
