@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from running_examples import RedisServer, require
 
-from kaizen_async import KaizenClient, RetryPolicy
+from kaizen_async import KaizenClient, PollPolicy, RetryPolicy
 from kaizen_async.testing import Fault, KaizenEmulator, Life
 
 require("taskiq", "taskiq_redis", "redis")
@@ -26,14 +26,34 @@ from kaizen_async.workers import (  # noqa: E402
     RunError,
     RunOutcome,
     UnknownRunError,
+    follower,
+    lookups,
     register,
     session,
+    waits,
 )
+from kaizen_async.workers import run as run_module  # noqa: E402
+from kaizen_async.workers import worker as worker_module  # noqa: E402
 from kaizen_async.workers.shards import pack  # noqa: E402
 
 pytestmark = pytest.mark.timeout(60)
 
 NAMES = count()
+SOON = 0.05
+QUICK = PollPolicy(min_interval=SOON, max_interval=4 * SOON)
+"""Polls of waits for executions that take a second or less."""
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let workers and runs look and report more often than the machines of a real site should."""
+    for module in (session, worker_module):
+        monkeypatch.setattr(module, "BEAT_SECONDS", SOON)
+    for module in (session, lookups, waits):
+        monkeypatch.setattr(module, "LOOK_AGAIN", SOON)
+    monkeypatch.setattr(waits, "CLAIM_SECONDS", SOON)
+    monkeypatch.setattr(run_module, "INVITE_SECONDS", SOON)
+    monkeypatch.setattr(follower, "BLOCK_MS", round(SOON * 1000))
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +77,7 @@ def emulator() -> Iterator[KaizenEmulator]:
     def life(execution_id: str) -> Life | None:
         if execution_id.startswith("no_"):
             return None
-        return Life.lasting(1) if execution_id.startswith("slow_") else Life.ended()
+        return Life.lasting(0.3) if execution_id.startswith("slow_") else Life.ended()
 
     with KaizenEmulator(default_life=life) as running:
         yield running
@@ -134,8 +154,9 @@ def assert_once_each(outcomes: list[RunOutcome[Any]], ids: list[str]) -> None:
 @pytest.mark.parametrize("wait", [False, True])
 async def test_every_id_of_a_run_gets_one_outcome(site: Site, redis: Any, *, wait: bool) -> None:
     """Every id of a run, also a missing or repeated one, gets one outcome. Afterwards Redis holds only a summary."""
-    ids = [*numbered(250), *numbered(20, "no"), *numbered(20, "slow"), *numbered(20)]
-    async with site.worker() as broker, site.run("r", broker) as run:
+    ids = [*numbered(100), *numbered(20, "no"), *numbered(20, "slow"), *numbered(20)]
+    client = partial(KaizenClient, poll=QUICK)
+    async with site.worker(client=client) as broker, site.run("r", broker) as run:
         async with run.process(ids, wait=wait, size=40) as outcomes:
             found = [outcome async for outcome in outcomes]
         status = await run.status()
@@ -143,7 +164,7 @@ async def test_every_id_of_a_run_gets_one_outcome(site: Site, redis: Any, *, wai
     assert {one.error.type for one in found if one.error is not None} == {"NotFoundError"}
     assert {one.id for one in found if not one.ok} == set(numbered(20, "no"))
     assert all(one.execution.is_finished for one in found if one.ok and (wait or not one.id.startswith("slow")))
-    assert (status.done, status.read, status.failed, status.total) == (310, 310, 20, 310)
+    assert (status.done, status.read, status.failed, status.total) == (160, 160, 20, 160)
     assert (status.state, status.unread_bytes, status.workers, status.seconds_left) == ("finished", 0, 0, None)
     left = [key async for key in redis.scan_iter(f"{{{site.namespace}}}:run:r*")]
     assert {key.rpartition(":")[2] for key in left} <= {"r", "out", "failed", "members", "invited"}
@@ -174,7 +195,7 @@ async def test_the_same_input_again_resumes_and_another_is_refused(site: Site, e
 
 async def test_two_producers_send_an_input_once(site: Site) -> None:
     """Several producers of one run send its input once, although they split it differently."""
-    ids = numbered(1000)
+    ids = numbered(400)
     async with site.worker() as broker, site.run("r", broker) as run, site.run("r", broker) as other:
         await asyncio.gather(run.produce(ids, size=30), other.produce(iter(ids), size=70), run.produce(ids, size=11))
         assert_once_each(await all_of(run), ids)
@@ -241,19 +262,19 @@ async def test_a_reader_can_stop_and_continue(site: Site) -> None:
 
     Two readers do not share outcomes.
     """
-    ids = numbered(300)
+    ids = numbered(150)
     async with site.worker() as broker, site.run("r", broker) as run, site.run("r", broker) as other:
-        await run.produce(ids, size=50)
+        await run.produce(ids, size=25)
         read: list[RunOutcome[Any]] = []
         async with run.follow() as outcomes:
             async for outcome in outcomes:
                 read.append(outcome)
-                if len(read) == 100:
+                if len(read) == 50:
                     break
         together = await asyncio.gather(all_of(run), all_of(other))
         assert not all(together)
-        assert {one.number for one in [*read, *together[0], *together[1]]} == set(range(1, 301))
-        assert (await run.status()).read == 300
+        assert {one.number for one in [*read, *together[0], *together[1]]} == set(range(1, 151))
+        assert (await run.status()).read == 150
 
 
 async def test_failed_ids_can_be_tried_again(site: Site, emulator: KaizenEmulator) -> None:
@@ -329,6 +350,32 @@ async def test_a_purged_run_does_not_affect_the_next_one(site: Site, redis: Any)
                 assert_once_each(await all_of(new), numbered(20, "other"))
 
 
+async def test_workers_are_invited_as_soon_as_one_is_missing(site: Site, redis: Any) -> None:
+    """An invitation is not repeated for a while, unless a worker has left the run or failed ids are retried."""
+    async with site.run("r") as run:
+
+        async def invited(worker: str = "a") -> list[Any]:
+            store = run._store
+            _, *pairs = await store.script("workers", store.workers, store.run(""), store.runs, worker, 8000)
+            return pairs
+
+        await run.produce(["exec_1", ""])
+        assert await invited() == [b"r", 1]
+        assert await invited() == []
+        await run._store.script("beat", site.key("r"), run._store.workers, "a", 8000, 60_000, "")
+        assert await invited() == []
+        await run._store.script("leave", site.key("r"), "a", "")
+        assert await invited() == [b"r", 1]
+        for foreign in ("x", "nan", "-inf", "1e308"):
+            await redis.hset(site.key("r"), mapping={"invites": foreign, "members": foreign})
+            await redis.delete(site.key("r", "invited"))
+            assert await invited() == [b"r", 1]
+        assert await invited() == []
+        await redis.rpush(site.key("r", "failed"), "1:x")
+        await run._store.script("retry", site.key("r"), run._store.runs, "r", 1, "")
+        assert await invited() == [b"r", 1]
+
+
 async def test_workers_leave_a_purged_run(site: Site, emulator: KaizenEmulator) -> None:
     """Workers leave a purged run and process the next run of the same name with its own options."""
     emulator.add_many(ids := numbered(20, "long"), Life.lasting(600))
@@ -342,24 +389,27 @@ async def test_workers_leave_a_purged_run(site: Site, emulator: KaizenEmulator) 
 
 async def test_a_worker_that_ends_hands_its_shards_over(site: Site, emulator: KaizenEmulator) -> None:
     """A stopped worker hands its waits over with their ages, so the next worker polls as rarely as one process."""
-    emulator.add_many(ids := numbered(60, "long"), Life.lasting(8))
-    emulator.add_many(others := numbered(60, "alone"), Life.lasting(8))
+    emulator.add_many(ids := numbered(12, "long"), Life.lasting(1))
+    emulator.add_many(others := numbered(12, "alone"), Life.lasting(1))
+    client = partial(
+        KaizenClient, poll=PollPolicy(min_interval=0.02, lag_share=0.2, learn=False)
+    )  # intervals grow with the age
 
     def polls(ids: list[str]) -> int:
         return sum(emulator.requests_for(id) for id in ids)
 
-    async with KaizenClient(base_url=site.base_url) as kaizen, site.run("r") as run:
-        await run.produce(ids, wait=True, size=20)
+    async with client(base_url=site.base_url) as kaizen, site.run("r") as run:
+        await run.produce(ids, wait=True, size=4)
         alone = asyncio.create_task(all_ends_of(kaizen, others))
-        async with site.worker() as broker:
+        async with site.worker(client=client) as broker:
             run.broker = broker
             reading = asyncio.create_task(all_of(run))
-            await until(lambda: polls(ids) >= 2 * 60)
+            await until(lambda: polls(ids) >= 4 * 12)
         assert (await run.status()).shards_held == 0
-        async with site.worker() as broker:
+        async with site.worker(client=client) as broker:
             run.broker = broker
             assert_once_each(await reading, ids)
-        assert await alone == 60
+        assert await alone == 12
     assert polls(ids) <= 1.3 * polls(others)
 
 
@@ -459,17 +509,19 @@ async def test_a_run_that_cannot_be_read_is_named(site: Site, redis: Any, facts:
         await run.produce(["a"])
 
 
-@pytest.mark.parametrize("stored", [b"", b"no zlib", b"x\x9c", pack(b"{}"), pack(b'{"ids":["a"]}'), pack(b"\0" * 99)])
-async def test_an_unreadable_shard_is_set_aside(site: Site, redis: Any, stored: bytes) -> None:
-    """A shard that cannot be read is set aside, with a failed outcome for each of its ids."""
+async def test_an_unreadable_shard_is_set_aside(site: Site, redis: Any) -> None:
+    """A shard that cannot be read is set aside, with a failed outcome for each of its ids. The others are looked up."""
+    unreadable = [b"", b"no zlib", b"x\x9c", pack(b"{}"), pack(b'{"ids":["a"]}'), pack(b"\0" * 99)]
+    count = 2 * len(unreadable)
     async with site.run("r") as run:
-        await run.produce(numbered(4), size=2)
-        await redis.hset(site.key("r", "ids"), 1, stored)
+        await run.produce(numbered(count + 2), size=2)
+        for shard, stored in enumerate(unreadable, 1):
+            await redis.hset(site.key("r", "ids"), shard, stored)
         async with site.worker() as broker:
             run.broker = broker
             found = await all_of(run)
-        assert (await run.status()).set_aside == 1
-    assert sorted(one.number for one in found if one.ok) == [3, 4]
-    assert len(found) == 4
+        assert (await run.status()).set_aside == len(unreadable)
+    assert sorted(one.number for one in found if one.ok) == [count + 1, count + 2]
+    assert sum(not one.ok for one in found) == count
     assert {one.error.type for one in found if one.error} == {"ShardFailedError"}
     assert all("cannot be read" in one.error.message for one in found if one.error)

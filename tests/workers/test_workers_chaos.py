@@ -32,11 +32,11 @@ SOME_FAILED, UNUSABLE = 1, 2
 
 @pytest.fixture
 def emulator() -> Iterator[KaizenEmulator]:
-    """Yield an API whose executions take a few seconds. One in fifty does not exist."""
+    """Yield an API whose executions take up to 1.5 seconds. One in fifty does not exist."""
 
     def life(execution_id: str) -> Life | None:
         number = int(execution_id.split("_")[1])
-        return None if number % 50 == 0 else Life.lasting(number % 4)
+        return None if number % 50 == 0 else Life.lasting(number % 4 / 2)
 
     with KaizenEmulator(default_life=life) as running:
         yield running
@@ -146,7 +146,7 @@ class Trouble:
 @pytest.mark.parametrize(
     ("seed", "count", "strikes", "cut", "silence"),
     [
-        pytest.param(1, 400, 3, 1.0, 2000, id="short"),
+        pytest.param(1, 200, 3, 1.0, 2000, id="short"),
         *((int(seed), 20_000, 12, 60.0, DEAD_MS) for seed in os.environ.get("CHAOS_SEEDS", "").split()),
     ],
 )
