@@ -18,7 +18,9 @@ TASKIQ = """
 import os
 from kaizen_async.workers import session, worker
 from taskiq.__main__ import main
-session.DEAD_MS = worker.DEAD_MS = int(os.environ["TEST_SILENCE"])
+silence = int(os.environ["TEST_SILENCE"])
+session.DEAD_MS = worker.DEAD_MS = silence
+session.BEAT_SECONDS = worker.BEAT_SECONDS = silence / 8000  # as many reports within the silence as usual
 main()
 """
 A_MINUTE_AHEAD = f"import time; now = time.time; time.time = lambda: now() + 60\n{TASKIQ}"
