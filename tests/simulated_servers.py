@@ -15,6 +15,7 @@ from kaizen_async import AuthenticationError, KaizenError, RateLimitError, Retry
 from kaizen_async._bulk import MOST_IN_BACK_OFF
 from kaizen_async._lookup.health import Health
 from kaizen_async._lookup.lookup import EXCUSED_PER_RETRY
+from kaizen_async._lookup.retry import longest_backoff
 
 Server: TypeAlias = Callable[[float, Random], tuple[float, KaizenError | None]]
 """A function of the time that returns the duration of a response and its error, if there is one."""
@@ -271,7 +272,7 @@ class Batch:
         if is_final or is_spent or is_over:
             self._end(self._lost)
             return
-        ceiling = min(self._policy.max_backoff, self._policy.initial_backoff * 2 ** max(self._spent[lookup] - 1, 0))
+        ceiling = longest_backoff(self._policy, self._spent[lookup])
         asked = error.retry_after if isinstance(error, StatusError) else None
         wait = 0.0 if in_pause else max(asked or 0.0, self._random.uniform(0, ceiling))
         self._resting += 1

@@ -10,7 +10,7 @@ import os
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
-from typing import Final, Protocol, TypeAlias, TypeVar, cast
+from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar, cast
 
 import msgspec
 from yarl import URL
@@ -22,8 +22,8 @@ from kaizen_async._transport.failures import text_of, without_frames
 from kaizen_async._transport.key import RotatingKey
 from kaizen_async._transport.pool import Pool
 from kaizen_async._transport.response import Answer, Offer
-from kaizen_async._transport.transport import Transport
-from kaizen_async.clock import Clock, RunningTimeout, RunningTimer, Sweep, SystemClock, Timeout, Timer, sleep
+from kaizen_async._transport.transport import LARGE_RESPONSE, Transport
+from kaizen_async.clock import Clock, RunningTimeout, RunningTimer, Sweep, SystemClock, Timeout, Timer
 from kaizen_async.errors import (
     AttemptTimeoutError,
     ClientClosedError,
@@ -37,6 +37,8 @@ from kaizen_async.events import Hook, Observe
 
 T = TypeVar("T")
 Limiter: TypeAlias = Callable[[], Awaitable[object]]
+Turn: TypeAlias = asyncio.Future[int | KaizenError | None]
+"""Receives the number of a request that may be sent, or why none may; None if there was no turn in time."""
 
 OPEN_AT_FIRST: Final = 50
 OPENING_STEP: Final = 0.25
@@ -60,31 +62,60 @@ class ReadyLimiter(Protocol):
         ...
 
 
-class FirstRequest(msgspec.Struct, eq=False):
-    """The first request of a lookup, if it could be sent at once.
+class BegunRequest(msgspec.Struct, eq=False):
+    """A request that could be sent at once.
 
     Attributes:
         pool: Where its connection came from.
         connection: On which it was sent.
         response: Receives the response.
-        number: Of the request.
         sent_at: The clock's time.
         deadline_at: The clock's time at which the lookup ends.
         timer: Ends the wait for the response, once it has taken long.
+        number: Of the request.
     """
 
     pool: Pool
     connection: Connection
     response: asyncio.Future[Answer | None]
-    number: int
     sent_at: float
     deadline_at: float
     timer: RunningTimer | None = None
+    number: int = 0
 
     def expire(self) -> None:
         """End the wait for the response."""
         if not self.response.done():
             self.connection.expire()
+
+
+class Wait(Generic[T]):
+    """A wait for a result, which is None if it was not there in time.
+
+    Args:
+        clock: The clock of `until`.
+        loop: The running event loop.
+        until: The time at which it ends without a result. math.inf: never.
+
+    Attributes:
+        result: Receives the result. None may be waited for like any other.
+    """
+
+    __slots__ = ("_timer", "result")
+
+    def __init__(self, clock: Clock, loop: asyncio.AbstractEventLoop, until: float) -> None:
+        self.result: asyncio.Future[T | None] = loop.create_future()
+        self._timer = None if until == math.inf else clock.call_at(until, self.expire)
+
+    def expire(self) -> None:
+        """End the wait without a result."""
+        if not self.result.done():
+            self.result.set_result(None)
+
+    def end(self) -> None:
+        """Forget the time, since the wait is over."""
+        if self._timer is not None:
+            self._timer.cancel()
 
 
 class Engine:
@@ -135,18 +166,18 @@ class Engine:
         self._unopened_slots = concurrency - self._free_slots
         self._accepted_at_opening = 0
         self._opens_at: float | None = None
-        self._queues: dict[Health, OrderedDict[asyncio.Future[int | KaizenError], Patience]] = {}
+        self._queues: dict[Health, OrderedDict[Turn, Patience]] = {}
         self._timer: Timer | None = None
         self._sending: set[RunningTimeout] = set()
-        self._begun: set[FirstRequest] = set()
+        self._begun: set[BegunRequest] = set()
         # A timer that comes in vain is cheap in real time. In a virtual one it would be a moment to stop at.
         is_real = isinstance(clock, SystemClock)
         self.now = self.loop.time if is_real else clock.time
         self._sweep = Sweep(clock, self.now, attempt_timeout, self._take_long) if is_real else None
         # Asked of its class: a mock has every attribute.
         self._ready = cast("ReadyLimiter", limiter) if hasattr(type(limiter), "take_now") else None
-        self._sweep_for_first = self._sweep if key is None and (limiter is None or self._ready is not None) else None
-        self._waiting: set[Timeout] = set()
+        self._sweep_at_once = self._sweep if key is None and (limiter is None or self._ready is not None) else None
+        self._waiting: set[Timeout | Wait[Any]] = set()
         self._cut_off = False
         self._all_sent = asyncio.Event()
         self._close_lock = asyncio.Lock()
@@ -193,30 +224,28 @@ class Engine:
     async def _queue(
         self, health: Health, deadline_at: float, *, patience: Patience, is_urgent: bool
     ) -> int | KaizenError:
-        turn: asyncio.Future[int | KaizenError] = self.loop.create_future()
+        wait: Wait[int | KaizenError] = Wait(self.clock, self.loop, deadline_at)
+        turn = wait.result
         queue = self._queues.setdefault(health, OrderedDict())
         queue[turn] = patience
         if is_urgent:
             queue.move_to_end(turn, last=False)
         self._serve()
+        result = None
         try:
-            result = await self.wait(turn, deadline_at)
-            if not self.closed:
-                return result
-            self._give_up(health, turn)
+            result = await self._end_of(wait)
+        finally:
+            if result is None or self.closed:
+                self._give_up(health, turn)
+        if result is not None and not self.closed:
+            return result
+        if self.closed or health.pause is None:
             return self.interruption("while it waited for its turn to send")
-        except TimeoutError:
-            self._give_up(health, turn)
-            if self.closed or health.pause is None:
-                return self.interruption("while it waited for its turn to send")
-            refusal = health.refusal()
-            refusal.next_attempt_in = health.delay()
-            return refusal
-        except BaseException:
-            self._give_up(health, turn)
-            raise
+        refusal = health.refusal()
+        refusal.next_attempt_in = health.delay()
+        return refusal
 
-    def _give_up(self, health: Health, turn: asyncio.Future[int | KaizenError]) -> None:
+    def _give_up(self, health: Health, turn: Turn) -> None:
         """Leave the queue; or return the turn, if it came in the same moment."""
         queue = self._queues.get(health)
         if queue is not None and queue.pop(turn, None) is not None:
@@ -250,7 +279,7 @@ class Engine:
             if self._free_slots and delay == 0:
                 self._free_slots -= 1
                 turn, _ = queue.popitem(last=False)
-                if turn.cancelled():
+                if turn.done():
                     self._free_slots += 1
                 else:
                     turn.set_result(health.send())
@@ -282,7 +311,7 @@ class Engine:
         return self._opens_at - now if self._unopened_slots else math.inf
 
     @staticmethod
-    def _end_unsent(health: Health, queue: OrderedDict[asyncio.Future[int | KaizenError], Patience]) -> float:
+    def _end_unsent(health: Health, queue: OrderedDict[Turn, Patience]) -> float:
         """End lookups that have waited long enough for a pause to end, and return the seconds until others have."""
         next_in = math.inf
         for ended in Patience:
@@ -292,7 +321,7 @@ class Engine:
                 continue
             for turn in [turn for turn, patience in queue.items() if patience is ended]:
                 del queue[turn]
-                if not turn.cancelled():
+                if not turn.done():
                     turn.set_result(health.refusal())
         return next_in
 
@@ -348,32 +377,43 @@ class Engine:
         now: float,
         deadline_at: float,
         headers: Mapping[str, str] | None = None,
-    ) -> FirstRequest | None:
-        """Send the first request of a lookup at once: without waiting for anything, and without a timer of its own.
+    ) -> BegunRequest | None:
+        """Send a request at once: without waiting for anything, and without a timer of its own.
 
-        That takes a free slot, an idle connection, and a server that is doing well. Then the request goes out before
+        That takes a free slot, an idle connection, and a server that is ready for it. Then the request goes out before
         this returns; it must be given to `end`, or to `receive`. Otherwise None is returned, and nothing was sent.
         """
-        sweep = self._sweep_for_first
-        if sweep is None or not self._free_slots or self._queues or health.engaged or self.closed:
+        sweep = self._sweep_at_once
+        if sweep is None or not self._free_slots or self._queues or self.closed or deadline_at <= now:
             return None
-        if deadline_at <= now:
+        if health.engaged and health.delay() > 0:
             return None
         ready = self._ready
         if ready is not None and not ready.take_now():
             return None
-        begun = self.transport.begin(url, body, now, headers)
-        if begun is None:
+        request = self._begin(url, body, now, deadline_at, headers)
+        if request is None:
             if ready is not None:
                 ready.put_back()
             return None
         self._free_slots -= 1
+        request.number = health.send()
+        return request
+
+    def _begin(
+        self, url: URL, body: bytes, now: float, deadline_at: float, headers: Mapping[str, str] | None = None
+    ) -> BegunRequest | None:
+        """Send a request on an idle connection, if there is one."""
+        begun = self.transport.begin(url, body, now, headers)
+        if begun is None:
+            return None
         pool, connection, response = begun
-        first = FirstRequest(pool, connection, response, health.send(), now, deadline_at)
-        self._begun.add(first)
-        if deadline_at <= (sweep.when if sweep.when > now else sweep.next_after(now)):
-            self._set_timer(first, self._attempt_timeout)
-        return first
+        request = BegunRequest(pool, connection, response, now, deadline_at)
+        self._begun.add(request)
+        sweep = self._sweep
+        if sweep is None or deadline_at <= (sweep.when if sweep.when > now else sweep.next_after(now)):
+            self._set_timer(request, self._attempt_timeout)
+        return request
 
     def offer(self, url: URL, body: bytes, health: Health, now: float, deadline_at: float) -> Offer | None:
         """Return the response that a server in this process would give at once, if nothing keeps a request waiting."""
@@ -381,38 +421,37 @@ class Engine:
             return None
         return self.transport.offer(url, body) if self._limiter is None and self.key is None else None
 
-    def end(self, first: FirstRequest, now: float) -> None:
+    def end(self, request: BegunRequest, now: float) -> None:
         """Give the slot of a request back, and the connection on which its response was received completely."""
-        first.pool.complete(first.connection, now)
-        self._finish(first)
+        request.pool.complete(request.connection, now)
+        self._forget(request)
+        self.end_turn()
 
-    def abandon(self, first: FirstRequest, error: BaseException) -> None:
+    def abandon(self, request: BegunRequest, error: BaseException) -> None:
         """Give the slot of a request back, and close its connection, because its lookup was cancelled or crashed."""
         try:
-            first.pool.fail(first.connection, error)
+            request.pool.fail(request.connection, error)
         finally:
-            self._finish(first)
+            self._forget(request)
+            self.end_turn()
 
-    def _finish(self, first: FirstRequest) -> None:
-        self._begun.discard(first)
-        if first.timer is not None:
-            first.timer.cancel()
-        self._free_slots += 1
-        if self._queues:
-            self._serve()
+    def _forget(self, request: BegunRequest) -> None:
+        self._begun.discard(request)
+        if request.timer is not None:
+            request.timer.cancel()
         if self.closed:
             self._note_end()
 
-    def _set_timer(self, first: FirstRequest, seconds: float) -> None:
-        first.timer = RunningTimer(self.clock, seconds, first.deadline_at, first.expire)
+    def _set_timer(self, request: BegunRequest, seconds: float) -> None:
+        request.timer = RunningTimer(self.clock, seconds, request.deadline_at, request.expire)
 
     def _take_long(self, late: float) -> None:
         """Set timers for the requests in flight, when the sweep comes, that many seconds late."""
         for timeout in self._sending:
             timeout.take_long(late)
-        for first in self._begun:
-            if first.timer is None:
-                self._set_timer(first, self._attempt_timeout - max(0.0, self.now() - first.sent_at - late))
+        for request in self._begun:
+            if request.timer is None:
+                self._set_timer(request, self._attempt_timeout - max(0.0, self.now() - request.sent_at - late))
 
     async def send(
         self, url: URL, body: bytes, deadline_at: float, is_held: Callable[[], bool], *, fresh: bool = False
@@ -422,22 +461,35 @@ class Engine:
         Nothing was sent, and None is returned, if `is_held` says so once there is a connection.
         After a NoConnectionError, `await_connection` waits until it is time to try again.
         """
+        if self._sweep is not None and self.on_event is None and not (fresh or self.closed or is_held()):
+            now = self.now()
+            if now < deadline_at and (request := self._begin(url, body, now, deadline_at)) is not None:
+                return await self.receive(request)
         send = self.transport.send_fresh if fresh else self.transport.send
         return await self._bounded(send(url, body, is_held), self._attempt_timeout, deadline_at)
 
-    async def receive(self, first: FirstRequest) -> Answer | KaizenError | NoConnectionError | None:
+    async def receive(self, request: BegunRequest) -> Answer | KaizenError | NoConnectionError | None:
         """Return the response to a request that `begin` sent, or why there is none: as `send`."""
+        begun = request.pool, request.connection, request.response
+        try:
+            answer = await request.response
+        except BaseException as error:
+            self._forget(request)
+            request.pool.fail(request.connection, error)
+            raise
+        if answer is not None and len(answer.body) <= LARGE_RESPONSE:
+            self._forget(request)
+            self.transport.complete(begun)
+            return answer
         left = self._attempt_timeout
-        if first.timer is not None:
-            left = first.timer.left
+        if request.timer is not None:
+            left = request.timer.left
         elif self._sweep is not None:
-            left -= min(self.now() - first.sent_at, self._sweep.interval)
-        self._begun.discard(first)
-        if first.timer is not None:
-            first.timer.cancel()
-        return await self._bounded(
-            self.transport.receive((first.pool, first.connection, first.response)), max(0.0, left), first.deadline_at
-        )
+            left -= min(self.now() - request.sent_at, self._sweep.interval)
+        self._begun.discard(request)
+        if request.timer is not None:
+            request.timer.cancel()
+        return await self._bounded(self.transport.receive(begun), max(0.0, left), request.deadline_at)
 
     async def _bounded(
         self, response: Awaitable[Answer | None], allowed: float, deadline_at: float
@@ -506,10 +558,21 @@ class Engine:
         Raises:
             ClientClosedError: The client was closed.
         """
+        wait: Wait[None] = Wait(self.clock, self.loop, self.clock.time() + delay)
+        await self._end_of(wait)
+        if self.closed:
+            raise ClientClosedError("the client was closed during back-off")
+
+    async def _end_of(self, wait: Wait[T]) -> T | None:
+        """Return the result of a wait; None if its time is over, or the client is closed."""
+        self._waiting.add(wait)
+        if self.closed:
+            wait.expire()
         try:
-            await self.wait(sleep(self.clock, delay), math.inf)
-        except TimeoutError:
-            raise ClientClosedError("the client was closed during back-off") from None
+            return await wait.result
+        finally:
+            wait.end()
+            self._waiting.discard(wait)
 
     async def wait(self, awaitable: Awaitable[T], deadline_at: float) -> T:
         """Wait for something other than the network.
@@ -570,9 +633,9 @@ class Engine:
         self._interrupt(self._sending)
         self._interrupt(self._begun)
 
-    def _interrupt(self, timeouts: Iterable[Timeout | RunningTimeout | FirstRequest]) -> None:
-        for timeout in timeouts:
-            timeout.expire()
+    def _interrupt(self, waits: Iterable[Timeout | RunningTimeout | Wait[Any] | BegunRequest]) -> None:
+        for wait in waits:
+            wait.expire()
 
 
 def require_limiter(limiter: object) -> None:

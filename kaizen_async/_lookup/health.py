@@ -81,8 +81,8 @@ START_RATE: Final = 50.0
 """Requests per second after an outage, to begin with."""
 START_RATE_LIMITED: Final = 20.0
 """The same after rejections."""
-RETRIES_PER_LOOKUP: Final = 0.95
-RETRIES_AT_ONCE: Final = 100.0
+RETRIES_PER_LOOKUP: Final = 0.97
+RETRIES_AT_ONCE: Final = 90.0
 MOST_RETRIES: Final = 500.0
 """Retries that every lookup adds to the budget, what is in it at first, and at most. While half of the server fails,
 independent attempts take 0.94; so the load stays below twice the lookups, and nothing is lost to the budget before."""
@@ -445,11 +445,13 @@ class Health:
             else:
                 pause.accepted_before += 1
             return
-        self._run.succeeded(number)
-        if self._doubt is not None and number > self._doubt.number:
-            self._accepted_in_doubt += 1
-        if not self._run or self._accepted_in_doubt > 1:
-            self._doubt, self._accepted_in_doubt = None, 0
+        run = self._run
+        if run.numbers:
+            run.succeeded(number)
+        if self._doubt is not None:
+            self._accepted_in_doubt += number > self._doubt.number
+            if not run.numbers or self._accepted_in_doubt > 1:
+                self._doubt, self._accepted_in_doubt = None, 0
         self.pace.accepted(number, now, self.sent, self.in_flight)
         self._settle()
 
@@ -472,10 +474,13 @@ class Health:
         if cause is not Verdict.THROTTLED:
             least = min(LONGEST_RUN, max(SHORTEST_RUN, run.least(OUTAGE_CHANCE)), max(4, 4 * self._concurrency))
             return len(run.lookups) >= min(MOST_LOOKUPS, max(2, self._concurrency)) and run.is_solid(least)
+        is_usual = self._doubt is None and (not self.pace.is_free or (run.successes >= UNKNOWN and not run.is_first))
+        if is_usual and len(run.numbers) < SHORTEST_REJECTED:
+            return False
         least = min(LONGEST_REJECTED, max(SHORTEST_REJECTED, run.least(PAUSE_CHANCE)))
         if self.pace.is_ramping:
             return run.is_solid(max(UNKNOWN, least))
-        if self._doubt is None and (not self.pace.is_free or (run.successes >= UNKNOWN and not run.is_first)):
+        if is_usual:
             return run.is_solid(least)
         # A first rejection. Whatever else is in flight tells whether it concerns everybody, so nobody sends until then.
         if run.is_solid(least if run.successes >= UNKNOWN else UNKNOWN) or self.sent - run.numbers[0] + 1 == len(run):

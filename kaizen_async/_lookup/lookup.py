@@ -14,12 +14,12 @@ from contextvars import Context, copy_context
 from functools import partial
 from http import HTTPStatus
 from random import Random
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar, cast
 
 import msgspec
 from yarl import URL
 
-from kaizen_async._lookup.engine import Engine, FirstRequest
+from kaizen_async._lookup.engine import BegunRequest, Engine
 from kaizen_async._lookup.health import Health, Patience
 from kaizen_async._lookup.hedge import Hedging, Race
 from kaizen_async._lookup.received import Received
@@ -71,6 +71,8 @@ ROUNDING: Final = 0.001
 """Seconds by which a deadline may exceed the client's and still be the same."""
 EXCUSED_PER_RETRY: Final = 2
 """Rejections that a lookup may get beside each retry: they say that the server is busy, and nothing about this id."""
+SAME_MOMENT: Final = 0.1
+"""Seconds for which a response outside 2xx means the same as an equal one before: it may name a time to wait."""
 LONGEST_DOUBT: Final = 1.0
 DOUBT_STEP: Final = 0.02
 """Seconds for which a refused lookup waits for others at most, and between two looks."""
@@ -86,7 +88,7 @@ class Call:
         attempts: Requests sent.
         spent: Those that count against the retry policy: a failure in a pause for all does not.
         excused: Those that do not, since the server rejected them while it accepted others.
-        first: The request that was sent already, if there is one.
+        begun: The request that was sent already, if there is one.
         patience: What ends it in a pause.
         request_id: What the server calls the last request.
         status: The status of its response.
@@ -94,10 +96,10 @@ class Call:
 
     __slots__ = (
         "attempts",
+        "begun",
         "deadline_at",
         "excused",
         "execution_id",
-        "first",
         "last_error",
         "number",
         "on_back_off",
@@ -118,22 +120,22 @@ class Call:
         on_back_off: Callable[[bool], None] | None,
         *,
         patience: Patience,
-        first: FirstRequest | None = None,
+        begun: BegunRequest | None = None,
     ) -> None:
         self.execution_id = execution_id
         self.deadline_at = deadline_at
         self.on_turn = on_turn
         self.on_back_off = on_back_off
         self.patience = patience
-        self.first = first
+        self.begun = begun
         self.number: int | None = None
-        self.attempts = 0 if first is None else 1
+        self.attempts = 0 if begun is None else 1
         self.spent = 0
         self.excused = 0
         self.last_error: KaizenError | None = None
         self.request_id: str | None = None
         self.status: int | None = None
-        self.sent_at = None if first is None else first.sent_at
+        self.sent_at = None if begun is None else begun.sent_at
         self.trace: RequestTrace | None = None
 
 
@@ -164,11 +166,12 @@ class Lookups(Generic[T]):
         self._received = received
         self._deadline = deadline
         self._counters = counters
-        self._retrier = Retrier(health, random)
+        self._retrier = Retrier(health, random, policy, engine.now)
         self._now = engine.now
         self._on_event = engine.on_event
         self._on_lookup = engine.on_lookup
         self._observe = engine.observe
+        self._refusal_read: tuple[Answer, float, tuple[Any, ...]] | None = None
         self._followers: dict[str, list[asyncio.Future[Outcome[T] | None]]] = {}
         self._contexts: dict[str, Context] = {}
 
@@ -287,7 +290,7 @@ class Lookups(Generic[T]):
         counters.in_progress += 1
         self._health.lookups += 1
         outcome: Outcome[T] | None = None
-        first: FirstRequest | None = None
+        first: BegunRequest | None = None
         # Nearly every lookup is one request that can be sent at once, and its response is the record. So each takes
         # this short way first, on which nothing is prepared for what may go wrong. If something is in the way, or does
         # go wrong, `_complete` takes over, with the request that was sent, as if there were no short way.
@@ -313,7 +316,7 @@ class Lookups(Generic[T]):
                 if observed is not None:
                     observed.enter()
                 patience = self._patience(deadline_at, started)
-                call = Call(execution_id, deadline_at, on_turn, on_back_off, patience=patience, first=first)
+                call = Call(execution_id, deadline_at, on_turn, on_back_off, patience=patience, begun=first)
                 first = None
                 outcome = await self._complete(call, started)
         except BaseException as error:
@@ -337,7 +340,7 @@ class Lookups(Generic[T]):
                 if not follower.done():
                     follower.set_result(outcome)
 
-    def _found(self, execution_id: str, first: FirstRequest, answer: Answer) -> Outcome[T] | None:
+    def _found(self, execution_id: str, first: BegunRequest, answer: Answer) -> Outcome[T] | None:
         """Return the outcome if the response to the first request is the record, and all is done; otherwise None."""
         body = answer.body
         if answer.status != _OK:
@@ -356,8 +359,8 @@ class Lookups(Generic[T]):
     ) -> Found[T]:
         """Note that the first request of a lookup got the record, and return the outcome."""
         elapsed = now - sent_at
-        if log.isEnabledFor(logging.DEBUG):  # `_note` asks too, but every lookup would pay for its arguments
-            _note(execution_id, "%s: attempt %d got the record", 1, attempt=1, status=_OK, elapsed=elapsed)
+        if log.isEnabledFor(logging.DEBUG):
+            _log(execution_id, "%s: attempt %d got the record", 1, attempt=1, status=_OK, elapsed=elapsed)
         self._received.put(self.endpoint, execution_id, record, now, answer.body)
         self._health.accepted(number)
         self._counters.note_success(elapsed)
@@ -368,7 +371,7 @@ class Lookups(Generic[T]):
             return Patience.ENDLESS
         return Patience.OWN if deadline_at - started > self._deadline + ROUNDING else Patience.CLIENT
 
-    def _abandon(self, first: FirstRequest, error: BaseException) -> None:
+    def _abandon(self, first: BegunRequest, error: BaseException) -> None:
         """Give up the first request, because its lookup was cancelled or crashed."""
         self._counters.note_attempt(self._now() - first.sent_at, None)
         self._health.abandoned(first.number)
@@ -420,17 +423,30 @@ class Lookups(Generic[T]):
     async def _attempt(self, call: Call) -> T | KaizenError:
         """Make one attempt: wait for a turn, send, read the response, and tell the health of the server."""
         queued_at = self._now()
-        turn = call.first.number if call.first else self._refusal(call) or await self._take_turn(call)
+        if call.attempts and call.begun is None:
+            self._begin_another(call)
+        turn = call.begun.number if call.begun else self._refusal(call) or await self._take_turn(call)
         if isinstance(turn, KaizenError):
             turn.__cause__ = turn.__cause__ or call.last_error
             return self._noted(call, turn)
         result = await self._exchange(call, turn, queued_at)
         if not isinstance(result, KaizenError):
-            _note(call.execution_id, "%s: attempt %d got the record", call.attempts, **self._fields_of(call))
+            self._note(call, "%s: attempt %d got the record")
             return result
         if verdict(result) is Verdict.REFUSED:
             await self._await_confirmation(turn)
         return self._noted(call, result)
+
+    def _begin_another(self, call: Call) -> None:
+        """Send the next request of a lookup at once, if nothing is in the way of that, and nobody has to be told."""
+        if self._hedging is not None or self._on_event is not None or self._distrusts_pool(call.last_error):
+            return
+        body = request_body(call.execution_id)
+        call.begun = self.engine.begin(self._url, body, self._health, self._now(), call.deadline_at)
+        if call.begun is not None:
+            call.sent_at = call.begun.sent_at
+            call.attempts += 1
+            self._counters.attempts += 1
 
     def _take_turn(self, call: Call) -> Coroutine[Any, Any, int | KaizenError]:
         return self.engine.take_turn(self._health, call.deadline_at, patience=call.patience)
@@ -543,12 +559,7 @@ class Lookups(Generic[T]):
         answer: Answer | KaizenError | NoConnectionError | None = None
         result: T | KaizenError | None = None
         trace: RequestTrace | None = None
-        _note(
-            call.execution_id,
-            "%s: attempt %d is slow, so a second request is sent",
-            call.attempts,
-            **self._fields_of(call),
-        )
+        self._note(call, "%s: attempt %d is slow, so a second request is sent")
         try:
             if self._on_event is not None:
                 headers: dict[str, str] = {}
@@ -589,8 +600,8 @@ class Lookups(Generic[T]):
 
         If a pause begins while a connection is made, take another turn. If there cannot be a connection, wait for one.
         """
-        first, call.first = call.first, None
-        if first is None:
+        begun, call.begun = call.begun, None
+        if begun is None:
             call.attempts += 1
             self._counters.attempts += 1
         call.request_id = call.status = None
@@ -598,10 +609,10 @@ class Lookups(Generic[T]):
         result: T | KaizenError | None = None
         request = self._url, request_body(call.execution_id), call.deadline_at
         try:
-            if first is not None:
+            if begun is not None:
                 if self._on_lookup is not None:
                     self._on_lookup(AttemptStarted(call.execution_id, self.url, 1, 0.0))
-                answer = await self.engine.receive(first)
+                answer = await self.engine.receive(begun)
             else:
                 self._note_start(call, queued_at)
                 answer = await self.engine.send(*request, partial(self._health.is_held, number), fresh=fresh)
@@ -738,43 +749,62 @@ class Lookups(Generic[T]):
             error.__cause__ = error.__cause__ or call.last_error
         else:
             call.last_error = error
-        _note(
-            call.execution_id, "%s: attempt %d failed: %s", call.attempts, error.reason, **self._fields_of(call, error)
-        )
+        self._note(call, "%s: attempt %d failed: %s", error.reason, error=error)
         return error
 
-    def _fields_of(self, call: Call, error: KaizenError | None = None) -> dict[str, Any]:
-        """Return what a log line about an attempt is grouped and searched by."""
-        fields: dict[str, Any] = {"attempt": call.attempts}
+    def _note(
+        self,
+        call: Call,
+        template: str,
+        *details: object,
+        attempt: int | None = None,
+        error: KaizenError | None = None,
+        **fields: Any,
+    ) -> None:
+        """Log what became of an attempt, with what a log line is grouped and searched by."""
+        if not log.isEnabledFor(logging.DEBUG):
+            return
+        fields["attempt"] = call.attempts
         if call.sent_at is not None:
             fields["elapsed"] = self._now() - call.sent_at
         if error is not None:
             fields["error_type"] = type(error).__name__
         if call.status is not None:
             fields["status"] = call.status
-        return fields
+        _log(call.execution_id, template, call.attempts if attempt is None else attempt, *details, **fields)
 
     def _read(self, call: Call, answer: Answer) -> T | KaizenError:
         error: KaizenError
         call.request_id = self.engine.transport.request_id(answer)
         call.status = answer.status
         if not 200 <= answer.status < 300:  # noqa: PLR2004 - the class of successes
-            error = status_error(
-                answer.status, answer.headers, answer.body, retried=self.policy.statuses, now=time.time()
-            )
+            return self._refused(call, answer)
+        try:
+            record = self.endpoint.decode(answer.body, call.execution_id)
+        except DecodeError as misfit:
+            if misfit.path == self.endpoint.id_path:
+                self.engine.transport.reject()
+            error = misfit.with_traceback(None)
         else:
-            try:
-                record = self.endpoint.decode(answer.body, call.execution_id)
-            except DecodeError as misfit:
-                if misfit.path == self.endpoint.id_path:
-                    self.engine.transport.reject()
-                error = misfit.with_traceback(None)
-            else:
-                self._received.put(self.endpoint, call.execution_id, record, self._now(), answer.body)
-                return record
+            self._received.put(self.endpoint, call.execution_id, record, self._now(), answer.body)
+            return record
         if call.request_id is not None:
             error.request_id = call.request_id
         return self.engine.transport.withhold(error)
+
+    def _refused(self, call: Call, answer: Answer) -> KaizenError:
+        """Return the error for a response outside 2xx. What equal responses of one moment mean is read once."""
+        now = self._now()
+        if self._refusal_read is not None:
+            read, read_at, (make, state) = self._refusal_read
+            if read.headers is answer.headers and read.body == answer.body and now - read_at < SAME_MOMENT:
+                return cast("KaizenError", make(*state))
+        error = status_error(answer.status, answer.headers, answer.body, retried=self.policy.statuses, now=time.time())
+        if call.request_id is not None:
+            error.request_id = call.request_id
+        self.engine.transport.withhold(error)
+        self._refusal_read = answer, now, error.__reduce__()
+        return error
 
     async def _back_off(self, call: Call, delay: float) -> None:
         if call.on_back_off is None or delay <= 0:
@@ -787,37 +817,35 @@ class Lookups(Generic[T]):
             call.on_back_off(False)  # noqa: FBT003 - the same
 
     async def _retry(self, call: Call, first: KaizenError) -> T | KaizenError:
-        def before_sleep(error: KaizenError, delay: float) -> None:
-            self._counters.retries += 1
-            when = f"in {seconds(delay)}" if delay else "in its turn"
-            template = "%s: attempt %d follows %s, since %s"
-            fields = {**self._fields_of(call, error), "delay": delay}
-            _note(call.execution_id, template, call.attempts + 1, when, error.reason, **fields)
-            if self._on_event is not None:
-                self._on_event(RetryScheduled(call.execution_id, self.url, call.attempts, delay, error))
-
         try:
-            result = await self._retrier.run(
-                first,
-                lambda: self._attempt(call),
-                policy=self.policy,
-                spent=lambda: call.spent,
-                time_left=lambda: call.deadline_at - self._now(),
-                sleep=lambda delay: self._back_off(call, delay),
-                before_sleep=before_sleep,
-            )
+            result = await self._retrier.run(first, call, self._attempt, self._back_off, self._note_retry)
         except ClientClosedError as error:
             return self._noted(call, error.with_traceback(None))
         if self._on_event is not None and isinstance(result, KaizenError) and result.gave_up == OVER_BUDGET:
             self._on_event(BudgetRefused(call.execution_id, self.url, call.attempts, result))
         return result
 
+    def _note_retry(self, call: Call, error: KaizenError, delay: float) -> None:
+        """Note that another attempt follows a failed one."""
+        self._counters.retries += 1
+        when = f"in {seconds(delay)}" if delay else "in its turn"
+        self._note(
+            call,
+            "%s: attempt %d follows %s, since %s",
+            when,
+            error.reason,
+            attempt=call.attempts + 1,
+            error=error,
+            delay=delay,
+        )
+        if self._on_event is not None:
+            self._on_event(RetryScheduled(call.execution_id, self.url, call.attempts, delay, error))
 
-def _note(execution_id: str, template: str, *details: object, **fields: Any) -> None:
+
+def _log(execution_id: str, template: str, *details: object, **fields: Any) -> None:
     """Log what became of a lookup, with fields for logs as JSON. The id is foreign text: it may come from a URL."""
-    if log.isEnabledFor(logging.DEBUG):
-        shown = printable(execution_id)
-        log.debug(template, shown, *details, extra={"execution_id": shown, **fields})
+    shown = printable(execution_id)
+    log.debug(template, shown, *details, extra={"execution_id": shown, **fields})
 
 
 def _only_lacked_time(error: KaizenError | None, time_left: float) -> bool:

@@ -44,11 +44,15 @@ manner of CUBIC (RFC 9438). Before it does, some seconds show that it is right."
 
 SAMPLE: Final = 16
 TEST: Final = 40
+BETWEEN_SAMPLES: Final = 0.25
+"""Seconds after a sample with nothing unusual in it until the next: while some rejections are chance, one would follow
+the other, and each costs time."""
 SHORTEST_TEST: Final = 0.2
 LONGEST_TEST: Final = 1.0
 ENOUGH_REJECTED: Final = 20
+SHORTEST_SAMPLE: Final = 0.05
 """Requests that tell whether there is anything to test, and that make a test; the seconds that it takes at least and at
-most; and the rejections that end it sooner."""
+most; and the rejections that end it sooner, if most are rejected or some time has passed."""
 FEWEST: Final = 10
 """Results from which a share is computed; fewer are noise."""
 EXPECTED: Final = 6
@@ -90,6 +94,7 @@ class Pace:
         self._next = -math.inf
         self._is_searching = False
         self._is_sampling = False
+        self._samples_at = -math.inf
         self._known = 0.0
         self._burst = 0
         self._burst_seconds = 0.0
@@ -219,8 +224,9 @@ class Pace:
             self._stale = sent
             return
         if self._mode == "free" and not self._is_sampling:
-            self._is_sampling = True
-            self._restart(now, sent)
+            if now >= self._samples_at:
+                self._is_sampling = True
+                self._restart(now, sent)
             return
         self._rejected += number <= self._newest
         self._last.append(True)
@@ -276,7 +282,10 @@ class Pace:
             tested, elapsed = sent - self._stale, now - self._test_since
             is_enough = tested >= least and elapsed >= SHORTEST_TEST
             is_long = tested >= FEWEST and elapsed >= LONGEST_TEST
-            if not is_enough and not is_long and self._rejected < ENOUGH_REJECTED:
+            has_enough_rejected = self._rejected >= ENOUGH_REJECTED and (
+                elapsed >= SHORTEST_SAMPLE or self._rejected > self._accepted
+            )
+            if not is_enough and not is_long and not has_enough_rejected:
                 return False
             self._newest, self._test_until = sent, now
         count = self._accepted + self._rejected
@@ -301,7 +310,7 @@ class Pace:
             self._before, self._compared = share, count
             self._is_sampling = False
             self._is_searching = share > 1 / 2
-            accepted = self._accepted / max(self._test_until - self._test_since, LEAST_SECONDS)
+            accepted = self._accepted / max(now - self._test_since, SHORTEST_SAMPLE)
             self._go(now, sent, "paced", max(SLOWEST_TEST, BELOW * accepted))
         elif is_unusual:
             self._before, self._compared = share, count
@@ -309,6 +318,7 @@ class Pace:
             self._go(now, sent, "paced", BELOW * rate * (1 - share))
         else:
             self._is_sampling = False
+            self._samples_at = now + BETWEEN_SAMPLES
             self._restart(now, sent)
 
     def _compare(self, now: float, sent: int, share: float, count: int, before: float) -> None:

@@ -379,6 +379,12 @@ class Transport:
         """
         return await self._raise_own(self._receive(*begun))
 
+    def complete(self, begun: Begun) -> None:
+        """Take back the connection of a request that `begin` sent: all of its response was received."""
+        pool, connection, _ = begun
+        pool.complete(connection, pool.now())
+        self._last = pool, connection
+
     async def _receive(self, pool: Pool, connection: Connection, response: asyncio.Future[Answer | None]) -> Answer:
         is_complete = True
         try:

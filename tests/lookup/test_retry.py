@@ -4,6 +4,7 @@ import asyncio
 import gc
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from random import Random
 
 import pytest
@@ -20,7 +21,7 @@ from kaizen_async import (
     TransportError,
 )
 from kaizen_async._lookup.health import RETRIES_AT_ONCE, Health
-from kaizen_async._lookup.retry import Retrier
+from kaizen_async._lookup.retry import Retrier, longest_backoff
 
 
 class Longest(Random):
@@ -47,7 +48,7 @@ class Run:
     Attributes:
         waits: The waits in seconds, in order.
         reported: The arguments of `before_sleep`.
-        attempts: Number of attempts, including the first.
+        spent: Number of attempts, including the first.
     """
 
     def __init__(
@@ -58,16 +59,17 @@ class Run:
         time_left: float = 1e9,
         budget: float = RETRIES_AT_ONCE,
         random: Random | None = None,
+        retrier: Retrier | None = None,
     ) -> None:
         self.waits: list[float] = []
         self.reported: list[tuple[KaizenError, float]] = []
-        self.attempts = 1
-        self.time_left = time_left
+        self.spent = 1
+        self.deadline_at = time_left
         self._results = list(results)
-        self._policy = policy or RetryPolicy()
         self.health = Health(lambda: 0.0, Random(1))
         self.health._budget = budget
-        self._retrier = Retrier(self.health, random or Longest())
+        now = partial(sum, self.waits)
+        self._retrier = retrier or Retrier(self.health, random or Longest(), policy or RetryPolicy(), now)
 
     async def result(self) -> str | KaizenError:
         """Return the result of the retrier."""
@@ -75,22 +77,19 @@ class Run:
         assert isinstance(first, KaizenError)
         return await self._retrier.run(
             first,
-            self._attempt,
-            policy=self._policy,
-            spent=lambda: self.attempts,
-            time_left=lambda: self.time_left,
-            sleep=self._sleep,
-            before_sleep=lambda error, delay: self.reported.append((error, delay)),
+            self,
+            lambda run: run._attempt(),
+            lambda run, delay: run._sleep(delay),
+            lambda run, error, delay: run.reported.append((error, delay)),
         )
 
     async def _attempt(self) -> str | KaizenError:
-        self.attempts += 1
+        self.spent += 1
         await asyncio.sleep(0)
         return self._results.pop(0)
 
     async def _sleep(self, delay: float) -> None:
         self.waits.append(delay)
-        self.time_left -= delay
 
 
 async def test_the_back_off_doubles_from_its_first_value_to_its_last() -> None:
@@ -98,7 +97,7 @@ async def test_the_back_off_doubles_from_its_first_value_to_its_last() -> None:
     run = Run([broken()] * 8 + ["record"], RetryPolicy(max_attempts=9, initial_backoff=0.25, max_backoff=8))
     assert await run.result() == "record"
     assert run.waits == [0.25, 0.5, 1, 2, 4, 8, 8, 8]
-    assert run.attempts == 9
+    assert run.spent == 9
 
 
 async def test_the_back_off_is_drawn_from_zero_to_its_bound() -> None:
@@ -127,7 +126,7 @@ async def test_attempts_end_at_the_policys_number_with_the_last_error(max_attemp
     errors = [broken() for _ in range(10)]
     run = Run(errors, RetryPolicy(max_attempts=max_attempts))
     assert await run.result() is errors[max_attempts - 1]
-    assert run.attempts == max_attempts
+    assert run.spent == max_attempts
     assert len(run.waits) == max_attempts - 1
     assert errors[max_attempts - 1].gave_up == ""
 
@@ -137,7 +136,7 @@ async def test_an_error_that_is_not_retryable_ends_it_at_once() -> None:
     missing = NotFoundError("missing", status=404)
     run = Run([broken(), missing, "record"])
     assert await run.result() is missing
-    assert run.attempts == 2
+    assert run.spent == 2
     assert missing.gave_up is None
 
 
@@ -193,7 +192,7 @@ async def test_an_unreadable_response_is_retried_once(garbled: KaizenError) -> N
     assert await run.result() == "record"
     run = Run([garbled, garbled, "record"])
     assert await run.result() is garbled
-    assert run.attempts == 2
+    assert run.spent == 2
     assert garbled.gave_up == "a second response was no better"
 
 
@@ -202,7 +201,7 @@ async def test_retries_draw_on_the_budget_and_stop_without() -> None:
     run = Run([broken() for _ in range(4)], budget=2)
     error = await run.result()
     assert isinstance(error, StatusError)
-    assert run.attempts == 3
+    assert run.spent == 3
     assert run.health._budget == 0
     assert error.gave_up == "the client's retry budget is used up, since too many lookups are failing"
 
@@ -283,38 +282,29 @@ async def test_cancellation_passes_through(where: str) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert run.attempts == 1
+    assert run.spent == 1
 
 
 @virtual_time
 async def test_two_hundred_calls_at_once_do_not_mix() -> None:
     """Concurrent calls of one retrier have their own numbers of attempts and results."""
-    retrier = Retrier(Health(lambda: 0.0, Random(1)), Random(1))
+    policy = RetryPolicy(max_attempts=6, budgeted=False)
+    retrier = Retrier(Health(lambda: 0.0, Random(1)), Random(1), policy, lambda: 0.0)
 
-    async def call(number: int) -> None:
-        results: list[str | KaizenError] = [broken() for _ in range(number % 5)]
-        results.append(f"record {number}")
-        made = 1
+    class Slow(Run):
+        async def _attempt(self) -> str | KaizenError:
+            await asyncio.sleep(len(self._results) % 7 / 10)
+            return await super()._attempt()
 
-        async def attempt() -> str | KaizenError:
-            nonlocal made
-            made += 1
-            await asyncio.sleep(number % 7 / 10)
-            return results.pop(0)
+    runs = [Slow([*(broken() for _ in range(number % 5 + 1)), f"{number}"], retrier=retrier) for number in range(200)]
+    assert await asyncio.gather(*(run.result() for run in runs)) == [f"{number}" for number in range(200)]
+    assert [run.spent for run in runs] == [number % 5 + 2 for number in range(200)]
 
-        result = await retrier.run(
-            broken(),
-            attempt,
-            policy=RetryPolicy(max_attempts=6, budgeted=False),
-            spent=lambda: made,
-            time_left=lambda: 1e9,
-            sleep=asyncio.sleep,
-            before_sleep=lambda _, __: None,
-        )
-        assert result == f"record {number}"
-        assert made == number % 5 + 2
 
-    await asyncio.gather(*(call(number) for number in range(200)))
+async def test_a_rejection_that_does_not_count_waits_less() -> None:
+    """After a rejection that is not an attempt, the longest back-off is a quarter of the first."""
+    assert longest_backoff(RetryPolicy(initial_backoff=2), 0) == 0.5
+    assert longest_backoff(RetryPolicy(initial_backoff=2, max_backoff=0.1), 0) == 0.1
 
 
 async def test_an_exhausted_call_leaves_no_garbage() -> None:
@@ -348,5 +338,5 @@ async def test_an_exhausted_call_leaves_no_garbage() -> None:
 )
 def test_only_a_retryable_error_of_ours_is_retryable(result: object, retryable: bool) -> None:
     """Only a retryable KaizenError is retried. Records, other exceptions and None are results."""
-    retrier = Retrier(Health(lambda: 0.0, Random(1)), Random(1))
+    retrier = Retrier(Health(lambda: 0.0, Random(1)), Random(1), RetryPolicy(), lambda: 0.0)
     assert retrier.is_worth_retrying(result) is retryable
