@@ -46,7 +46,7 @@ of the lookups, and carry the trace to the server. It sees the requests of a ses
 `instrument()`, and of a session passed in that was made with `create_trace_config()`.
 """
 
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from contextvars import Context
@@ -108,6 +108,9 @@ LOOK_UP_SECONDS: Final = (*REQUEST_SECONDS, 30, 60)
 WAIT_SECONDS: Final = (1, 5, 15, 60, 300, 900, 3600, 10_800, 43_200, 86_400)
 MOST_EVENTS: Final = 128
 """Events in a span: the default limit of SDKs, which drop further ones without a word."""
+MOST_UNRECORDED: Final = 64
+"""Durations of lookups that are recorded together. One by one, each takes the SDK twice as long, because what it needs
+is no longer in the processor's cache. More would hold up the event loop for longer than a millisecond."""
 CANCELLED: Final = "CancelledError"
 OTHER: Final = "_OTHER"
 """What the conventions put in place of values that are not known, so that a server cannot make up new time series."""
@@ -136,6 +139,7 @@ class _Place:
         self.span: Attributes = {**self.server, "url.full": url, "url.template": self.path}
         self.attempt: Attributes = {**self.span, **_PROTOCOL, "http.request.method": "POST"}
         self.active = 0
+        self.unrecorded: deque[float] = deque()
         self.seconds: dict[Phase, float] = {"queue": 0.0, "network": 0.0, "backoff": 0.0, "shared": 0.0}
         self.retries: defaultdict[str, int] = defaultdict(int)
         self.hedges: defaultdict[str, int] = defaultdict(int)
@@ -215,9 +219,20 @@ class _Light:
         headers: Carry the trace to the server.
         is_light: Whether it does without events.
         is_found: Whether it is over in that way.
+        is_sampled: Whether its trace is recorded by others, so that its durations can be examples of that trace.
     """
 
-    __slots__ = ("_is_sent", "_open", "_place", "_span", "_telemetry", "headers", "is_found", "is_light")
+    __slots__ = (
+        "_is_sent",
+        "_open",
+        "_place",
+        "_span",
+        "_telemetry",
+        "headers",
+        "is_found",
+        "is_light",
+        "is_sampled",
+    )
 
     def __init__(self, telemetry: "Telemetry", span: Span, place: _Place, *, is_light: bool) -> None:
         self._telemetry = telemetry
@@ -228,6 +243,7 @@ class _Light:
         self.headers: dict[str, str] = {}
         self.is_light = is_light
         self.is_found = False
+        self.is_sampled = False
 
     def sent(self) -> None:
         """Note that the first request was sent."""
@@ -240,8 +256,10 @@ class _Light:
         place = self._place
         place.active -= 1
         place.seconds["network"] += elapsed
-        with suppress(Exception):  # what a meter of the user's raises does not affect the lookup
-            self._telemetry.record(place, elapsed)
+        try:  # noqa: SIM105 - `suppress` costs a microsecond
+            self._telemetry.record(place, elapsed, at_once=self.is_sampled)
+        except Exception:  # noqa: BLE001, S110 - what a meter of the user's raises does not affect the lookup
+            pass
 
     def abandon(self, elapsed: float) -> None:
         """Note that it was given up."""
@@ -324,10 +342,13 @@ class Telemetry:
         look_up = _Light(self, span, place, is_light=not span.is_recording())
         if not look_up.is_light:
             look_up.enter()
-        elif self._describes_requests:
+        else:
             current = get_current_span() if span is INVALID_SPAN else span
-            if current.get_span_context().is_valid:
-                propagate.inject(look_up.headers, set_span_in_context(current))
+            trace = current.get_span_context()
+            if trace.is_valid:
+                look_up.is_sampled = trace.trace_flags.sampled
+                if self._describes_requests:
+                    propagate.inject(look_up.headers, set_span_in_context(current))
         return look_up
 
     def __call__(self, event: Event) -> None:
@@ -456,7 +477,14 @@ class Telemetry:
     def _reader(
         self, read: "Callable[[_Place], Iterable[Observation]]"
     ) -> "Callable[[CallbackOptions], Iterable[Observation]]":
-        return lambda _: [observation for place in list(self._places.values()) for observation in read(place)]
+        def observe(_: CallbackOptions) -> Iterable[Observation]:
+            observations: list[Observation] = []
+            for place in list(self._places.values()):
+                self._record_all(place)  # SDKs call this before they collect the histograms
+                observations += read(place)
+            return observations
+
+        return observe
 
     def _place(self, url: str) -> _Place:
         place = self._places.get(url)
@@ -475,8 +503,22 @@ class Telemetry:
         attributes = place.span if execution_id is None else {**place.span, "kaizen.execution.id": _shown(execution_id)}
         return self._tracer.start_span(f"{method} {place.path}", attributes=attributes)
 
-    def record(self, place: _Place, elapsed: float) -> None:
-        """Record a lookup whose first request brought the record."""
+    def record(self, place: _Place, elapsed: float, *, at_once: bool) -> None:
+        """Record a lookup whose first request brought the record: at once, or together with others."""
+        if at_once:
+            self._record_found(place, elapsed)
+            return
+        place.unrecorded.append(elapsed)
+        if len(place.unrecorded) >= MOST_UNRECORDED:
+            self._record_all(place)
+
+    def _record_all(self, place: _Place) -> None:
+        """Record the lookups that have not been recorded yet. Threads that collect metrics call this, too."""
+        with suppress(IndexError):  # another thread may take the last one
+            while place.unrecorded:
+                self._record_found(place, place.unrecorded.pop())
+
+    def _record_found(self, place: _Place, elapsed: float) -> None:
         self._duration.record(elapsed, place.metric)
         self.record_request(place, elapsed, None, 200)
 

@@ -808,6 +808,42 @@ async def test_without_recorded_spans_the_same_is_counted(way: str) -> None:
     assert not any(light["http.client.active_requests"].values())
 
 
+async def test_durations_are_recorded_before_metrics_are_collected(emulator: KaizenEmulator, backend: Backend) -> None:
+    """Each duration is in the next collection, and those in a sampled trace of the caller are examples of it."""
+    emulator.accept_any()
+    names = ("kaizen.look_up.duration", "http.client.request.duration")
+    async with KaizenClient(base_url=emulator.base_url, on_event=backend.telemetry(spans=False)) as kaizen:
+        for already, number in ((0, 3), (3, 140)):
+            await kaizen.instructor_executions.get_many([f"exec_{already + index}" for index in range(number)])
+            assert [sum(backend.values(name).values()) for name in names] == [already + number] * 2
+        with backend.tracer.start_as_current_span("above"):
+            for number in range(3):
+                await kaizen.instructor_executions.get(f"exec_{number}")
+    (above,) = backend.spans("above")
+    assert above.context is not None
+    metrics = backend.metrics()
+    for name in names:
+        (point,) = metrics[name]
+        assert {example.trace_id for example in point.exemplars} == {above.context.trace_id}
+
+
+async def test_a_meter_that_raises_does_not_affect_lookups(
+    emulator: KaizenEmulator, backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Lookups succeed although the user's histograms raise."""
+    emulator.accept_any()
+    histogram = Mock(record=Mock(side_effect=ZeroDivisionError))
+    meters = Mock(**{"get_meter.return_value.create_histogram.return_value": histogram})
+    async with KaizenClient(
+        base_url=emulator.base_url, on_event=Telemetry(meter_provider=meters, spans=False)
+    ) as kaizen:
+        with backend.tracer.start_as_current_span("above"):
+            outcomes = [await kaizen.instructor_executions.get(f"exec_{number}") for number in range(3)]
+    assert len(outcomes) == 3
+    assert histogram.record.call_count >= 3
+    caplog.clear()
+
+
 async def test_the_trace_of_the_caller_goes_to_the_server_without_spans(backend: Backend) -> None:
     """Without spans, requests still carry the caller's trace, unless an instrumented aiohttp sends it."""
     async with KaizenEmulator(default_life=Life.ended()) as emulator:
