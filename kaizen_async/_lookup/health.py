@@ -369,19 +369,23 @@ class Health:
 
     def may_retry(self) -> bool:
         """Return whether the budget allows another retry while a part of the server fails, and charge it."""
-        earned = RETRIES_PER_LOOKUP * (self.lookups - self._lookups_counted)
-        self._lookups_counted = self.lookups
-        self._budget = min(MOST_RETRIES, self._budget + earned)
+        self._earn_retries()
         if self._budget < 1:
             if not self._is_out_of_retries:
-                self._is_out_of_retries = True
+                self._is_out_of_retries = self._is_watching = True
                 log.warning("many lookups fail: the retry budget is used up, so some are not made again")
             return False
         self._budget -= 1
+        return True
+
+    def _earn_retries(self) -> None:
+        """Add to the budget for the lookups made since the last time; report if it allows every retry again."""
+        earned = RETRIES_PER_LOOKUP * (self.lookups - self._lookups_counted)
+        self._lookups_counted = self.lookups
+        self._budget = min(MOST_RETRIES, self._budget + earned)
         if self._is_out_of_retries and self._budget >= RETRIES_AT_ONCE:
             self._is_out_of_retries = False
             log.warning("fewer lookups fail: the retry budget allows every retry again")
-        return True
 
     @property
     def has_retries_to_spare(self) -> bool:
@@ -437,6 +441,8 @@ class Health:
     # How results become a state.
 
     def _note_accepted(self, number: int) -> None:
+        if self._is_out_of_retries:
+            self._earn_retries()
         now = self._clock()
         pause = self.pause
         if pause is not None:
@@ -563,4 +569,4 @@ class Health:
 
     def _settle(self) -> None:
         self.engaged = not self.pace.is_open or self._doubt is not None
-        self._is_watching = self.engaged or bool(self._run) or not self.pace.is_free
+        self._is_watching = self.engaged or bool(self._run) or not self.pace.is_free or self._is_out_of_retries

@@ -57,6 +57,18 @@ def test_probes_of_a_loop_that_ended_keep_nobody_waiting() -> None:
     assert health.delay() == 0
 
 
+def test_a_used_up_retry_budget_is_reported_once_and_its_recovery_too(caplog: pytest.LogCaptureFixture) -> None:
+    """One warning says that no retries are left, and one that they are back, also if nothing fails any more."""
+    health = Health(lambda: 0.0, Random(0))
+    while health.may_retry():
+        pass
+    assert not health.may_retry()
+    for _ in range(200):
+        health.lookups += 1
+        health.accepted(health.send())
+    assert [line.msg.partition(":")[0] for line in caplog.records] == ["many lookups fail", "fewer lookups fail"]
+
+
 def limited() -> Any:
     """Return the error of nginx's rate limit: a 503 without a Retry-After."""
     return failure(503)
