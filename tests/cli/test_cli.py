@@ -509,9 +509,7 @@ class TestCheckpoint:
         monkeypatch.setattr(checkpoints, "say", report)
 
         def life(_: str) -> Life:
-            for file in folder.iterdir():
-                file.unlink()
-            folder.rmdir()
+            folder.rename(tmp_path / "elsewhere")
             return Life.running()
 
         with KaizenEmulator(default_life=life) as server:

@@ -135,7 +135,7 @@ def test_results_do_not_go_into_the_file_of_ids(server: KaizenEmulator, tmp_path
     file = tmp_path / "ids.txt"
     file.write_text("a\n")
     with file.open("rb") as stdin, file.open("ab") as stdout:
-        with Piped("get", "-", base_url=server.base_url, stdin=stdin, stdout=stdout) as running:
+        with Piped("get", "-", base_url=server.base_url, stdin=stdin.fileno(), stdout=stdout.fileno()) as running:
             status, _, said = running.end()
     assert (status, file.read_text()) == (2, "a\n")
     assert "standard output is the file that the ids come from" in said

@@ -1,7 +1,6 @@
 """After runs that end in every way, the last run leaves exactly one line for each id."""
 
 import signal
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -9,19 +8,19 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from running_command import SECONDS, environment, ids_in, launch
+from running_command import SECONDS, Piped, ids_in
 
 from kaizen_async.testing import Fault, KaizenEmulator, Life
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
-IDS = [f"exec_{number}" for number in range(120)]
+IDS = [f"exec_{number}" for number in range(80)]
 
 
 @pytest.fixture
 def server() -> Iterator[KaizenEmulator]:
     """Yield a slow emulator that knows all ids but one."""
     with KaizenEmulator(default_life=lambda name: None if name == IDS[7] else Life.ended()) as running:
-        running.faults.always(Fault.latency(0.05))
+        running.faults.always(Fault.latency(0.02))
         yield running
 
 
@@ -33,21 +32,20 @@ def lines_of(file: Path) -> int:
 def run_until(server: KaizenEmulator, arguments: list[str], file: Path, signum: int | None, more: int) -> int:
     """Run a command, send it a signal after `more` new lines, and return the exit status."""
     before = lines_of(file)
-    limit = "ulimit -f 20; " if signum == signal.SIGXFSZ else ""  # simulates a disk of 10 kB
-    command = ["/bin/sh", "-c", f'{limit}exec "$@"', "sh", *launch(*arguments)]
-    variables = environment(server.base_url)
-    if limit:  # coverage could not write its data either
-        variables = {name: value for name, value in variables.items() if not name.startswith("COV")}
-    with subprocess.Popen(command, env=variables, stderr=subprocess.PIPE) as process:  # noqa: S603 - our own
+    is_full_disk = signum == signal.SIGXFSZ
+    size = file.stat().st_size if file.exists() else 0
+    room = max(size + 300 * more, 6000) if is_full_disk else None  # so much that a checkpoint fits
+    with Piped(*arguments, base_url=server.base_url, most_bytes=room) as command:
         deadline = time.monotonic() + SECONDS
-        while signum is not None and not limit and process.poll() is None and time.monotonic() < deadline:
-            if lines_of(file) >= before + more:
-                process.send_signal(signum)
+        while signum is not None and not is_full_disk:
+            assert time.monotonic() < deadline
+            if command.process.poll() is not None or lines_of(file) >= before + more:
+                command.process.send_signal(signum)
                 break
-            time.sleep(0.005)
-        _, errors = process.communicate(timeout=SECONDS)
-    assert b"Traceback" not in errors
-    return process.returncode
+            time.sleep(0.002)
+        status, _, errors = command.end()
+    assert "Traceback" not in errors
+    return status
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,7 @@ def test_ctrl_c(server: KaizenEmulator, arguments: str, until: str, status: int,
 @pytest.mark.parametrize("delay", [0.05, 0.1, 0.2, 0.3, 0.4, 0.5])
 def test_ctrl_c_while_the_command_starts(server: KaizenEmulator, delay: float) -> None:
     """Ctrl-C during the start ends the command at once without a traceback."""
-    with Piped("get", "exec_1", base_url=server.base_url, how="announced") as command:
+    with Piped("get", "exec_1", base_url=server.base_url, new=True) as command:
         assert command.line() == b"starts\n"
         time.sleep(delay)
         status, _, said = command.stopped_by(signal.SIGINT)

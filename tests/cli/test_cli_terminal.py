@@ -53,7 +53,9 @@ class TestPipes:
         wanted = [f"exec_{number}" for number in range(300)]
         source.write_text("\n".join(wanted))
         with source.open() as stdin, target.open("wb") as stdout:
-            with Piped("get", "-", base_url=server.base_url, loop=loop, stdin=stdin, stdout=stdout) as command:
+            with Piped(
+                "get", "-", base_url=server.base_url, loop=loop, stdin=stdin.fileno(), stdout=stdout.fileno()
+            ) as command:
                 status, _, said = command.end()
         assert (status, without_time(said)) == (0, "300 found, 0 failed · 300 requests\n")
         assert sorted(ids_in(target.read_bytes())) == sorted(wanted)
@@ -64,9 +66,7 @@ class TestPipes:
         with Piped("get", base_url=server.base_url, loop=loop) as command:
             command.feed(b"exec_1\n")
             command.line()
-            assert command.process.stdout is not None
-            command.process.stdout.close()
-            command.process.stdout = None
+            command.stop_reading()
             command.feed(b"exec_2\n")
             assert command.end() == (141, b"", "")
 
@@ -102,7 +102,7 @@ class TestPipes:
         """A full disk is reported in one line."""
         with (
             Path("/dev/full").open("wb") as full,
-            Piped("get", "exec_1", base_url=server.base_url, stdout=full) as command,
+            Piped("get", "exec_1", base_url=server.base_url, stdout=full.fileno()) as command,
         ):
             status, _, said = command.end()
         assert (status, without_time(said)) == (
@@ -153,9 +153,7 @@ class TestSignals:
         with Piped("wait", "-", "--checkpoint", checkpoint, base_url=server.base_url) as command:
             command.feed(b"exec_1\n")
             ended = ids_in(command.line())
-            assert command.process.stdout is not None
-            command.process.stdout.close()
-            command.process.stdout = None
+            command.stop_reading()
             command.feed(b"exec_2\n")
             command.process.wait(20)
             assert command.end() == (141, b"", "")
