@@ -17,7 +17,7 @@ from kaizen_async._transport.proxies import Proxy, environment_proxy, parse_prox
 from kaizen_async._transport.request_id import REQUEST_ID_HEADERS, RequestIds
 from kaizen_async._transport.transport import may_leave_machine, own_headers, request_headers, require_session
 from kaizen_async._transport.wire import Endpoint
-from kaizen_async.clock import Clock, SystemClock
+from kaizen_async.clock import Clock, SystemClock, require_clock
 from kaizen_async.config import (
     ConnectionPolicy,
     HedgePolicy,
@@ -164,6 +164,7 @@ class KaizenClient:
         elif trust_env:
             route = environment_proxy(settings.base_url)
         require_limiter(limiter)
+        require_clock(clock)
         hooks = hooks_of(on_event)
         frame = sys._getframe(2)  # noqa: SLF001 - the cheap way to say in a warning where a client was made
         self._binding = Binding(

@@ -57,6 +57,13 @@ class Clock(Protocol):
         ...
 
 
+def require_clock(clock: object) -> None:
+    """Refuse what is not a clock: a function or a class, perhaps."""
+    is_clock = all(hasattr(clock, name) for name in ("random", "time", "wall", "call_at", "hold", "release"))
+    if clock is not None and (isinstance(clock, type) or not is_clock):
+        raise TypeError(f"clock must be a clock such as VirtualClock(), not {clock!r:.100}; without it time is real")
+
+
 class SystemClock:
     """Real time."""
 

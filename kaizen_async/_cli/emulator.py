@@ -137,7 +137,7 @@ async def _serve(stop: Stop, server: KaizenEmulator, environment: str, examples:
         try:
             await stack.enter_async_context(server)
         except OSError as error:
-            raise click.UsageError(f"cannot listen there: {error.strerror}; --port 0 takes a free port") from error
+            raise click.UsageError(f"{error.strerror}; --port 0 takes a free port") from error
         click.echo(f"The Kaizen API is at {server.base_url} until Ctrl-C. In another terminal:\n")
         click.echo(f"  {environment}KAIZEN_BASE_URL={server.base_url} kaizen-async watch {examples}\n")
         await stop.asked()

@@ -4,6 +4,8 @@ from datetime import datetime
 from typing import Final
 
 LONGEST: Final = 1e9
+LATEST: Final = 1e10
+"""Seconds of a clock at most, which are more than those since 1970."""
 MOST_ID_CHARACTERS: Final = 512
 _FIRST_YEAR: Final = 1000
 _LAST_YEAR: Final = 9000

@@ -25,7 +25,7 @@ from kaizen_async._transport import response as received
 from kaizen_async._transport.head import Head
 from kaizen_async.testing.chance import fraction
 from kaizen_async.testing.checks import (
-    LONGEST,
+    LATEST,
     MOST_ID_CHARACTERS,
     check_count,
     check_epoch,
@@ -905,5 +905,5 @@ def _check_clock(clock: object) -> None:
         read.close()
     if not isinstance(read, (int, float)) or isinstance(read, bool):
         raise TypeError(f"clock must return a number of seconds, not {read!r:.100}")
-    if not abs(read) <= LONGEST:
-        raise ValueError(f"clock must return seconds from -{LONGEST:g} to {LONGEST:g}, not {read!r}")
+    if not abs(read) <= LATEST:
+        raise ValueError(f"clock must return seconds from -{LATEST:g} to {LATEST:g}, not {read!r}")

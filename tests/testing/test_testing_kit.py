@@ -819,12 +819,13 @@ def test_a_timer_may_end_the_loop() -> None:
 
 async def test_a_clock_that_goes_back_stands_still() -> None:
     """If a custom clock goes back, the emulator's time stands still until the clock catches up."""
-    now = [100.0]
+    now = [time.time()]
+    start = now[0] - 100
     async with KaizenEmulator(clock=lambda: now[0]) as emulator, client_of(emulator) as kaizen:
         emulator.add("exec_1", Life.of(("Enqueued", 0), ("InProgress", 5), ("Completed", 9)))
         seen = []
         for at in (106, 90, 108, 110):
-            now[0] = at
+            now[0] = start + at
             seen.append(await status_of(kaizen, "exec_1"))
     assert seen == ["InProgress", "InProgress", "InProgress", "Completed"]
 
@@ -859,6 +860,21 @@ def test_invalid_settings_are_refused(settings: dict[str, Any], complaint: str) 
     """Invalid settings raise an error that says what is expected."""
     with pytest.raises((TypeError, ValueError), match=complaint):
         KaizenEmulator(**settings)
+
+
+@pytest.mark.parametrize("clock", [VirtualClock, time.monotonic, 5], ids=str)
+def test_a_client_refuses_what_is_not_a_clock(clock: Any) -> None:
+    """A class, a function or a number is no clock for a client, and the error says what is."""
+    with pytest.raises(TypeError, match=r"clock must be a clock such as VirtualClock\(\)"):
+        KaizenClient("key", clock=clock)
+
+
+async def test_an_address_that_is_not_free_is_named() -> None:
+    """The error names the address on which the emulator cannot listen."""
+    async with KaizenEmulator() as emulator:
+        port = int(emulator.base_url.split(":")[-1].strip("/"))
+        with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1 port {port}: Address already in use"):
+            KaizenEmulator(port=port).__enter__()
 
 
 @pytest.mark.parametrize("faults", ["reset, latency", "reset, reset, latency, hang", "hang, disconnect, latency"])
