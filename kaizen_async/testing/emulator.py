@@ -16,6 +16,7 @@ from pathlib import Path
 from ssl import SSLContext
 from types import TracebackType
 from typing import Annotated, Any, Final, NamedTuple, Self, TypeAlias, cast
+from weakref import WeakSet
 
 import msgspec
 from aiohttp import web
@@ -152,6 +153,7 @@ class KaizenEmulator:
         self._lock = threading.Lock()
         self._masked: tuple[object, dict[str, str]] = (None, {})
         self._wired: dict[str, deque[Hold]] = {}
+        self._played: WeakSet[web.StreamResponse] = WeakSet()
         self._server = LoopbackServer(self._handle, host, port, tls=tls)
         self._thread: LoopThread | None = None
         self._thread_ending = ExitStack()
@@ -629,7 +631,7 @@ class KaizenEmulator:
                 sleep = partial(self._sleep, hold)
                 exchange = Exchange(execution_id, number, ordinary, draw, sleep, let_go, request)
                 for fault in due:
-                    reply = await _checked_play(exchange, fault)
+                    reply = await _checked_play(exchange, fault, self._played)
                     if reply is not None:
                         return reply
             return ordinary()
@@ -716,7 +718,7 @@ class KaizenEmulator:
             snapshot = Snapshot.of(execution_id, life, digest=execution.digest, start=start, age=age)
             try:
                 body = kind.encode(snapshot, execution.changes)
-            except (TypeError, ValueError) as error:
+            except Exception as error:  # an OverflowError or a RecursionError, for example
                 raise _WrongScriptError(f"a field that the life sets does not fit into JSON: {error}") from error
             response = received.Inside(received.Answer(200, _OK_HEAD, body))
             known = execution.known = _Known(path, life, life.changes_after(age), response)
@@ -736,7 +738,7 @@ class KaizenEmulator:
         record: Record = {"id": execution_id, **found}
         try:
             return encode(record, kind.wrap)
-        except (TypeError, ValueError) as error:
+        except Exception as error:  # an OverflowError or a RecursionError, for example
             raise _WrongScriptError(f"what is served does not fit into JSON: {error}") from error
 
     def _start_of(self, execution: "_Execution") -> datetime:
@@ -807,8 +809,10 @@ def _called(name: str, function: Callable[[str], Any], execution_id: str) -> Any
     return returned
 
 
-async def _checked_play(exchange: Exchange, fault: Fault) -> Answer | web.StreamResponse | None:
-    """Let a fault play, and refuse what is not a response."""
+async def _checked_play(
+    exchange: Exchange, fault: Fault, played_before: WeakSet[web.StreamResponse]
+) -> Answer | web.StreamResponse | None:
+    """Let a fault play, and refuse what is not a response, or was sent before."""
     task = asyncio.current_task()
     try:
         played: object = await exchange.meet(fault)
@@ -819,7 +823,12 @@ async def _checked_play(exchange: Exchange, fault: Fault) -> Answer | web.Stream
             raise
         advice = "; make it `async def`" if not inspect.iscoroutinefunction(fault.play) else ""
         raise _WrongScriptError(f"the fault {fault.name} raised {type(error).__name__}: {error}{advice}") from error
-    if played is None or isinstance(played, (Answer, web.StreamResponse)):
+    if played is None or isinstance(played, Answer):
+        return played
+    if isinstance(played, web.StreamResponse):
+        if played in played_before:
+            raise _WrongScriptError(f"the fault {fault.name} must return a new response for each request")
+        played_before.add(played)
         return played
     raise _WrongScriptError(
         f"the fault {fault.name} must return an Answer, a response of aiohttp or None, not {played!r:.100}"

@@ -18,6 +18,7 @@ from unittest.mock import Mock
 import aiohttp
 import openapi_spec_validator
 import pytest
+from aiohttp import web
 from freezegun import freeze_time
 from jsonschema import Draft202012Validator
 
@@ -184,6 +185,13 @@ async def misanswering(_: Exchange) -> Any:
     return Answer(200, "{}")  # type: ignore[arg-type]
 
 
+def circular() -> dict[str, Any]:
+    """Return a record that is a part of itself."""
+    record: dict[str, Any] = {}
+    record["record"] = record
+    return record
+
+
 async def returning_text(_: Exchange) -> Any:
     """Return a value that is not a response."""
     return "text"
@@ -216,6 +224,10 @@ async def returning_text(_: Exchange) -> Any:
             lambda emulator: emulator.add("exec_1", Life.of(("Completed", 0, {"logins": object()}))),
             "field that the life sets does not fit into JSON",
         ),
+        (
+            lambda emulator: emulator.serve("instructor/executions/get", lambda _: circular()),
+            "what is served does not fit into JSON",
+        ),
     ],
     ids=[
         "raises",
@@ -230,6 +242,7 @@ async def returning_text(_: Exchange) -> Any:
         "kind returns 5",
         "not JSON",
         "field",
+        "circular",
     ],
 )
 @pytest.mark.parametrize("virtual", [False, True], ids=["socket", "virtual"])
@@ -246,6 +259,19 @@ async def test_an_error_in_a_script_is_raised(
                 await kaizen.instructor_executions.get("exec_1")
             assert emulator.request_count == 1
     assert emulator.errors
+
+
+async def test_a_custom_fault_makes_a_response_for_each_request() -> None:
+    """A response of aiohttp can be sent once. To return it again is an error in the script."""
+    response = web.Response(status=409)
+
+    async def play(_: Exchange) -> web.Response:
+        return response
+
+    with pytest.raises(ScriptError, match="mine must return a new response for each request"):
+        async with KaizenEmulator(default_life=Life.ended()) as emulator, client_of(emulator) as kaizen:
+            emulator.faults.next(Fault("mine", play), times=2)
+            assert [await status_of(kaizen, "exec_1") for _ in range(2)] == [409, 501]
 
 
 async def test_a_custom_fault_may_return_plain_data() -> None:
