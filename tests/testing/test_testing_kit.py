@@ -955,6 +955,17 @@ async def test_a_request_in_the_same_process_is_refused_as_any_other(clock: Virt
             assert await status_of(kaizen, "exec_1") == 401
 
 
+@pytest.mark.parametrize("fault", [None, Fault.latency(1), Fault.reset()], ids=["plain", "latency", "reset"])
+async def test_an_id_that_is_too_long_is_refused_in_the_same_process_too(
+    clock: VirtualClock, fault: Fault | None
+) -> None:
+    """An id that the emulator refuses gets a 400 in virtual time, as over a connection."""
+    async with KaizenEmulator(clock=clock) as emulator, client_of(emulator, clock) as kaizen:
+        if fault is not None:
+            emulator.faults.next(fault)
+        assert await status_of(kaizen, "x" * 600) == 400
+
+
 class Even(Random):
     """A random source that does not depend on earlier draws, because connections also draw numbers."""
 
