@@ -54,31 +54,41 @@ def kaizen_emulator(
     kaizen_clock gets an emulator in its time. An application that makes its client from the environment finds it by
     `monkeypatch.setenv("KAIZEN_BASE_URL", kaizen_emulator.base_url)`.
     """
-    positional: tuple[Any, ...] = ()
-    settings = dict(kaizen_emulator_settings)
-    for marker in reversed(list(request.node.iter_markers(MARKER))):
-        positional = marker.args or positional
-        settings |= marker.kwargs
-    settings |= getattr(request, "param", {})
+    settings = kaizen_emulator_settings | _marked(request) | getattr(request, "param", {})
     if "kaizen_clock" in request.fixturenames:
         settings.setdefault("clock", request.getfixturevalue("kaizen_clock"))
-    yield from _serving(*positional, **settings)
+    yield from _serving(settings)
 
 
 @pytest.fixture(scope="module")
-def kaizen_emulator_module(kaizen_emulator_settings: dict[str, Any]) -> "Iterator[KaizenEmulator]":
-    """A running `KaizenEmulator` for all tests of a module; call its `reset()` where one must not see the other."""
-    yield from _serving(**kaizen_emulator_settings)
+def kaizen_emulator_module(
+    request: pytest.FixtureRequest, kaizen_emulator_settings: dict[str, Any]
+) -> "Iterator[KaizenEmulator]":
+    """A running `KaizenEmulator` for all tests of a module; call its `reset()` where one must not see the other.
+
+    Markers of the module, and indirect parametrization, hand it settings.
+    """
+    yield from _serving(kaizen_emulator_settings | _marked(request) | getattr(request, "param", {}))
 
 
 @pytest.fixture(scope="session")
 def kaizen_emulator_session(kaizen_emulator_settings: dict[str, Any]) -> "Iterator[KaizenEmulator]":
     """A running `KaizenEmulator` for a whole run; call its `reset()` where one test must not see the other."""
-    yield from _serving(**kaizen_emulator_settings)
+    yield from _serving(kaizen_emulator_settings)
 
 
-def _serving(*positional: Any, **settings: Any) -> "Iterator[KaizenEmulator]":
+def _marked(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Return the settings of the markers that apply, the innermost last."""
+    settings: dict[str, Any] = {}
+    for marker in reversed(list(request.node.iter_markers(MARKER))):
+        if marker.args:
+            raise TypeError(f"the marker {MARKER} takes settings by name, such as api_key='secret', not {marker.args}")
+        settings |= marker.kwargs
+    return settings
+
+
+def _serving(settings: dict[str, Any]) -> "Iterator[KaizenEmulator]":
     from kaizen_async.testing.emulator import KaizenEmulator  # noqa: PLC0415 - see the top of this file
 
-    with KaizenEmulator(*positional, **settings) as emulator:
+    with KaizenEmulator(**settings) as emulator:
         yield emulator

@@ -793,7 +793,7 @@ _decode_question: Final = msgspec.json.Decoder(_Question).decode
 
 _ABOUT: Final[Mapping[str, Callable[[KaizenEmulator], Any]]] = {
     "/health": lambda _: {"status": "ok"},
-    "/openapi.json": lambda emulator: description(emulator.base_url, emulator._served),  # noqa: SLF001 - one file
+    "/openapi.json": lambda emulator: description(emulator._prefix, emulator._served),  # noqa: SLF001 - one file
 }
 """What the emulator says about itself."""
 

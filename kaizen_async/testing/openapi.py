@@ -35,7 +35,7 @@ _LIVES: Final = (Life.running(status="Enqueued"), Life.running(), Life.ended(), 
 _TYPES: Final = {bool: "boolean", int: "integer", float: "number", str: "string"}
 
 
-def description(base_url: str, own_paths: Iterable[str]) -> dict[str, Any]:
+def description(path_prefix: str, own_paths: Iterable[str]) -> dict[str, Any]:
     """Return the description of an emulator that also serves some paths of a user's own."""
     start = datetime(2026, 1, 1, tzinfo=UTC)
     examples = [
@@ -60,7 +60,8 @@ def description(base_url: str, own_paths: Iterable[str]) -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {"title": "Kaizen API, emulated by kaizen_async", "version": __version__},
-        "servers": [{"url": base_url.rstrip("/")}],
+        # Relative to where the description was read: clients in other containers reach it by another name.
+        "servers": [{"url": path_prefix or "/"}],
         "security": [{"key": []}, {}],
         "paths": paths,
         "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},

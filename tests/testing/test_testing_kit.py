@@ -490,6 +490,7 @@ async def test_responses_match_their_description(path: str) -> None:
         async with session.get(emulator.base_url + "openapi.json") as response:
             described = await response.json()
         openapi_spec_validator.validate(described)
+        assert described["servers"] == [{"url": "/"}]
         responses = described["paths"][path]["post"]["responses"]
         for execution_id in ["nobody", "", *emulator.executions()]:
             async with session.post(emulator.base_url + path[1:], json={"id": execution_id}) as response:

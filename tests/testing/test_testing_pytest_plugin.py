@@ -50,9 +50,11 @@ import asyncio, pytest
 
 pytestmark = pytest.mark.kaizen_emulator(seed=1, path_prefix="/module", api_key="module")
 
-def test_of_a_module(kaizen_emulator):
-    assert kaizen_emulator.base_url.endswith("/module/")
-    assert asyncio.run(look_up(kaizen_emulator)) == 401
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_of_a_module(kaizen_emulator, kaizen_emulator_module, is_shared):
+    emulator = kaizen_emulator_module if is_shared else kaizen_emulator
+    assert emulator.base_url.endswith("/module/")
+    assert asyncio.run(look_up(emulator)) == 401
 
 @pytest.mark.kaizen_emulator(path_prefix="/class", default_life=Life.ended())
 class TestOfAClass:
@@ -189,7 +191,7 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[
         pytest.param(ANYIO + RESTART, ["-panyio.pytest_plugin"], 2, id="anyio"),
         pytest.param(UNITTEST, (), 1, id="unittest"),
         pytest.param(IN_VIRTUAL_TIME, (), 3, id="hypothesis and virtual time"),
-        pytest.param(MERGED, (), 2, id="markers of module, class and test"),
+        pytest.param(MERGED, (), 3, id="markers of module, class and test"),
         pytest.param(INDIRECT, (), 2, id="indirect parametrization"),
         pytest.param(SHARED, (), 2, id="wider scopes"),
     ],
@@ -210,7 +212,7 @@ def test_wrong_settings_and_scripts_are_errors(run: Callable[..., pytest.RunResu
             "*ScriptError: a request came in for 'exec_1', which does not exist*",
             "*ScriptError: the function given to default_life raised ZeroDivisionError*",
             "*TypeError: *KaizenEmulator.__init__() got an unexpected keyword argument 'prot'*",
-            "*TypeError: *KaizenEmulator.__init__() takes 1 positional argument*",
+            "*TypeError: the marker kaizen_emulator takes settings by name*",
         ]
     )
 
