@@ -7,9 +7,9 @@
             case Gated(pause=pause):
                 tell_the_other_workers(pause)
 
-The function is called in the task that does the work, at the very place in it, so it must be quick and must not wait.
-What it raises is logged once, as an error of the logger `kaizen_async`, and disturbs no lookup. More kinds of events
-may come in later versions: let the ones that you do not know pass.
+The client calls the function in the task that does the work, so the function must return quickly and must not wait.
+What it raises is logged once, as an error of the logger `kaizen_async`, and does not affect lookups. Later versions may
+add kinds of events, so ignore those that you do not know.
 
 A lookup reports, in this order: `LookUpStarted`; then for each request `AttemptStarted` and `AttemptEnded`, and between
 two requests `RetryScheduled`; `LookUpEnded`. If a slow request is sent a second time, `HedgeStarted` and
@@ -66,7 +66,7 @@ BatchVerb: TypeAlias = Literal["get_many", "stream"]
 
 
 class LookUpStarted(msgspec.Struct, frozen=True):
-    """Somebody asks for a record: a caller, or a wait that polls."""
+    """A lookup begins: for a caller, or as a poll of a wait."""
 
     id: str
     """The execution that is looked up."""
@@ -84,7 +84,7 @@ class LookUpShared(msgspec.Struct, frozen=True):
 
 
 class LookUpEnded(msgspec.Struct, frozen=True):
-    """A lookup is over."""
+    """A lookup has ended."""
 
     id: str
     url: str
@@ -119,7 +119,7 @@ class AttemptHeld(msgspec.Struct, frozen=True):
 
 
 class AttemptEnded(msgspec.Struct, frozen=True):
-    """A request is over, in whatever way."""
+    """A request has ended, with or without a response."""
 
     id: str
     url: str
@@ -170,7 +170,7 @@ class HedgeEnded(msgspec.Struct, frozen=True):
 
 
 class RetryScheduled(msgspec.Struct, frozen=True):
-    """A failed attempt is going to be followed by another."""
+    """Another attempt is going to follow a failed one."""
 
     id: str
     url: str
@@ -194,7 +194,7 @@ class BudgetRefused(msgspec.Struct, frozen=True):
 
 
 class Gated(msgspec.Struct, frozen=True):
-    """The server asked for less: no lookup of this client is sent until a pause is over."""
+    """The server throttles: the client sends no lookup of this kind until the pause is over."""
 
     status: int
     """The status of the response: 429 or 503."""
@@ -248,7 +248,7 @@ class OutageEnded(msgspec.Struct, frozen=True):
 
 
 class WaitStarted(msgspec.Struct, frozen=True):
-    """Somebody begins to wait for executions to end."""
+    """A call begins to wait for executions to end."""
 
     verb: Verb
     url: str
@@ -328,7 +328,7 @@ class PollsFailing(msgspec.Struct, frozen=True):
 
 
 class PollsRecovered(msgspec.Struct, frozen=True):
-    """The polls of all waits are answered again, after `PollsFailing`."""
+    """The polls of all waits get responses again, after `PollsFailing`."""
 
     elapsed: float
     """Seconds for which they failed."""
@@ -367,7 +367,7 @@ class Observed(Protocol):
 
     Attributes:
         headers: Headers to send with the first request beside the client's own.
-        is_light: Whether it does without events.
+        is_light: Whether it needs no events so far.
         is_found: Whether `found` was called.
     """
 
@@ -388,7 +388,7 @@ class Observed(Protocol):
         ...
 
     def enter(self) -> object:
-        """Take the lookup up in the present context, as `LookUpStarted` would: its other events follow."""
+        """Enter the lookup in the current context, as `LookUpStarted` would: its other events follow."""
         ...
 
 
@@ -471,7 +471,7 @@ def _shielded(hook: Callable[[Event], object]) -> Hook:
         except Exception:
             if not failed:
                 failed = True
-                log.exception("on_event raised; lookups continue, and what else it may raise is not logged")
+                log.exception("on_event raised; lookups continue, and further errors of on_event are not logged")
             return
         failed = True
         log.error("on_event returned something, which is ignored: it must be a plain function that returns None")

@@ -213,13 +213,13 @@ class _Open:
 
 
 class _Light:
-    """A lookup that takes no events as long as its first request brings the record. That spares half of the cost.
+    """A lookup that takes no events as long as its first request brings the record. That saves half of the cost.
 
     Attributes:
         headers: Carry the trace to the server.
-        is_light: Whether it does without events.
-        is_found: Whether it is over in that way.
-        is_sampled: Whether its trace is recorded by others, so that its durations can be examples of that trace.
+        is_light: Whether it has needed no events so far.
+        is_found: Whether its first request brought the record.
+        is_sampled: Whether its caller's trace is recorded. Then its durations can be exemplars of that trace.
     """
 
     __slots__ = (

@@ -93,7 +93,7 @@ class ClientStats(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     pause_seconds: float
     """Seconds that those pauses took, the present one not included."""
     outages: int
-    """Times that they paused because the server failed, or refused the key, for everything."""
+    """Times that all lookups of a kind paused because every request failed, or the server refused the key."""
     outage_seconds: float
     """Seconds that those outages took, the present one not included."""
     responses_2xx: int
@@ -110,12 +110,12 @@ class ClientStats(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     polls: int
     """Lookups made by waits."""
     waiting: int
-    """Executions that somebody waits for now."""
+    """Executions that calls wait for now."""
     poll_delay: float
     """Seconds by which polls come later than their cadence asks for, as a running mean: above 0 when concurrency, gate
     or `max_rate` let through fewer polls than wished."""
     polls_failing_for: float
-    """Seconds since the first failed poll after the last one that was answered; 0 if the last one was answered."""
+    """Seconds since the first of the polls that have failed in a row; 0 if the last poll got its response."""
     polls_failing_because: str | None
     """Why the last of those failed, in one line; None if there are none."""
     in_flight: int
@@ -124,6 +124,6 @@ class ClientStats(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """How the server is doing, in the view of this client. Of several kinds of lookups, the worst: "throttled" while
     the client sends less than it could, "refused" while the key is, "failing" in an outage."""
     gate_pace: float | None
-    """Requests per second that are allowed now: 0 during a pause, None when nobody is held back."""
+    """Requests per second that are allowed now: 0 during a pause, None when nothing is held back."""
     gate_seconds_left: float
     """Seconds until the next probe of a pause may be sent; 0 when there is no pause."""

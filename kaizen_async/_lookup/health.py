@@ -373,7 +373,7 @@ class Health:
         if self._budget < 1:
             if not self._is_out_of_retries:
                 self._is_out_of_retries = self._is_watching = True
-                log.warning("many lookups fail: the retry budget is used up, so some are not made again")
+                log.warning("many lookups fail: the retry budget is used up, so some lookups are not retried")
             return False
         self._budget -= 1
         return True

@@ -11,10 +11,10 @@ connection resets. You say which executions exist and how they live, and what go
         assert execution.is_finished
         assert emulator.answers[503] == 2
 
-In pytest, the fixture `kaizen_emulator` hands one out to each test that asks for it.
+In pytest, the fixture `kaizen_emulator` gives one to each test that requests it.
 """
 
-# Loaded on first use: the pytest plugin, which every run of pytest imports, sits in this package and must cost nothing.
+# Loaded on first use, so that importing one name does not load the whole kit.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

@@ -37,7 +37,7 @@ BLOCKED_AFTER: Final = 0.05
 
 
 class VirtualTimer:
-    """A call to come in virtual time."""
+    """A call that is due at a virtual time."""
 
     __slots__ = ("_callback", "_part")
 
@@ -47,11 +47,11 @@ class VirtualTimer:
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether it will not come."""
+        """Whether it was cancelled."""
         return self._callback is None
 
     def cancel(self) -> None:
-        """Make it not come. Something has happened then, which may lead to more before time jumps."""
+        """Cancel the call. Whatever led to that may lead to more before time jumps."""
         self._callback = None
         self._part.steps_left = IDLE_STEPS
 
@@ -311,7 +311,7 @@ class VirtualClock:
         return list(self._parts.values())
 
     def _touch(self, part: _LoopPart) -> None:
-        """Begin to count the idle steps of the running loop afresh."""
+        """Restart the count of idle steps of the running loop."""
         part.steps_left = IDLE_STEPS
         if not part.is_stepping:
             part.is_stepping = True
@@ -319,7 +319,7 @@ class VirtualClock:
             part.loop.call_soon(self._step, part)
 
     def _touch_from_outside(self, part: _LoopPart) -> None:
-        """Begin to count the idle steps of another loop afresh. From now on time waits for it."""
+        """Restart the count of idle steps of another loop. From now on time waits for that loop."""
         part.steps_left = IDLE_STEPS
         if not part.is_stepping:
             part.is_stepping = True

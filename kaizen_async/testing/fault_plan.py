@@ -30,7 +30,7 @@ class _Queued:
 
 @dataclass(slots=True)
 class _Rule:
-    """A fault that stays in the plan, and what a request must be to meet it."""
+    """A fault that stays in the plan, and which requests meet it."""
 
     fault: Fault
     id: str | None
@@ -55,8 +55,8 @@ class FaultPlan:
 
     Of all faults that apply to a request, those which only delay (`Fault.latency`) come first and add up; then the
     first of `next`, `chance` and `chaos`, `nth`, `between` and `always`, in this order and within each in the order of
-    the calls, decides the response. All may be called at any time and from any thread; only requests that come after it
-    meet the fault.
+    the calls, decides the response. All methods may be called at any time and from any thread.
+    Only later requests meet the fault.
     """
 
     def __init__(self, seed: int = 0, now: Callable[[], datetime] | None = None) -> None:
@@ -70,12 +70,12 @@ class FaultPlan:
         return bool(self._rules)
 
     def next(self, fault: Fault, times: int = 1, *, id: str | None = None) -> None:
-        """Let the next requests meet a fault, after those queued before.
+        """Let the next requests meet a fault, after the faults that were queued before.
 
         Args:
             fault: The fault.
             times: How many requests meet it.
-            id: Whose requests; without it those of any id that has nothing of its own queued.
+            id: The id whose requests meet it. Without it: the requests of any id that has no queued fault of its own.
         """
         _check(fault, id)
         check_count("times", times)
@@ -92,7 +92,7 @@ class FaultPlan:
         Args:
             fault: The fault.
             number: Which request, of those for the id, or without one of all that came in since the last `reset`.
-            id: Whose requests are counted.
+            id: The id whose requests are counted.
         """
         _check(fault, id)
         check_count("number", number)
@@ -110,7 +110,7 @@ class FaultPlan:
             start: A date and time with a time zone, as the emulator's clock has it; or seconds since the emulator was
                 made or reset.
             end: The same for the end.
-            id: Whose requests; without it those of any id.
+            id: The id whose requests meet it; without it, those of any id.
         """
         _check(fault, id)
         if self._now is None:
@@ -124,8 +124,8 @@ class FaultPlan:
     def chance(self, fault: Fault, probability: float, *, id: str | None = None) -> None:
         """Let requests meet a fault with a probability from 0 to 1.
 
-        Each request's lot is drawn from the emulator's seed, the id and the number of requests for that id: which
-        requests are hit is the same in every run, however they overlap.
+        The emulator's seed, the id and the number of requests for that id decide which requests meet the fault. So
+        these are the same in every run, however the requests overlap.
         """
         _check(fault, id)
         check_number("probability", probability, 0, 1, "5 % is 0.05")
@@ -143,7 +143,7 @@ class FaultPlan:
         Args:
             share: 0.2 for one request in five.
             seed: What the requests and their faults are drawn from. Defaults to the emulator's.
-            id: Whose requests; without it those of any id.
+            id: The id whose requests meet it; without it, those of any id.
         """
         check_number("share", share, 0, 1, "5 % is 0.05")
         if seed is not None:
@@ -159,7 +159,7 @@ class FaultPlan:
             self._rules.chance.append(_Rule(fault, id, is_hit, is_due=False))
 
     def clear(self) -> None:
-        """Forget all faults; requests that are meeting one still do."""
+        """Forget all faults. Requests that are meeting a fault still do."""
         self._rules = _Rules()
 
     def reset(self) -> None:

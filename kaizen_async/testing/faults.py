@@ -46,7 +46,7 @@ class Answer:
 
     @classmethod
     def message(cls, status: int, text: str = "", headers: Mapping[str, str] | None = None) -> "Answer":
-        """Return an error with a JSON body that says the text, else the standard phrase of the status."""
+        """Return an error whose JSON body holds the text, or the standard phrase of the status."""
         body = dumps({"message": text or _phrase(status)}).encode()
         return cls(status, body, {**JSON_HEADERS, **(headers or {})})
 
@@ -57,7 +57,7 @@ class Answer:
 
 @dataclass(slots=True)
 class Exchange:
-    """One request on its way through the emulator: what a fault may look at and play with.
+    """One request in the emulator: what a fault can read and use.
 
     Attributes:
         id: The id asked for.
@@ -95,7 +95,7 @@ class Exchange:
             transport = None if self._request is None else self._request.transport
             if self._request is None or (transport is not None and not transport.is_closing()):
                 raise
-            # Writing found the connection closing: the exchange is about to be cancelled, which is no error.
+            # Writing found the connection closing: the exchange is about to be cancelled, which is not an error.
             return await self.end("hang")
 
     async def end(self, ending: Ending) -> web.StreamResponse:
@@ -133,7 +133,7 @@ class Fault:
     """Something that goes wrong with one request; made by the constructors below.
 
     `Fault("name", play)` makes one of your own: `play(exchange)` is a coroutine function that returns an `Answer` or a
-    response of aiohttp, or None to let the request go on to the next fault and at last to the ordinary response.
+    response of aiohttp, or None to pass the request on to the next fault, and at last to the ordinary response.
 
     Attributes:
         name: How the fault shows in a repr.
@@ -215,7 +215,7 @@ class Fault:
 
     @classmethod
     def hang(cls) -> "Fault":
-        """The client sees nothing: the request is taken and never answered."""
+        """The client receives nothing: the emulator reads the request and never responds."""
         return cls("hang()", _ending("hang"), needs_connection=False)
 
     @classmethod
@@ -262,7 +262,7 @@ class Fault:
     def raw(cls, *script: bytes | float, then: Ending = "close") -> "Fault":
         r"""The client sees these bytes as they are, with a pause for each number of seconds, then what `then` says.
 
-        For what HTTP libraries refuse to send, such as a chunk that is none, after the headers have been read:
+        For responses that HTTP libraries refuse to send, such as an invalid chunk after valid headers:
         `Fault.raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", 0.03, b"ZZ\r\n", then="hang")`.
         """
         if then not in ("close", "reset", "hang"):

@@ -1,4 +1,4 @@
-"""The requests that came in: what a test asks about afterwards."""
+"""The requests that came in, for a test to check afterwards."""
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
@@ -22,7 +22,7 @@ class Request:
         method: The HTTP method.
         body: The first 4,096 bytes of its body. Empty for a request that was refused for its key.
         at: When it came in, in seconds of the emulator's clock.
-        time: The same as a date and time.
+        time: When it came in, as a date and time.
         status: The status of the response; None as long as there is none, and if the connection was ended instead.
     """
 
@@ -66,7 +66,7 @@ class Request:
         return self._moment(self.at)
 
     def note(self, execution_id: str, body: bytes) -> None:
-        """Note what is asked for."""
+        """Note the id that the request is for, and its body."""
         self.id, self.body = execution_id, body[:_BODY_KEPT]
 
     def __repr__(self) -> str:

@@ -44,7 +44,7 @@ class Hold:
 
     @contextmanager
     def for_the_wire(self) -> Generator[None]:
-        """Keep the hold during a request over the wire, but not for ever."""
+        """Keep the hold during a request over the wire, for a few real seconds at most."""
         timer = self._loop.call_later(WIRE_PATIENCE, self.let_go)
         try:
             yield

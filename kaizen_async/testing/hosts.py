@@ -1,7 +1,7 @@
 """Which Host headers the emulator accepts.
 
 A page in a browser can have its own host name resolved to 127.0.0.1 and then talk to whatever listens there (DNS
-rebinding). Its requests carry that name in the Host header, and are refused by it.
+rebinding). Its requests carry that name in the Host header, so the emulator refuses them.
 """
 
 import re
@@ -39,7 +39,7 @@ class HostCheck:
     """Decides by the Host header whether a request is meant for this emulator.
 
     Bound to loopback, it must name loopback. Bound to other addresses, it may also be any IP address, the name of this
-    machine, or a name without a dot, as Docker gives them: nobody else can make these point here.
+    machine, or a name without a dot, as Docker gives them: an attacker cannot make these point here.
 
     Args:
         bound_to: The address that the emulator listens on.
@@ -67,7 +67,7 @@ class HostCheck:
 
 
 def _host_of(header: str) -> str:
-    """Return the host of a Host header, without port, brackets and final dot; empty if that is no Host header."""
+    """Return the host of a Host header, without port, brackets and final dot; empty if the header is not valid."""
     match = _HEADER.fullmatch(header)
     return "" if match is None else match[1].strip("[]").removesuffix(".").lower()
 

@@ -1,8 +1,8 @@
 """Records the responses of a real server into a file, and reads them back for an emulator to replay.
 
-The file holds one JSON object per line, in the order in which the responses came. A JSON body stands there as it came;
-any other as text, or else in base64. Keys are in none of it: request headers are not recorded, and where a response
-quotes the key, `***` stands instead.
+The file holds one JSON object per line, in the order in which the responses came. It holds a JSON body as
+it came, and any other body as text or in base64. It contains no keys: request headers are not recorded, and `***`
+replaces a key that a response quotes.
 """
 
 import base64
@@ -28,7 +28,7 @@ _UPSTREAM_SECONDS: Final = 60.0
 
 
 class _Line(msgspec.Struct, omit_defaults=True):
-    """One response: to which request, when, and what it was."""
+    """One response, when it came, and the request that it belongs to."""
 
     path: str
     id: str
@@ -64,7 +64,7 @@ class Recorder:
 
     Args:
         base_url: Where the real API is. The same rules hold as for the client: https, or this machine.
-        file: The file to write; one that exists is replaced.
+        file: The file to write. An existing file is replaced.
         allow_insecure_http: Allow a plain http base_url to another machine.
 
     Raises:
@@ -101,7 +101,7 @@ class Recorder:
         await self._session.close()
 
     async def _pass_on(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Pass one request on, and note what came back. If nothing comes, the client and the file get a 502."""
+        """Pass one request on, and note the response. Without a response, the client and the file get a 502."""
         body = await request.read()
         headers = {
             name: value for name, value in request.headers.items() if name.lower() in {"authorization", "content-type"}
@@ -130,7 +130,7 @@ def replies_in(file: Path) -> Iterator[tuple[str, str, Answer]]:
     """Yield path, id and response of each line of a recording.
 
     Raises:
-        ValueError: A line is not one of a recording.
+        ValueError: A line is not part of a recording.
     """
     for number, line in enumerate(file.read_bytes().splitlines(), 1):
         try:

@@ -45,7 +45,7 @@ class ScriptedLife(msgspec.Struct, forbid_unknown_fields=True):
         """Return the life.
 
         Raises:
-            TypeError, ValueError: There is none, more than one, or one that cannot be.
+            TypeError, ValueError: The file gives no life, several, or one that is not valid.
         """
         given = [name for name in ("ended", "lasting", "running", "steps") if getattr(self, name) is not None]
         if len(given) > 1:
@@ -75,7 +75,7 @@ class ScriptedFault(msgspec.Struct, forbid_unknown_fields=True):
         """Return the fault.
 
         Raises:
-            TypeError, ValueError: It is not known, or not one.
+            TypeError, ValueError: The fault is unknown, or the file gives none or several.
         """
         if [self.status, self.latency, self.fault].count(None) != 2:  # noqa: PLR2004 - all but one
             raise ValueError("a fault takes exactly one of status, latency and fault")
@@ -97,7 +97,7 @@ class ScriptedRate(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Script(msgspec.Struct, forbid_unknown_fields=True):
-    """All that a file says."""
+    """The content of a file."""
 
     api_key: str | None = None
     default: ScriptedLife | None = None
@@ -110,7 +110,7 @@ class Script(msgspec.Struct, forbid_unknown_fields=True):
         """Let an emulator follow the script.
 
         Raises:
-            TypeError, ValueError: A part of it cannot be; the message says which.
+            TypeError, ValueError: A part is not valid; the message says which.
         """
         if self.default is not None:
             emulator.accept_any(self.default.life().with_fields(self.default.record))
@@ -130,7 +130,7 @@ def read_script(file: Path) -> Script:
 
     Raises:
         OSError: It cannot be read.
-        ValueError: It is not such a script; the message says where.
+        ValueError: It is not a valid script; the message says where.
         ImportError: It is YAML, and PyYAML is not installed (extra `testing`).
     """
     decode = msgspec.yaml.decode if file.suffix.lower() in _YAML else msgspec.json.decode
