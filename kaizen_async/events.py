@@ -422,12 +422,25 @@ def hooks_of(on_event: "Hook | Iterable[Hook] | None") -> tuple[Hook, ...]:
         return ()
     hooks: tuple[Hook, ...] = (on_event,) if callable(on_event) or not isinstance(on_event, Iterable) else (*on_event,)
     for hook in hooks:
-        if not callable(hook) or _is_coroutine_function(hook):
+        if isinstance(hook, type):
+            raise TypeError(f"on_event must be a plain function of one event, not a class; make a {hook.__name__}()")
+        if not callable(hook) or _is_coroutine_function(hook) or not _takes_one(hook):
             raise TypeError(
                 f"on_event must be a plain function of one event, or several of them, not {hook!r:.100}; "
                 "it is called and not awaited"
             )
     return hooks
+
+
+def _takes_one(hook: Hook) -> bool:
+    """Return whether a hook can be called with one argument, as far as its signature is known."""
+    try:
+        inspect.signature(hook).bind(None)
+    except TypeError:
+        return False
+    except ValueError:  # functions written in C may have no signature
+        return True
+    return True
 
 
 def _is_coroutine_function(hook: Any) -> bool:

@@ -520,11 +520,23 @@ def decorated(*arguments: Any) -> object:
 
 @pytest.mark.parametrize(
     "hook",
-    [awaited, Awaited(), partial(awaited), [print, awaited], annotated, decorated, yielding, ayielding, "print", 5],
-    ids=["function", "object", "partial", "list", "annotated", "decorated", "generator", "async", "text", "number"],
+    [
+        pytest.param(awaited, id="function"),
+        pytest.param(Awaited(), id="object"),
+        pytest.param(Awaited, id="class"),
+        pytest.param(partial(awaited), id="partial"),
+        pytest.param([set().add, awaited], id="list"),
+        pytest.param(annotated, id="annotated"),
+        pytest.param(decorated, id="decorated"),
+        pytest.param(yielding, id="generator"),
+        pytest.param(ayielding, id="async"),
+        pytest.param(lambda: None, id="no argument"),
+        pytest.param("print", id="text"),
+        pytest.param(5, id="number"),
+    ],
 )
 def test_an_invalid_hook_is_refused(hook: Any) -> None:
-    """The client refuses a hook that is not callable, and a coroutine function, which would never run."""
+    """The client refuses a hook that cannot be called with an event, or would make a coroutine that never runs."""
     with pytest.raises(TypeError, match="on_event must be a plain function"):
         KaizenClient(on_event=hook)
 
