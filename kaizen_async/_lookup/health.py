@@ -146,6 +146,10 @@ class Pause:
         begun: When the pause began, or when its cause became this one.
         asked_until: When the time that the server named is over.
         next_probe: When a probe may be sent.
+        run_end: The number of the last request whose result made it begin.
+        last_bad: When the last error came that is not a probe's.
+        probed_at: When the last probe was sent.
+        accepted_late: Requests accepted late that were sent before.
         failed: How many requests failed, from the first on.
         lost: How many lookups ended with such an error.
     """
@@ -157,14 +161,15 @@ class Pause:
         self.first = since
         self.begun = begun
         self.asked_until = self.next_probe = begun
+        self.last_bad = self.probed_at = begun
         self.gap = FIRST_PROBE
         self.lookups = run.lookups
-        self.newest_bad = run.numbers[-1]
+        self.newest_bad = self.run_end = run.numbers[-1]
         self.failed = len(run)
         self.probes: set[int] = set()
         self.failed_probes = 0
         self.lost = 0
-        self.accepted_before = 0
+        self.accepted_late = 0
 
     @property
     def since(self) -> float:
@@ -182,6 +187,14 @@ class Pause:
         if is_new:
             self.gap = FIRST_PROBE
         return is_new
+
+    def is_late(self, now: float) -> bool:
+        """Whether a response comes later than those that belong together with the rejections.
+
+        A server that limits how many requests it accepts at a time rejects the others at once, and the responses to
+        those accepted come late. From a server that limits the rate they come together.
+        """
+        return now - self.last_bad > self.last_bad - self.first
 
     @property
     def is_shared(self) -> bool:
@@ -233,7 +246,8 @@ class Health:
         self._report = report
         self._born = clock()
         self.engaged = False
-        self._is_watching = False
+        self._is_watching = True
+        self._first_accepted_at: float | None = None
         self.sent = self._finished = self._accepted = 0
         self.pause: Pause | None = None
         self.pace = Pace()
@@ -242,8 +256,6 @@ class Health:
         self._accepted_before_run = 0
         self._doubt: Doubt | None = None
         self._accepted_in_doubt = 0
-        self._burst = 0
-        self._burst_seconds = 0.0
         self.lookups = self._lookups_counted = 0
         self._budget = RETRIES_AT_ONCE
         self._is_out_of_retries = False
@@ -276,6 +288,7 @@ class Health:
             else:
                 probes = self.pause.probes
                 probes.add(self.sent)
+                self.pause.probed_at = now
                 self.pause.next_probe = now + max(OVERDUE_PROBE, self.pause.gap) * (1 if len(probes) < 5 else 2)  # noqa: PLR2004
         return self.sent
 
@@ -444,12 +457,16 @@ class Health:
         if self._is_out_of_retries:
             self._earn_retries()
         now = self._clock()
+        if self._first_accepted_at is None:
+            self._first_accepted_at = now
         pause = self.pause
         if pause is not None:
             if number in pause.probes or (number > pause.newest_bad and now >= pause.asked_until):
                 self._resume(pause, now)
+            elif pause.is_late(now):
+                pause.accepted_late += number < pause.run_end
             else:
-                pause.accepted_before += 1
+                self._note_burst(now)
             return
         run = self._run
         if run.numbers:
@@ -504,11 +521,15 @@ class Health:
         self._doubt, self._accepted_in_doubt = None, 0
         pause = self.pause = Pause(cause, error, self._run, self._run_since, now)
         self._plan_probe(pause, error, now)
-        if now - self._born < YOUNG:
-            self._burst, self._burst_seconds = self._accepted, now - self._born
-        self.pace.learn(now, pause.next_probe - now, self._burst, self._burst_seconds)
+        self._note_burst(now)
+        self.pace.learn(now, pause.next_probe - now)
         self.engaged = self._is_watching = True
         self._tell(pause, now)
+
+    def _note_burst(self, now: float) -> None:
+        """Take what a young client got accepted for the burst that a limit allows."""
+        if now - self._born < YOUNG and self._first_accepted_at is not None:
+            self.pace.note_burst(self._accepted, now - self._first_accepted_at)
 
     def _tell(self, pause: Pause, now: float) -> None:
         wait = pause.next_probe - now
@@ -534,6 +555,7 @@ class Health:
         pause.failed += 1
         pause.lookups.add(lookup)
         if number not in pause.probes:
+            pause.last_bad = now
             if cause is Verdict.THROTTLED and isinstance(error, StatusError) and error.retry_after is not None:
                 self._plan_probe(pause, error, now)
             return
@@ -555,12 +577,14 @@ class Health:
         self.pause = None
         self._run.clear()
         self._accepted_before_run = self._accepted
+        latency = now - pause.probed_at
         if pause.is_limit:
-            width = pause.accepted_before if pause.accepted_before > 1 else math.inf
+            width = pause.accepted_late if pause.accepted_late > 1 else math.inf
             start = START_RATE_LIMITED if width == math.inf else max(START_RATE_LIMITED, 5 * width)
-            self.pace.resume(now, self.sent, start, width)
+            rested = max(0.0, pause.asked_until - pause.begun)
+            self.pace.resume(now, self.sent, start, width, rested=rested, latency=latency)
         else:
-            self.pace.resume(now, self.sent, START_RATE)
+            self.pace.resume(now, self.sent, START_RATE, latency=latency)
         self._settle()
         if pause.cause is Verdict.THROTTLED:
             self._report(Ungated(now - pause.begun, pause.failed, pause.lost))

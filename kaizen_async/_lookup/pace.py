@@ -22,7 +22,10 @@ from collections import deque
 from typing import Final
 
 DOUBLING: Final = 0.15
-"""Seconds in which the rate doubles after a pause."""
+DOUBLING_LATENCIES: Final = 2.5
+"""Seconds in which the rate doubles after a pause, and how many times the latency that is at least."""
+BURST_RATE: Final = 2.5
+"""Rate after a limit has rested for a second, per request that it accepted at first: it is ready for as many again."""
 SEARCH_DOUBLING: Final = 4.0
 """The same for a learned rate that is known to be too low."""
 FREE_RATE: Final = 20_000.0
@@ -67,6 +70,8 @@ STAYS: Final = 0.4
 USUAL: Final = 1.5
 """Factor by which a share that is chance may vary."""
 MOST_IGNORED: Final = 0.5
+LAST_SENDS: Final = 24
+"""Requests whose times tell how fast the client really sends: the width, or the work to do, may allow less."""
 LAST_RESULTS: Final = 12
 FEWEST_REJECTED: Final = 3
 """How many rejections among the last results stop the doubling."""
@@ -74,6 +79,7 @@ REMEMBERED: Final = 1024
 """Accepted results whose times are remembered."""
 LEAST_SECONDS: Final = 0.1
 """Time over which a rate is computed; over less, the latency of responses blurs it."""
+LEAST_SAMPLE_SECONDS: Final = 0.01
 LEARNED_AFTER: Final = 0.3
 LEARNED_FROM: Final = 8
 """Seconds and accepted results from which a pause teaches a rate."""
@@ -88,6 +94,7 @@ class Pace:
 
     def __init__(self) -> None:
         self._mode = "free"
+        self._doubling = DOUBLING
         self._width = math.inf
         self._start = math.inf
         self._since = 0.0
@@ -99,6 +106,7 @@ class Pace:
         self._burst = 0
         self._burst_seconds = 0.0
         self._accepted_at: deque[float] = deque(maxlen=REMEMBERED)
+        self._sent_at: deque[float] = deque(maxlen=LAST_SENDS)
         self._last: deque[bool] = deque(maxlen=LAST_RESULTS)
         # A test: the requests after `_stale` up to `_newest`. Before it, the share `_before` of `_compared` was bad.
         self._stale = 0
@@ -132,7 +140,7 @@ class Pace:
         """Return the requests per second allowed now."""
         elapsed = max(0.0, now - self._since)
         if self._mode == "ramp":
-            rate = self._start * math.exp2(min(elapsed / DOUBLING, 40.0))
+            rate = self._start * math.exp2(min(elapsed / self._doubling, 40.0))
             return rate if rate < FREE_RATE else math.inf
         if self._mode == "paced":
             growing = max(0.0, elapsed - CURVE_AFTER)
@@ -149,20 +157,22 @@ class Pace:
 
     def sent(self, now: float) -> None:
         """Take note of a request."""
+        self._sent_at.append(now)
         rate = self.rate(now)
         if rate < math.inf:
             self._next = max(self._next, now - CATCH_UP) + 1 / rate
 
-    def learn(self, now: float, pause: float, burst: int, burst_seconds: float) -> None:
+    def note_burst(self, count: int, seconds: float) -> None:
+        """Note how many requests the server accepted before its limit applied, and in which time."""
+        self._burst, self._burst_seconds = count, seconds
+
+    def learn(self, now: float, pause: float) -> None:
         """Learn, when a pause begins, from the requests that were accepted since the last one.
 
         Args:
             now: The clock's time.
             pause: Seconds until the first probe.
-            burst: Requests that the server accepted at first, before its limit applied.
-            burst_seconds: Seconds in which it accepted them.
         """
-        self._burst, self._burst_seconds = burst, burst_seconds
         if self._mode == "free":
             return
         span = now - self._accepted_at[0] if self._accepted_at else 0.0
@@ -172,7 +182,16 @@ class Pace:
         else:
             self._known *= BELOW_ESTIMATE
 
-    def resume(self, now: float, number: int, start: float, width: float | None = None) -> None:
+    def resume(
+        self,
+        now: float,
+        number: int,
+        start: float,
+        width: float | None = None,
+        *,
+        rested: float = 0.0,
+        latency: float = 0.0,
+    ) -> None:
         """Start again after a pause.
 
         Args:
@@ -180,7 +199,10 @@ class Pace:
             number: Of the latest request; results of older ones say nothing about the new pace.
             start: Requests per second to begin with.
             width: Requests in flight at most; None after a pause that was not about a limit.
+            latency: Seconds that a response takes.
+            rested: Seconds in which a limit had time to recover, because the client waited as long as the server asked.
         """
+        self._doubling = max(DOUBLING, DOUBLING_LATENCIES * latency)
         self._before, self._stayed = None, 0
         self._is_searching = self._is_sampling = False
         self._accepted_at.clear()
@@ -192,7 +214,7 @@ class Pace:
         if self._known > start:
             self._go(now, number, "paced", self._known)
         else:
-            self._go(now, number, "ramp", start)
+            self._go(now, number, "ramp", max(start, BURST_RATE * self._burst * min(1.0, rested)))
         self._next = now
 
     def accepted(self, number: int, now: float, sent: int, in_flight: int) -> None:
@@ -233,7 +255,7 @@ class Pace:
         if self._mode != "ramp":
             self._judge(now, sent)
         elif sum(self._last) >= max(FEWEST_REJECTED, LAST_RESULTS * (USUAL * self._ignored + 0.1)):
-            rate = self.rate(now)
+            rate = self._real_rate(now)
             learned = min(max(self._bucket_rate(now), rate / 4), rate)
             self._is_searching = learned == rate / 4
             self._before, self._compared = sum(self._last) / len(self._last), len(self._last)
@@ -260,10 +282,16 @@ class Pace:
             default=0.0,
         )
 
+    def _real_rate(self, now: float) -> float:
+        """Return the requests per second that were really sent of late: at most the rate allowed."""
+        span = self._sent_at[-1] - self._sent_at[0] if self._sent_at else 0.0
+        return min(self.rate(now), len(self._sent_at) / span if span > 0 else math.inf)
+
     def _go(self, now: float, number: int, mode: str, start: float) -> None:
         start = max(start, SLOWEST_RATE)
         self._mode, self._start, self._since = mode, start, now
-        self._next = min(self._next, now + 1 / start)
+        # Nothing is made up for that was not sent at another rate.
+        self._next = min(max(self._next, now), now + 1 / start)
         self._restart(now, number)
 
     def _restart(self, now: float, number: int) -> None:
@@ -303,19 +331,19 @@ class Pace:
         share = self._rejected / count
         tolerated = TOLERATED_AT_FIRST if self._is_sampling else TOLERATED
         is_unusual = count >= FEWEST and self._rejected > 1 and share > max(tolerated, USUAL * self._ignored)
-        rate = self.rate(now)
         if self._before is not None and count >= FEWEST:
             self._compare(now, sent, share, count, self._before)
         elif is_unusual and self._is_sampling:
             self._before, self._compared = share, count
             self._is_sampling = False
             self._is_searching = share > 1 / 2
-            accepted = self._accepted / max(now - self._test_since, SHORTEST_SAMPLE)
-            self._go(now, sent, "paced", max(SLOWEST_TEST, BELOW * accepted))
+            # A sample that is shorter than a response takes is all that was in flight, so it took that long.
+            took = max(self._test_until - self._test_since, now - self._test_until, LEAST_SAMPLE_SECONDS)
+            self._go(now, sent, "paced", max(SLOWEST_TEST, BELOW * self._accepted / took))
         elif is_unusual:
             self._before, self._compared = share, count
             self._is_searching = False
-            self._go(now, sent, "paced", BELOW * rate * (1 - share))
+            self._go(now, sent, "paced", BELOW * self._real_rate(now) * (1 - share))
         else:
             self._is_sampling = False
             self._samples_at = now + BETWEEN_SAMPLES
@@ -326,7 +354,7 @@ class Pace:
         if share <= TOLERATED:
             self._before, self._stayed = None, 0
             if self._rejected:
-                self._go(now, sent, "paced", BELOW * self.rate(now))
+                self._go(now, sent, "paced", BELOW * self._real_rate(now))
             else:
                 self._restart(now, sent)
             return
@@ -340,7 +368,6 @@ class Pace:
             # What both tests say together is less noisy.
             share = (share * count + before * self._compared) / (count + self._compared)
             count += self._compared
-        rate = self.rate(now)
         self._before, self._compared = share, count
         self._is_searching = False
-        self._go(now, sent, "paced", BELOW * rate * (1 - share))
+        self._go(now, sent, "paced", BELOW * self._real_rate(now) * (1 - share))

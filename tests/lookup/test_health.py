@@ -82,10 +82,11 @@ def in_a_second() -> Any:
 LIMITS: dict[str, tuple[Callable[[], Server], int, float, float, float]] = {
     "storm": (lambda: token_bucket(100, 20, in_a_second), 500, 4.8, 1.35, 1.12),
     "storm without a time": (lambda: token_bucket(100, 20), 500, 4.8, 1.25, 1.12),
-    "storm, slow": (lambda: token_bucket(100, 20, in_a_second, latency=0.1), 500, 4.8, 2.0, 1.4),
+    "storm, slow": (lambda: token_bucket(100, 20, in_a_second, latency=0.1), 500, 4.8, 1.38, 1.13),
     "nginx limit_req": (lambda: token_bucket(50, 10, limited), 300, 5.8, 2.5, 2.0),
     "1000/s": (lambda: token_bucket(1000, 200, in_a_second), 20_000, 20, 1.1, 1.03),
-    "window of a second": (lambda: fixed_window(100, 1), 1000, 9, 1.7, 1.15),
+    "1000/s without a time": (lambda: token_bucket(1000, 100, latency=0.02), 5000, 4.9, 1.25, 1.04),
+    "window of a second": (lambda: fixed_window(100, 1), 1000, 9, 1.45, 1.15),
     "haproxy http_req_rate": (lambda: sliding_window(100), 2000, 19, 1.25, 1.08),
     "10 at once": (lambda: limited_concurrency(10, 0.05), 600, 3, 1.5, 1.15),
     "10 at once, varying": (lambda: limited_concurrency(10, 0.05, 0.6), 2000, 10, 1.5, 1.15),
