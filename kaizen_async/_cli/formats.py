@@ -123,10 +123,12 @@ def detect(line: str, layout: Layout) -> str:
     """Return the format of an input from its first line that is neither blank nor a comment.
 
     Raises:
-        LayoutError: It looks like CSV, but no column has a usual name for ids.
+        LayoutError: It looks like CSV, but no column has a usual name for ids; or it begins a table of the command.
     """
     if layout.column is None and (line.startswith(("{", "[")) or len(line) > LONGEST):
         return "json" if line.startswith(("{", "[")) else "lines"
+    if line.split()[:2] in (["ID", "WORKFLOW"], ["ID", "STATUS"]) and not set(line) & set(DELIMITERS):
+        raise LayoutError("is that of a table for people; write it with --format ndjson or csv to read it again")
     delimiter = _delimiter_of(line, layout)
     cells = _cells_of(line, delimiter)
     if layout.column is not None or _has_column(cells, layout):
@@ -250,12 +252,8 @@ class LineReader(Reader):
         elif self.comment and stripped.startswith(self.comment):
             self.counts.comments += 1
         else:
-            try:
-                text = line.decode()
-            except UnicodeDecodeError:
-                self._refuse("is not UTF-8 text", self.line)
-            else:
-                return self._read(text, self.line)
+            # What is not text matters only in an id, where `checked_id` finds it.
+            return self._read(line.decode(errors="replace"), self.line)
         return ()
 
     def _read(self, text: str, line: int) -> Iterable[str]:
@@ -497,8 +495,8 @@ class DetectingReader(Reader):
                 self.line += 1
                 at = end + 1
             elif line.strip() or end >= 0:
-                found = "nul" if b"\0" in line else detect(line.decode(errors="replace").strip(), self.layout)
-                chosen = self.layout.format or found
+                chosen = self.layout.format or ("nul" if b"\0" in line else None)
+                chosen = chosen or detect(line.decode(errors="replace").strip(), self.layout)
                 self.layout = replace(self.layout, format=chosen)
                 self._reader = READERS[chosen](self.layout, self.counts, self._report, self.line)
             else:

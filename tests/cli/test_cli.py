@@ -143,7 +143,7 @@ class TestGet:
     @pytest.mark.parametrize(
         ("bad", "why"),
         [
-            (b"\xff\xfe", "line 2 of standard input is not UTF-8"),
+            (b"\xff\xfe", "line 2 of standard input is not valid text in its encoding"),
             (b"x" * 1_100_000, "line 2 of standard input is longer"),
             (b"exec\xe2\x80\x8b_1", "line 2 of standard input is not an id, because it contains U+200B (zero width"),
             (b'{"id": "exec_9"}', "line 2 of standard input is not an id, but looks like JSON or CSV"),

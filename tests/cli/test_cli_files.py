@@ -85,6 +85,7 @@ class TestInput:
             (b'x,id\n1,a\n2\n"3"4,b\n5,c\n', ["a", "c"], [3, 4]),
             (b'id,x\na,"\n' + b"b,\n" * 3, ["b"] * 3, [2]),
             (b'"a\nb\n', [], [1, 2]),
+            (b"id,name\na,M\xfcller\n\xfc,x\nb,\n", ["a", "b"], [3]),
             (b'{"id": "a"}\n' + b'{"x": ' * 5000 + b'\n{"id": "b"}\n', ["a", "b"], [2]),
         ],
     )
@@ -113,6 +114,16 @@ class TestInput:
         """CSV without an id column is refused with its columns and the option to choose one."""
         with pytest.raises(LayoutError, match=f"{why}.*name.*--column"):
             read(given, 4, **layout)
+
+    def test_a_table_is_not_read(self, command: Command) -> None:
+        """A table of the command is refused, because a part of a long message would be taken for an id."""
+        for table in (command("get", "a", "none", "-f", "table").stdout, "ID   STATUS\na    Completed\n"):
+            refused = command("get", "-", given=table)
+            assert (refused.exit_code, refused.stdout) == (2, "")
+            assert "first line of standard input is that of a table for people" in refused.stderr
+        assert command("get", "-", given="ID\na\n").exit_code == 0
+        given = command("get", "-", "--input-format", "lines", given="name,other\na\n")
+        assert (len(given.stdout.splitlines()), "line 1 of standard input is not an id" in given.stderr) == (1, True)
 
     def test_the_input_can_be_a_file(self, command: Command, tmp_path: Path) -> None:
         """`--input` reads a file and excludes arguments. A file name given as an id gets a hint."""
@@ -214,7 +225,8 @@ class TestResume:
         fields = ["--fields", "id,status,error.retryable"]
         assert command(*arguments, *fields, given="a\nb\nnone\nc\n").exit_code == 1
         whole = file.read_bytes()
-        for end in range(0, len(whole), 3):
+        line_ends = [end + 1 for end, byte in enumerate(whole) if byte == ord("\n")]
+        for end in sorted({0, *line_ends, *(end - 1 for end in line_ends), *range(0, len(whole), 20)}):
             file.write_bytes(whole[:end])
             assert command(*arguments, *fields, given="a\nb\nnone\nc\n").exit_code == 1
             assert Counter(ids_in(file)) == Counter(["a", "b", "c", "none"]), end
@@ -249,8 +261,13 @@ class TestResume:
         table = tmp_path / "x.csv"
         table.write_text("other,columns\n")
         assert "line 1 of" in command("get", "a", "-o", table, "--resume").stderr
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+        assert "is not a regular file" in command("get", "a", "-o", pipe, "--resume").stderr
         for arguments in (
             ("--resume",),
+            ("--resume", "-o", "-"),
+            ("--resume", "-o", pipe),
             ("--resume", "-o", file, "--only-failed"),
             ("--resume", "-o", file, "--fields", "status"),
             ("--resume", "-o", table, "--fields", "id,status"),

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from running_command import OnTerminal
 from running_examples import RedisServer, free_port, require
 
 from kaizen_async._cli import run as run_module
@@ -132,6 +133,27 @@ def test_every_command_ends_with_ctrl_c(command: Command, monkeypatch: pytest.Mo
         assert (
             "interrupted: Redis does not tell where the run is\nthe same command again sends the rest" in ended.stderr
         )
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_on_a_terminal_leaves_a_run_that_resumes(server: RedisServer, tmp_path: Path, times: int) -> None:
+    """Ctrl-C on a terminal ends `start` with one line that says how to resume. Nothing of the run is lost."""
+    (tmp_path / "ids.txt").write_text("exec_1\nexec_2\n")
+    place = ("run", "--redis", server.url, "--namespace", f"terminal{times}")
+    with OnTerminal(*place, "start", "r", str(tmp_path / "ids.txt"), base_url="") as terminal:
+        terminal.until("r running: 0 of 2 done")
+        for _ in range(times):
+            terminal.press("\x03")
+        status, screen = terminal.end()
+    assert "Traceback" not in screen
+    assert status in ({130} if times == 1 else {130, -signal.SIGINT})
+    if times == 1:
+        said = screen.splitlines()[-2:]
+        assert said[0].startswith("interrupted: r running: 0 of 2 done")
+        assert said[1] == "workers continue; the same command again resumes"
+    with OnTerminal(*place, "status", "r", base_url="") as terminal:
+        status, screen = terminal.end()
+    assert (status, "r running: 0 of 2 done" in screen) == (0, True)
 
 
 def test_an_interrupted_reader_does_not_wait_for_redis(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
