@@ -140,6 +140,15 @@ def python(*arguments: str) -> tuple[str, ...]:
     return (sys.executable, *arguments)
 
 
+def taskiq(*arguments: str) -> tuple[str, ...]:
+    """Return the command line of taskiq.
+
+    Python 3.14 would start its workers in a way in which taskiq 0.13 does not set their logging up.
+    """
+    program = 'import multiprocessing as m; m.set_start_method("fork"); from taskiq.__main__ import main; main()'
+    return python("-c", program, *arguments)
+
+
 def free_port() -> int:
     """Return a port of loopback that was free a moment ago."""
     with socket.socket() as probe:

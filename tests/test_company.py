@@ -88,12 +88,12 @@ async def test_only_the_servers_text_is_redacted(key: str) -> None:
 
     def play(request: Request) -> Script:
         if request.id == "refused":
-            return [response({"message": f"<{key}>"}, 422)]
+            return [response({"message": f"<{key}>"}, 409)]
         return [response(record(request.id, startTime=f"<{key}>"))]
 
     async with ScriptedServer(play) as server, client_for(server, api_key=key) as client:
         refused, misfit = await client.instructor_executions.get_many(["refused", "misfit"])
-    assert str(refused.error) == ("refused: the server answered 422 Unprocessable Entity: <***> (after 1 attempt)")
+    assert str(refused.error) == "refused: the server answered 409 Conflict: <***> (after 1 attempt)"
     assert isinstance(refused.error, StatusError)
     assert b"<***>" in refused.error.body
     assert isinstance(misfit.error, DecodeError)

@@ -5,7 +5,9 @@ import json
 import pickle
 from datetime import UTC, datetime, timedelta, timezone
 from email.utils import format_datetime
+from math import inf
 from random import Random
+from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
 import fuzz_decode
@@ -18,7 +20,7 @@ from multidict import CIMultiDict
 
 from kaizen_async import DecodeError, InstructorExecution, RateLimitError, RetryPolicy, StatusError, TransportError
 from kaizen_async._lookup.health import Health
-from kaizen_async._lookup.retry import Retrier
+from kaizen_async._lookup.retry import Retrier, State
 from kaizen_async._records.tolerance import is_zero
 from kaizen_async._transport.statuses import LONGEST_INSTRUCTION, is_throttling, parse_retry_after, status_error
 from kaizen_async._transport.wire import Endpoint, request_body
@@ -236,8 +238,10 @@ def test_any_error_survives_pickling_and_copying(
 def test_back_off_is_bounded_under_any_policy(attempts: int, initial: float, longest: float) -> None:
     """Under any policy, the wait before an attempt is a number between 0 and max_backoff."""
     policy = RetryPolicy(initial_backoff=initial, max_backoff=longest)
-    wait = Retrier(Health(lambda: 0.0, Random(1)), Random(attempts))._wait(TransportError("x"), attempts, policy)
-    assert 0 <= wait <= longest
+    retrier = Retrier(Health(lambda: 0.0, Random(1)), Random(attempts), policy, lambda: 0.0)
+    state = State(retrier._retrying, SimpleNamespace(spent=attempts, deadline_at=inf))
+    state.failure = TransportError("x")
+    assert 0 <= retrier._wait(state) <= longest
 
 
 def test_the_fuzz_target_finds_errors(monkeypatch: pytest.MonkeyPatch) -> None:

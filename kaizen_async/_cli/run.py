@@ -36,10 +36,16 @@ RATE_SECONDS: Final = 5.0
 _TASKIQ: Final = """
 from signal import SIG_DFL, SIGINT, signal
 signal(SIGINT, SIG_DFL)
+import multiprocessing, sys
+if sys.platform == "linux":
+    multiprocessing.set_start_method("fork")
 from taskiq.__main__ import main
 main()
 """
-"""The command `taskiq`, but Ctrl-C ends it without a traceback also while it is imported."""
+"""The command `taskiq`, but Ctrl-C ends it without a traceback also while it is imported.
+
+Python 3.14 would start its workers in a way in which taskiq 0.13 does not set their logging up.
+"""
 _LONGEST: Final = 1000
 """Characters of an error that are shown."""
 _CONTROL: Final = re.compile(rb"[\x00-\x1f]")

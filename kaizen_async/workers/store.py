@@ -146,8 +146,10 @@ def sentinels_of(url: str) -> Sentinels:
     Raises:
         ValueError: Not such a URL.
     """
-    parts = urlsplit(url)
-    credentials, _, hosts = parts.netloc.rpartition("@")
+    scheme, _, rest = url.partition("://")
+    authority, _, path = rest.partition("/")
+    parts = urlsplit(f"{scheme}://sentinels/{path}")  # which refuses a list of hosts with an IPv6 address
+    credentials, _, hosts = authority.rpartition("@")
     user, _, password = credentials.partition(":")
     service, _, database = parts.path.strip("/").partition("/")
     if not service or not hosts:

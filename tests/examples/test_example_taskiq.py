@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from running_examples import EXAMPLES, RedisServer, Running, python, require, until
+from running_examples import EXAMPLES, RedisServer, Running, python, require, taskiq, until
 
 from kaizen_async.testing import KaizenEmulator, Life
 
@@ -50,7 +50,7 @@ def test_the_example_loses_nothing_when_a_worker_is_killed(tmp_path: Path, emula
             running = Running(*command, folder=EXAMPLES / "taskiq_workers", log=log, settings=settings, given=given)
             return stack.enter_context(running)
 
-        worker = python("-m", "taskiq", "worker", "tasks:broker", "-w", "1", "--shutdown-timeout", "10")
+        worker = taskiq("worker", "tasks:broker", "-w", "1", "--shutdown-timeout", "10")
         doomed, other = start("doomed", *worker), start("other", *worker)
         for each in (doomed, other):
             each.says("Listening started.")

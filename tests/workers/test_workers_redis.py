@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import trustme
-from running_examples import RedisServer, Running, free_port, python, require, until
+from running_examples import RedisServer, Running, free_port, require, taskiq, until
 
 from kaizen_async import KaizenClient
 from kaizen_async.testing import KaizenEmulator
@@ -216,7 +216,7 @@ async def test_workers_that_do_not_know_the_task_are_noticed(
     server = stack.enter_context(RedisServer(tmp_path))
     module = tmp_path / "foreign.py"
     module.write_text(f"from kaizen_async.workers import create_broker\nbroker = create_broker({server.url!r})\n")
-    command = [*python("-m", "taskiq", "worker", "foreign:broker", "-w", "1")]
+    command = taskiq("worker", "foreign:broker", "-w", "1")
     worker = Running(*command, folder=tmp_path, log=tmp_path / "worker.log", settings={})
     stack.enter_context(worker).says("Listening started.")
     broker = create_broker(server.url)

@@ -15,7 +15,8 @@ from redis import Redis, RedisError
 from running_examples import RedisServer, Running, free_port, python
 
 TASKIQ = """
-import os
+import multiprocessing, os
+multiprocessing.set_start_method("fork")  # so that workers start with what is changed below
 from kaizen_async.workers import session, worker
 from taskiq.__main__ import main
 silence = int(os.environ["TEST_SILENCE"])
