@@ -99,6 +99,8 @@ _PRIOR_LAG: Final = 0.5 / math.sqrt(_PRIOR_HAZARD)
 """Lag with the factor 1, as a share of the duration, if that hazard is right."""
 _REVERSION: Final = 0.25
 """How far the prior of a bin is from the hazard of the bin before, on the way to the prior of an unknown workflow."""
+_KEPT: Final = 1 - _REVERSION
+_REVERTED: Final = _PRIOR_HAZARD**_REVERSION
 _LEAST_HAZARD: Final = 1e-6
 _START: Final = math.log(0.01)
 _WIDTH: Final = 0.2
@@ -346,7 +348,11 @@ def _live(running: "array[float]", known_from: float, age: float) -> float:
     """Add the time between two ages to the bins that it lies in; return how many bins it is."""
     begin = _place_of(known_from) if known_from > 0 else 0.0
     end = _place_of(age) if age > 0 else 0.0
-    for index in range(int(begin), min(int(end) + 1, _BINS)):
+    first = int(begin)
+    if first == int(end) and begin <= end:  # as for most polls
+        running[first] = min(running[first] + (end - begin), _MOST_WEIGHT)
+        return end - begin
+    for index in range(first, min(int(end) + 1, _BINS)):
         part = min(end, index + 1.0) - max(begin, index)
         running[index] = min(running[index] + max(part, 0.0), _MOST_WEIGHT)
     return max(end - begin, 0.0)
@@ -357,7 +363,7 @@ def _hazards(ended: "list[float] | array[float]", running: "list[float] | array[
     hazards: list[float] = []
     hazard = _PRIOR_HAZARD
     for ends, lived in zip(_smooth(ended), _smooth(running), strict=True):
-        prior = hazard ** (1 - _REVERSION) * _PRIOR_HAZARD**_REVERSION
+        prior = hazard**_KEPT * _REVERTED
         hazard = max((ends / _WIDTH + _PRIOR_WEIGHT * prior) / (lived + _PRIOR_WEIGHT), _LEAST_HAZARD)
         hazards.append(hazard)
     return hazards
@@ -368,5 +374,5 @@ def _smooth(weights: "list[float] | array[float]") -> list[float]:
     smooth = list(weights)
     for _ in range(2):
         padded = [0.0, *smooth, 0.0]
-        smooth = [sum(three) / 3 for three in zip(padded, padded[1:], padded[2:], strict=False)]
+        smooth = [(left + here + right) / 3 for left, here, right in zip(padded, padded[1:], padded[2:], strict=False)]
     return smooth

@@ -325,7 +325,8 @@ class Scheduler:
             entry = self._timetable.pop(now)
             if entry is None:
                 break
-            self._queue(entry, now)
+            if not (self.engine.transport.is_inside and self._poll_directly(entry, now)):
+                self._queue(entry, now)
         try:
             serve_at = self._serve(now)
         finally:
@@ -413,6 +414,15 @@ class Scheduler:
         poll = asyncio.create_task(self._poll(entry, group), context=context)
         group.polls[entry.id] = poll
         poll.add_done_callback(functools.partial(self._on_poll_done, entry, group))
+
+    def _poll_directly(self, entry: Entry, now: float) -> bool:
+        """Poll a server in this process without a turn, since nothing waits for one; return whether that was done."""
+        call = self._calls[entry.calls[0]]
+        group = call.group
+        is_contested = self._turns or self._disturbance.is_on or len(entry.calls) > 1
+        if is_contested or self.engine.closed or call.deadline_at <= now or group.policy.max_rate is not None:
+            return False
+        return call.context.copy().run(self._poll_at_once, entry, group, now)
 
     def _poll_at_once(self, entry: Entry, group: Group, now: float) -> bool:
         """Poll a server in this process, and return True; False if that takes a task, and nothing was sent."""

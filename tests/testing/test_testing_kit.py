@@ -967,6 +967,16 @@ async def test_an_id_that_is_too_long_is_refused_in_the_same_process_too(
         assert await status_of(kaizen, "x" * 600) == 400
 
 
+async def test_two_waits_share_polls_in_the_same_process(clock: VirtualClock) -> None:
+    """Two waits for one execution get its end from the same polls in virtual time."""
+    async with KaizenEmulator(clock=clock) as emulator, client_of(emulator, clock) as kaizen:
+        emulator.add("exec_1", Life.lasting(60))
+        wait = kaizen.instructor_executions.wait
+        first, second = await asyncio.gather(wait("exec_1"), wait("exec_1"))
+        assert first.status == second.status == "Completed"
+        assert emulator.request_count == kaizen.stats().polls == kaizen.stats().lookups
+
+
 class Even(Random):
     """A random source that does not depend on earlier draws, because connections also draw numbers."""
 
