@@ -252,6 +252,7 @@ class Batch:
     def _end(self, ended: list[float]) -> None:
         ended.append(self.now)
         self._active -= 1
+        self.health.ended += 1
 
     def _respond(self, lookup: int, number: int, error: KaizenError | None) -> None:
         if error is None:

@@ -83,9 +83,8 @@ START_RATE_LIMITED: Final = 20.0
 """The same after rejections."""
 RETRIES_PER_LOOKUP: Final = 0.97
 RETRIES_AT_ONCE: Final = 90.0
-MOST_RETRIES: Final = 500.0
-"""Retries that every lookup adds to the budget, what is in it at first, and at most. While half of the server fails,
-independent attempts take 0.94; so the load stays below twice the lookups, and nothing is lost to the budget before."""
+"""Retries that every lookup adds to the budget, and what is in it at first. While half of the server fails, independent
+attempts take 0.94; so the load stays below twice the lookups, and nothing is lost to the budget before."""
 
 SERVICE_UNAVAILABLE: Final = 503
 """Sent by a server that is down, and by nginx when it limits the rate: requests accepted at the same time show it."""
@@ -223,6 +222,7 @@ class Health:
         engaged: Whether a lookup must ask for `delay` before it sends.
         sent: Requests sent; the latest has this number.
         lookups: Lookups begun.
+        ended: Those of them that have ended.
         url: Where the lookups of this kind go.
         pause: The present pause, if any.
         pace: How fast to send otherwise.
@@ -256,7 +256,7 @@ class Health:
         self._accepted_before_run = 0
         self._doubt: Doubt | None = None
         self._accepted_in_doubt = 0
-        self.lookups = self._lookups_counted = 0
+        self.lookups = self.ended = self._lookups_counted = 0
         self._budget = RETRIES_AT_ONCE
         self._is_out_of_retries = False
 
@@ -273,6 +273,7 @@ class Health:
     def forget_in_flight(self) -> None:
         """Give up the requests in flight: their event loop ended without their results."""
         self._finished = self.sent
+        self.ended = self.lookups
         if self.pause is not None:
             self.pause.probes.clear()
 
@@ -395,8 +396,9 @@ class Health:
         """Add to the budget for the lookups made since the last time; report if it allows every retry again."""
         earned = RETRIES_PER_LOOKUP * (self.lookups - self._lookups_counted)
         self._lookups_counted = self.lookups
-        self._budget = min(MOST_RETRIES, self._budget + earned)
-        if self._is_out_of_retries and self._budget >= RETRIES_AT_ONCE:
+        # No more is kept than at first, except for the lookups in progress: their retries are still to come.
+        self._budget = min(RETRIES_AT_ONCE + self.lookups - self.ended, self._budget + earned)
+        if self._is_out_of_retries and self._budget >= RETRIES_AT_ONCE / 2:
             self._is_out_of_retries = False
             log.warning("fewer lookups fail: the retry budget allows every retry again")
 

@@ -234,6 +234,7 @@ class Lookups(Generic[T]):
         self._counters.lookups += 1
         self._counters.attempts += 1
         self._health.lookups += 1
+        self._health.ended += 1
         if on_turn is not None:
             on_turn()
         offer.take()
@@ -333,6 +334,7 @@ class Lookups(Generic[T]):
             return outcome
         finally:
             counters.in_progress -= 1
+            self._health.ended += 1
             del self._followers[execution_id]
             if is_watched:
                 del self._contexts[execution_id]
