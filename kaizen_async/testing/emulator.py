@@ -49,7 +49,7 @@ from kaizen_async.testing.records import KINDS, Changes, Kind, Record, Snapshot,
 from kaizen_async.testing.served import Served, finder, record_of
 from kaizen_async.testing.server import LoopbackServer
 
-DefaultLife: TypeAlias = Life | Callable[[str], Life | None]
+DefaultLife: TypeAlias = Life | Callable[[str], Life | Answer | None]
 
 _LOOK_AGAIN: Final = 0.002
 _MOST_IDS: Final = 1_000_000
@@ -83,7 +83,7 @@ class KaizenEmulator:
         api_key: The key that requests must carry as a bearer token; None lets everyone in.
         seed: What records and random faults are drawn from: the same seed, the same run.
         default_life: The life of ids that were not added, begun by the first request for them: one for all, or a
-            function of the id, which returns None if the id is not to exist.
+            function of the id, which returns None if the id is not to exist, or an `Answer` in place of a record.
         host: The address to listen on.
         port: The port to listen on; 0 takes a free one, which then stays the same over `stop` and `start`.
         path_prefix: What stands before the API's paths, as behind a gateway: `"/kaizen"`.
@@ -235,7 +235,7 @@ class KaizenEmulator:
             path: Its path below the base URL, such as `"invoices/get"`.
             records: One record, which is found by its field `id`, or by any id if it has none; or records by id; or a
                 `Life`, whose record has the fields id, status, startTime, endTime, durationMs and those that its steps
-                set; or a function from an id to a record or Life, or None if the id does not exist.
+                set; or a function from an id to a record, Life or `Answer`, or None if the id does not exist.
             unwrap: The field of the response that holds the record, as for `client.lookups`.
         """
         check_type("path", path, str)
@@ -626,8 +626,8 @@ class KaizenEmulator:
         """Return what a lookup gets: the response of a fault, or the ordinary one."""
         try:
             number, due = self._count(seen, execution_id, body)
-            self._begin_default_life(execution_id)
-            ordinary = partial(self._ordinary_answer, kind, seen.path, execution_id)
+            default = self._begin_default_life(execution_id)
+            ordinary = partial(self._ordinary_answer, kind, seen.path, execution_id, default)
             if due:
                 draw = partial(self._draw, execution_id, number)
                 let_go = _do_nothing if hold is None else hold.let_go
@@ -673,17 +673,21 @@ class KaizenEmulator:
     def _draw(self, execution_id: str, number: int, what: str) -> float:
         return fraction(self._seed, what, execution_id, number)
 
-    def _begin_default_life(self, execution_id: str) -> None:
+    def _begin_default_life(self, execution_id: str) -> Answer | None:
+        """Let an execution begin its life if it does not exist; return the response that it gets instead, if any."""
         given = self._default_life
         if given is None or execution_id in self._executions:
-            return
+            return None
         life = given if isinstance(given, Life) else _called("default_life", given, execution_id)
         if isinstance(life, Life):
             self._executions[execution_id] = self._born(execution_id, life, None)
+        elif isinstance(life, Answer):
+            return life
         elif life is not None:
             raise _WrongScriptError(
-                f"default_life must return a Life such as Life.lasting(60), or None, not {life!r:.100}"
+                f"default_life must return a Life such as Life.lasting(60), an Answer or None, not {life!r:.100}"
             )
+        return None
 
     def _born(self, execution_id: str, life: Life, changes: Changes | None) -> "_Execution":
         return _Execution(life, self._now(), digest_of(f"{self._seed} {execution_id}"), changes)
@@ -692,7 +696,7 @@ class KaizenEmulator:
         # Rounded, so that a clock moved by exactly the seconds of a step does reach it.
         return round(self._now() - execution.born + execution.life.age, 6)
 
-    def _ordinary_answer(self, kind: "Kind | _OwnKind", path: str, execution_id: str) -> Answer:
+    def _ordinary_answer(self, kind: "Kind | _OwnKind", path: str, execution_id: str, default: Answer | None) -> Answer:
         bucket = self._bucket
         if bucket is not None and not bucket.take():
             return Answer.message(429, headers=bucket.headers())
@@ -700,12 +704,14 @@ class KaizenEmulator:
         if recorded:
             return recorded.popleft() if len(recorded) > 1 else recorded[0]
         if isinstance(kind, _OwnKind):
-            body = self._own_body(kind, execution_id)
+            answer = self._own_answer(kind, execution_id)
+        elif default is not None:
+            answer = default
         else:
             known = self._known(kind, path, execution_id)
-            body = None if known is None else known.response.answer.body
-        if body is not None:
-            return Answer(200, body)
+            answer = None if known is None else Answer(200, known.response.answer.body)
+        if answer is not None:
+            return answer
         if self._strict:
             self._complain(f"a request came in for {execution_id!r}, which does not exist")
         return Answer.message(404, f"there is no execution {execution_id!r}")
@@ -727,20 +733,20 @@ class KaizenEmulator:
             known = execution.known = _Known(path, life, life.changes_after(age), response)
         return known
 
-    def _own_body(self, kind: "_OwnKind", execution_id: str) -> bytes | None:
+    def _own_answer(self, kind: "_OwnKind", execution_id: str) -> Answer | None:
         found = _called("serve", kind.find, execution_id)
         if isinstance(found, Life):
             execution = kind.lives.get(execution_id)
             if execution is None or execution.life != found:
                 execution = kind.lives[execution_id] = self._born(execution_id, found, None)
             found = record_of(execution_id, found, self._start_of(execution), self._age(execution))
-        if found is None:
-            return None
+        if found is None or isinstance(found, Answer):
+            return found
         if not isinstance(found, Mapping):
-            raise _WrongScriptError(f"what is served must be a record, a Life or None, not {found!r:.100}")
+            raise _WrongScriptError(f"what is served must be a record, a Life, an Answer or None, not {found!r:.100}")
         record: Record = {"id": execution_id, **found}
         try:
-            return encode(record, kind.wrap)
+            return Answer(200, encode(record, kind.wrap))
         except Exception as error:  # an OverflowError or a RecursionError, for example
             raise _WrongScriptError(f"what is served does not fit into JSON: {error}") from error
 
@@ -768,7 +774,7 @@ class _Known(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _OwnKind:
-    find: Callable[[str], Mapping[str, Any] | Life | None]
+    find: Callable[[str], Mapping[str, Any] | Life | Answer | None]
     wrap: str | None
     lives: dict[str, _Execution] = field(default_factory=dict[str, _Execution])
 

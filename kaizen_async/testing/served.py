@@ -4,15 +4,16 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, TypeAlias, cast
 
+from kaizen_async.testing.faults import Answer
 from kaizen_async.testing.lives import Life
 from kaizen_async.testing.records import Record
 
-Served: TypeAlias = Mapping[str, Any] | Life | Callable[[str], Mapping[str, Any] | Life | None]
-"""One record, records by id, a life, or a function from an id to one of these or None."""
+Served: TypeAlias = Mapping[str, Any] | Life | Callable[[str], Mapping[str, Any] | Life | Answer | None]
+"""One record, records by id, a life, or a function from an id to a record, a life, a response or None."""
 
 
-def finder(served: Any) -> Callable[[str], Mapping[str, Any] | Life | None]:
-    """Return a function from an id to its record or life; None for an id that does not exist."""
+def finder(served: Any) -> Callable[[str], Mapping[str, Any] | Life | Answer | None]:
+    """Return a function from an id to its record, life or response; None for an id that does not exist."""
     if isinstance(served, Life):
         life = served
         return lambda _: life

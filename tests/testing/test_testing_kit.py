@@ -215,7 +215,10 @@ async def returning_text(_: Exchange) -> Any:
             "fault mine raised ZeroDivisionError.*async def",
         ),
         (lambda emulator: emulator.faults.next(Fault("mine", returning_text)), "fault mine must return an Answer"),
-        (lambda emulator: emulator.serve("instructor/executions/get", lambda _: 5), "must be a record, a Life or None"),
+        (
+            lambda emulator: emulator.serve("instructor/executions/get", lambda _: 5),
+            "must be a record, a Life, an Answer or None",
+        ),
         (
             lambda emulator: emulator.serve("instructor/executions/get", {"a": {1, 2}.__iter__()}),
             "does not fit into JSON",
@@ -272,6 +275,22 @@ async def test_a_custom_fault_makes_a_response_for_each_request() -> None:
         async with KaizenEmulator(default_life=Life.ended()) as emulator, client_of(emulator) as kaizen:
             emulator.faults.next(Fault("mine", play), times=2)
             assert [await status_of(kaizen, "exec_1") for _ in range(2)] == [409, 501]
+
+
+@pytest.mark.parametrize("virtual", [False, True], ids=["socket", "virtual"])
+async def test_a_default_life_may_be_a_response(virtual: bool) -> None:
+    """A function for ids that were not added may return a response in place of a life."""
+    clock = VirtualClock() if virtual else None
+    emulator = KaizenEmulator(clock=clock) if clock else KaizenEmulator()
+    async with emulator, client_of(emulator, clock) as kaizen:
+        emulator.accept_any(lambda execution_id: Answer.message(410) if execution_id == "gone" else Life.ended())
+        assert [await status_of(kaizen, execution_id) for execution_id in ("gone", "exec_1", "gone")] == [
+            410,
+            "Completed",
+            410,
+        ]
+        emulator.serve("instructor/executions/get", lambda _: Answer.message(409))
+        assert await status_of(kaizen, "exec_1") == 409
 
 
 async def test_a_custom_fault_may_return_plain_data() -> None:
