@@ -1,13 +1,13 @@
 """Records the responses of a real server into a file, and reads them back for an emulator to replay.
 
-The file holds one JSON object per line, in the order in which the responses came. It holds a JSON body as
-it came, and any other body as text or in base64. It contains no keys: request headers are not recorded, and `***`
-replaces a key that a response quotes.
+The file holds one JSON object per line, in the order in which the responses came. It holds a JSON body as it came, and
+any other body as text or in base64. It contains no keys: request headers are not recorded, and `***` replaces what a
+response quotes of the key, of cookies and of other headers of the request that may be secret.
 """
 
 import base64
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -22,6 +22,13 @@ from kaizen_async.config import resolve_base_url
 from kaizen_async.testing.faults import Answer
 from kaizen_async.testing.server import LoopbackServer
 
+_ABOUT_CONNECTION: Final = frozenset(
+    {"host", "content-length", "connection", "keep-alive", "transfer-encoding", "accept-encoding"}
+)
+"""Headers of a request that are not passed on, because they are about the connection to the recorder."""
+_NOT_SECRET: Final = frozenset({"content-type", "accept", "user-agent", "traceparent", "tracestate", "baggage"})
+_SHORTEST_SECRET: Final = 8
+"""Characters of a value from which on it may be a secret, and not the number of a tenant. The key may be shorter."""
 _KEPT_HEADERS: Final = ("content-type", "retry-after", "retry-after-ms", *REQUEST_ID_HEADERS)
 _KEPT_PREFIXES: Final = ("ratelimit", "x-ratelimit")
 _UPSTREAM_SECONDS: Final = 60.0
@@ -103,9 +110,7 @@ class Recorder:
     async def _pass_on(self, request: web.BaseRequest) -> web.StreamResponse:
         """Pass one request on, and note the response. Without a response, the client and the file get a 502."""
         body = await request.read()
-        headers = {
-            name: value for name, value in request.headers.items() if name.lower() in {"authorization", "content-type"}
-        }
+        headers = {name: value for name, value in request.headers.items() if name.lower() not in _ABOUT_CONNECTION}
         url = self._upstream.with_path(self._upstream.raw_path + request.path.lstrip("/"))
         try:
             async with self._session.request(
@@ -114,16 +119,31 @@ class Recorder:
                 answer = Answer(response.status, await response.read(), dict(_kept(response.headers.items())))
         except (aiohttp.ClientError, TimeoutError) as error:
             answer = Answer.message(502, f"the recorder got no response: {type(error).__name__}")
-        self._note(request.path, body, answer, headers.get("Authorization", ""))
+        self._note(request.path, body, answer, _secrets_in(headers))
         return answer.response()
 
-    def _note(self, path: str, body: bytes, answer: Answer, authorization: str) -> None:
-        withholder = Withholder(authorization.removeprefix("Bearer "))
-        headers = {name: withholder.text(value) for name, value in answer.headers.items()}
+    def _note(self, path: str, body: bytes, answer: Answer, secrets: Iterable[str]) -> None:
+        headers, shown = dict(answer.headers), answer.body
+        for withholder in map(Withholder, secrets):
+            headers = {name: withholder.text(value) for name, value in headers.items()}
+            shown = withholder.body(shown)
         line = _Line(path, _id_in(body), round(time.monotonic() - self._started, 3), answer.status, headers)
-        _put_body(line, withholder.body(answer.body))
+        _put_body(line, shown)
         with self._file.open("ab") as file:
             file.write(_line_encoder.encode(line) + b"\n")
+
+
+def _secrets_in(headers: Mapping[str, str]) -> Iterator[str]:
+    """Yield the values of a request's headers that a recording must not show: the key, and what else may be secret."""
+    for name, value in headers.items():
+        lower = name.lower()
+        if lower == "authorization":
+            yield value.partition(" ")[2] or value
+        elif lower == "cookie":
+            cookies = (part.partition("=")[2] for part in value.split(";"))
+            yield from (cookie for cookie in cookies if len(cookie) >= _SHORTEST_SECRET)
+        elif lower not in _NOT_SECRET and len(value) >= _SHORTEST_SECRET:
+            yield value
 
 
 def replies_in(file: Path) -> Iterator[tuple[str, str, Answer]]:

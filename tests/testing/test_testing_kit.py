@@ -563,6 +563,25 @@ async def test_responses_are_recorded_and_replayed(tmp_path: Path) -> None:
         KaizenEmulator().replay(file)
 
 
+async def test_headers_of_a_gateway_are_passed_on_and_not_recorded(tmp_path: Path) -> None:
+    """The recorder passes on the client's own headers, and no response in the file quotes a secret of them."""
+    file = tmp_path / "bug.jsonl"
+    secrets = {"X-Gateway-Token": "gateway-token", "Cookie": "theme=dark; session=session-secret"}
+
+    async def quote(exchange: Exchange) -> Answer:
+        sent = exchange.request.headers
+        return Answer.message(403, f"tenant {sent['X-Tenant']}: {sent['X-Gateway-Token']}, {sent['Cookie']}")
+
+    async with KaizenEmulator() as real:
+        real.faults.next(Fault("quote", quote))
+        async with (
+            Recorder(real.base_url, file) as recorder,
+            KaizenClient("secret-key", base_url=recorder.base_url, headers={"X-Tenant": "7", **secrets}) as kaizen,
+        ):
+            assert await status_of(kaizen, "exec_1") == 403
+    assert "tenant 7: ***, theme=dark; session=***" in file.read_text()
+
+
 async def test_a_replay_serves_paths_that_are_not_known(tmp_path: Path) -> None:
     """A replay serves the paths of custom kinds."""
     file = tmp_path / "invoices.jsonl"
