@@ -17,6 +17,7 @@ from kaizen_async._lookup.health import SEVERITY, Health
 from kaizen_async._lookup.hedge import Hedging
 from kaizen_async._lookup.lookup import Lookups
 from kaizen_async._lookup.received import Received
+from kaizen_async._records.facts import require_end
 from kaizen_async._transport.key import KeyFunction, RotatingKey
 from kaizen_async._transport.proxies import Proxy
 from kaizen_async._transport.request_id import RequestIds
@@ -24,7 +25,6 @@ from kaizen_async._transport.transport import Transport
 from kaizen_async._transport.wire import Endpoint
 from kaizen_async._waiting.cadence import Cadence
 from kaizen_async._waiting.calls import Group
-from kaizen_async._waiting.facts import require_end
 from kaizen_async._waiting.memory import EndedRecords
 from kaizen_async._waiting.scheduler import Scheduler
 from kaizen_async.clock import Clock

@@ -15,7 +15,7 @@ class Kind(msgspec.Struct, Generic[T], frozen=True):
     Attributes:
         name: What the command calls it.
         path: Where it is looked up, below the base URL.
-        record: The Struct of its records. Its attributes tell a wait all that it needs: see `_waiting/facts.py`.
+        record: The Struct of its records. `_records/facts.py` reads from it what waits and the command need.
         unwrap: The field of the response that holds the record; None if the response is the record.
     """
 

@@ -4,15 +4,18 @@ import copy
 import json
 import pickle
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import click
 import msgspec
 import pytest
+from click.testing import CliRunner
 from scripted_lives import EVERY_SECOND, at_once, now
 from scripted_transport import Reply, ScriptedTransport
 from virtual_time import virtual_time
 
 from kaizen_async import (
+    AuthenticationStatus,
     DeadlineExceededError,
     DecodeError,
     ExecutionStatus,
@@ -21,7 +24,8 @@ from kaizen_async import (
     Workflow,
     WorkflowExecution,
 )
-from kaizen_async._kinds import Kind
+from kaizen_async._cli.app import cli
+from kaizen_async._kinds import KINDS, Kind
 from kaizen_async._records.base import Record
 from kaizen_async._transport.transport import Answer
 from kaizen_async._transport.wire import Endpoint
@@ -284,21 +288,69 @@ async def test_a_record_without_an_end_cannot_be_waited_for(record: type[Any]) -
             executions.watch("a")
 
 
+class Scene(msgspec.Struct, frozen=True, rename="camel"):
+    """A part of a preview."""
+
+    title: str
+    note: str = ""
+
+
 class Preview(Record, frozen=True, gc=False, kw_only=True, omit_defaults=True):
-    """The record of a third kind."""
+    """The record of a third kind, with required fields that no other kind has."""
 
     id: str
     status: ExecutionStatus
-    end_time: datetime | None = None
-    pages: int = 0
+    end_time: datetime | None
+    pages: int
+    ratio: Annotated[float, msgspec.Meta(ge=0)]
+    is_draft: bool
+    rendered_at: datetime
+    format: Literal["pdf", "png"]
+    cover: Scene
+    scenes: tuple[Scene, ...]
+    tags: list[str]
+    sizes: dict[str, int]
+    theme: str | None
+    quality: AuthenticationStatus
+    comment: str = ""
 
 
-async def test_a_third_kind_is_an_entry_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One entry in the table of kinds is enough for the emulator to serve a third kind and for a wait to end."""
+@pytest.fixture
+def third_kind(monkeypatch: pytest.MonkeyPatch) -> Kind[Preview]:
+    """Add a kind to the table, for the library, the emulator and the command."""
     kind = Kind("previews", "previews/get", Preview, unwrap="preview")
-    monkeypatch.setitem(emulated.KINDS, "/previews/get", emulated.served(kind))  # type: ignore[arg-type]
+    monkeypatch.setitem(KINDS, kind.name, kind)
+    monkeypatch.setitem(emulated.SERVED, f"/{kind.path}", emulated.served(kind))
+    return kind
+
+
+async def test_a_third_kind_is_an_entry_and_its_struct(third_kind: Kind[Preview]) -> None:
+    """One entry in the table of kinds and its Struct are enough for the emulator and for a wait."""
     async with KaizenEmulator() as emulator, KaizenClient(base_url=emulator.base_url) as client:
         emulator.add("p1", Life.ended())
-        preview = await client.lookups(kind.path, kind.record, unwrap=kind.unwrap).wait("p1")
-        assert (preview.id, preview.status, preview.pages) == ("p1", ExecutionStatus.COMPLETED, 0)
+        preview = await client.lookups(third_kind.path, third_kind.record, unwrap=third_kind.unwrap).wait("p1")
+        assert (preview.id, preview.status, preview.comment) == ("p1", ExecutionStatus.COMPLETED, "")
+        assert (preview.format, preview.theme, preview.tags, preview.sizes, preview.scenes) == ("pdf", None, [], {}, ())
+        assert preview.cover.title
         assert preview.end_time is not None
+
+
+@pytest.mark.parametrize(
+    ("verb", "form"), [("get", "table"), ("wait", "table"), ("get", "csv"), ("wait", "ndjson"), ("watch", "ndjson")]
+)
+def test_the_command_knows_a_third_kind(third_kind: Kind[Preview], verb: str, form: str) -> None:
+    """The command reads and writes records of a third kind, which lack a workflow, a start and a duration."""
+    with KaizenEmulator() as emulator:
+        emulator.add("p1", Life.ended(status="Failed"))
+        base_url = emulator.base_url
+        (option,) = (option for option in cli.commands[verb].params if option.name == "kind")
+        choices, option.type = option.type, click.Choice([*KINDS])
+        try:
+            ran = CliRunner().invoke(
+                cli, [verb, "--kind", third_kind.name, "--format", form, "--base-url", base_url, "p1"]
+            )
+        finally:
+            option.type = choices
+    assert ran.exit_code == (0 if verb == "get" else 1), ran.output
+    assert "p1" in ran.stdout
+    assert "Failed" in ran.stdout

@@ -239,7 +239,6 @@ LAYERS = [
     [
         "_kinds",
         "_waiting.cadence",
-        "_waiting.facts",
         "_waiting.memory",
         "_waiting.timetable",
         "outcomes",
@@ -266,7 +265,7 @@ LAYERS = [
     ],
     ["_records.weight"],
     ["_records.base", "_transport.encodings", "_transport.head", "_transport.proxies", "_transport.resolver"],
-    ["_records.schema", "_records.tolerance", "_transport.response", "_transport.trace"],
+    ["_records.facts", "_records.schema", "_records.tolerance", "_transport.response", "_transport.trace"],
     ["errors", "_transport.withhold"],
 ]
 """The modules in layers. Each module imports only from lower layers. A lookup passes through them from the top down."""

@@ -16,7 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from kaizen_async._cli.progress import by_status, is_ended_badly
-from kaizen_async._cli.table import Execution, age_of, message_of, plain, spell, status_text, workflow_of
+from kaizen_async._cli.table import Execution, age_of, message_of, plain, spell, status_text
+from kaizen_async._records.facts import has_ended, status_of, workflow_name_of
 from kaizen_async.errors import KaizenError
 from kaizen_async.outcomes import Change
 
@@ -102,19 +103,19 @@ class Board:
         line = next((group.pop(change.id) for group in groups if change.id in group), None) or Line(self._size)
         if line.record is not None:
             line.changed = time.monotonic()
-            self._statuses[line.record.status] -= 1
+            self._statuses[status_of(line.record)] -= 1
         if change.after is None:
             line.error = change.error
             self._errors += 1
         else:
             line.record = change.after
-            self._statuses[change.after.status] += 1
+            self._statuses[status_of(change.after)] += 1
         self._group_of(line)[change.id] = line
 
     def _group_of(self, line: Line) -> dict[str, Line]:
         if line.error is not None or is_ended_badly(line.record):
             return self._failed
-        return self._ended if line.record is not None and line.record.is_finished else self._running
+        return self._ended if line.record is not None and has_ended(line.record) else self._running
 
     @property
     def _size(self) -> int:
@@ -154,7 +155,7 @@ class Board:
 def _cells(line: Line) -> tuple[Text, ...]:
     record, error = line.record, line.error
     changed = Text("" if line.changed is None else f"{spell(time.monotonic() - line.changed)} ago")
-    workflow = Text() if record is None else plain(workflow_of(record))
+    workflow = Text() if record is None else plain(workflow_name_of(record))
     age = Text() if record is None else Text(age_of(record))
     if error is not None:
         return workflow, Text(message_of(error), style="red"), age, changed

@@ -18,7 +18,7 @@ from typing import Any, Final
 import click
 
 from kaizen_async import _kinds
-from kaizen_async._cli import formats, output
+from kaizen_async._cli import formats, output_formats
 from kaizen_async._cli.formats import Layout
 from kaizen_async._cli.ids import InputOptions
 from kaizen_async._cli.output import OutputOptions
@@ -193,7 +193,7 @@ def common_options(command: Command) -> Command:
     def with_common_options(**given: Any) -> Any:
         if given["null"] and given["input_format"] not in (None, "nul"):
             raise click.UsageError("-0 and --input-format contradict each other")
-        if given["fields"] and (given["only_ids"] or given["output_format"] == "table"):
+        if given["fields"] and (given["only_ids"] or given["output_format"] == output_formats.TABLE):
             other = "--only-ids" if given["only_ids"] else "--format table"
             raise click.UsageError(f"{other} has no use for --fields; leave one of them out")
         options = CommonOptions(
@@ -294,7 +294,7 @@ _COMMON_OPTIONS: Final[tuple[Callable[[Command], Command], ...]] = (
         "-f",
         "--format",
         "output_format",
-        type=click.Choice(output.FORMATS),
+        type=click.Choice(output_formats.CHOICES),
         help="Format of the results.  [default: table on a terminal, csv for FILE.csv, else ndjson]",
     ),
     click.option(

@@ -5,19 +5,16 @@ are made from it. A line is written at once and in one piece, so that a crash le
 """
 
 import asyncio
-import csv
 import errno
 import io
-import json
 import os
-import re
 import select
 import shutil
 import stat
 import sys
 import tempfile
 from collections import defaultdict, deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,36 +24,15 @@ import click
 import msgspec
 
 from kaizen_async._cli.ending import OutputClosedError, OutputError
-from kaizen_async._cli.formats import FORMULA, pick
 from kaizen_async._cli.ids import Arguments, Ids
+from kaizen_async._cli.output_formats import COLUMNS, FORMATS, JSON_TAIL, ONLY_IDS, TABLE, Fields, decoded
 from kaizen_async._cli.table import Execution, Found, Rows, console_on, message_of
 from kaizen_async._records.tolerance import clean
 from kaizen_async.errors import DeadlineExceededError, KaizenError, printable
 from kaizen_async.outcomes import Change
 
-FORMATS: Final = ("ndjson", "json", "csv", "table")
-"""The choices of `--format`."""
-
-COLUMNS: Final = (
-    *("id", "status", "workflow.name", "startTime", "endTime", "durationMs"),
-    *("error.type", "error.message", "error.status", "error.attempts", "error.retryable", "error.requestId"),
-    "error.lastExecution.status",
-)
-"""The columns of CSV, unless `--fields` names others."""
-
-JSON_TAIL: Final = b"\n]\n"
-"""How a file of JSON ends, after its results."""
 LOOK_AGAIN: Final = 0.1
 """Seconds between two looks at whether a named pipe has a reader."""
-CHANGE_COLUMNS: Final = ("id", "before.status", "after.status", *COLUMNS[6:])
-"""The columns of CSV for the changes that `watch` sees."""
-
-_UNSAFE: Final = re.compile(
-    "[\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb"
-    "\U000e0000-\U000e007f]"
-)
-"""Characters that JSON allows and that harm the program that shows it: C1 controls, DEL, invisible ones, those that
-change the direction of text, the line breaks of JavaScript, and halves of characters."""
 
 
 def document_of(record: Execution) -> bytes:
@@ -68,9 +44,9 @@ def document_of(record: Execution) -> bytes:
 def _document_for(record: Execution, execution_id: str) -> bytes:
     """Return a record as JSON, under the id that was asked for: a server may write it in another way."""
     document = document_of(record)
-    if record.id == execution_id:
+    if getattr(record, "id", execution_id) == execution_id:
         return document
-    return msgspec.json.encode({**_decoded(document), "id": execution_id})
+    return msgspec.json.encode({**decoded(document), "id": execution_id})
 
 
 def described(error: KaizenError) -> dict[str, Any]:
@@ -91,45 +67,13 @@ def described(error: KaizenError) -> dict[str, Any]:
     return shown
 
 
-def safe(line: bytes) -> bytes:
-    """Return JSON as valid UTF-8, with the characters escaped that could harm a terminal or a reader."""
-    if line.isascii() and b"\x7f" not in line:
-        return line
-    return _UNSAFE.sub(_escaped, line.decode(errors="replace")).encode()
-
-
-def _escaped(found: re.Match[str]) -> str:
-    units = found[0].encode("utf-16-be", "surrogatepass")
-    return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))
-
-
-def cell_of(value: Any, *, formulas: bool) -> str:
-    """Return a value as a CSV cell.
-
-    Args:
-        value: What is in the document.
-        formulas: Whether to write cells unchanged that a spreadsheet would take for formulas.
-    """
-    if value is None:
-        return ""
-    text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
-    if isinstance(value, str) and not formulas and text.startswith(FORMULA):
-        text = f"'{text}"
-    # A cell with a line break would make two lines of a row, and a crash could leave one of them.
-    return _UNSAFE.sub(_escaped, _CONTROL.sub(lambda found: _NAMED.get(found[0], " "), text))
-
-
-_CONTROL: Final = re.compile("[\x00-\x1f]")
-_NAMED: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
-
-
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:
     """What the command line says about the output.
 
     Attributes:
         file: The file to write to; None for standard output.
-        format: One of `FORMATS`; None for a table on a terminal, CSV into a file named `*.csv`, else JSON lines.
+        format: One of the `CHOICES`; None for a table on a terminal, CSV into a file named `*.csv`, else JSON lines.
         fields: The paths of the fields to write; empty for all.
         only_failed: Whether to leave out what succeeded.
         only_ids: Whether to write ids and nothing else.
@@ -149,12 +93,13 @@ class OutputOptions:
     def resolved(self) -> str:
         """The format that is written."""
         if self.only_ids:
-            return "ids"
+            return ONLY_IDS
         if self.format is not None:
             return self.format
         if self.file is not None:
-            return "csv" if self.file.suffix.lower() == ".csv" else "ndjson"
-        return "table" if sys.stdout.isatty() and not self.fields else "ndjson"
+            suffix = self.file.suffix.lower()
+            return next((name for name, lines in FORMATS.items() if lines.suffix == suffix), "ndjson")
+        return TABLE if sys.stdout.isatty() and not self.fields else "ndjson"
 
 
 class Writer(Protocol):
@@ -333,6 +278,8 @@ class Output:
 
     Attributes:
         console: The terminal that shows the results, if there is one.
+        fields: The fields that are written.
+        lines: The format of the lines.
         place: Where the results go, for the summary; empty for standard output.
 
     Raises:
@@ -345,12 +292,12 @@ class Output:
         self._keep = keep
         self.options = options
         self.format = options.resolved
-        self.columns = options.fields or columns
+        self.fields = Fields(options.fields, columns, formulas=options.formulas)
         self.file = None if options.file is None or str(options.file) == "-" else options.file
         self.place = "" if self.file is None else f"results in {printable(str(self.file))}"
-        self.console = console_on(sys.stdout) if self.format == "table" and self.file is None else None
-        self._rows = Rows(self.console or console_on(io.StringIO()), ids) if self.format == "table" else None
-        self._used: dict[str, bool] = dict.fromkeys(options.fields, False)
+        self.console = console_on(sys.stdout) if self.format == TABLE and self.file is None else None
+        self._rows = Rows(self.console or console_on(io.StringIO()), ids) if self.format == TABLE else None
+        self.lines = FORMATS.get(self.format, FORMATS["ndjson"])  # a table is drawn by `_rows` instead
         self._writer: Writer  # from `open` on
         if self.file is not None:
             _check_writable(self.file, ids)
@@ -365,7 +312,7 @@ class Output:
         Raises:
             OutputError: It cannot be written.
         """
-        array = self.format == "json"
+        array = self.lines.is_array
         is_new = True
         if self.file is None:
             self._writer = StreamWriter(sys.stdout.buffer, "standard output", array=array)
@@ -381,8 +328,9 @@ class Output:
                     file = context.with_resource(cast("BinaryIO", self.file.open(mode, buffering=0)))
                     is_new = not os.fstat(file.fileno()).st_size
                     self._writer = FileWriter(file, name, array=array)
-        if self.format == "csv" and is_new:
-            await self._writer.write(_csv_row(self.columns))
+        head = self.lines.head(self.fields)
+        if head and is_new:
+            await self._writer.write(head)
         return True
 
     async def show(self, outcome: Found, *, failed: bool) -> None:
@@ -419,26 +367,7 @@ class Output:
         """Write one document in the format of the output."""
         if self.options.only_failed and not failed:
             return
-        if self.format == "ids":
-            await self._writer.write(execution_id.encode() + b"\n")
-        elif self.format == "csv":
-            data = _decoded(document)
-            cells = (cell_of(self._pick(data, path), formulas=self.options.formulas) for path in self.columns)
-            await self._writer.write(_csv_row(cells))
-        else:
-            if self.options.fields:
-                data = _decoded(document)
-                chosen = {path: self._pick(data, path) for path in self.options.fields}
-                if is_failure(data):
-                    chosen["error"] = data["error"]
-                document = msgspec.json.encode(chosen)
-            await self._writer.write(safe(document) + b"\n")
-
-    def _pick(self, data: Any, path: str) -> Any:
-        value = pick(data, path)
-        if value is not None and path in self._used:
-            self._used[path] = True
-        return value
+        await self._writer.write(self.lines.line(execution_id, document, self.fields))
 
     async def _show_row(self, rows: Rows, outcome: Found) -> None:
         if self.console is not None:
@@ -449,12 +378,7 @@ class Output:
     @property
     def shows_ids(self) -> bool:
         """Whether each result in the output says which id it is about, for a program."""
-        return self.format != "table" and (self.format == "ids" or "id" in (self.options.fields or ("id",)))
-
-    @property
-    def unused_fields(self) -> list[str]:
-        """Fields that no result had and that are not known, perhaps because their names are misspelled."""
-        return [path for path, used in self._used.items() if not used and path not in COLUMNS]
+        return self._rows is None and (self.format == ONLY_IDS or "id" in (self.options.fields or ("id",)))
 
     def sync(self) -> None:
         """Make sure that what was written survives a power failure, where this is possible."""
@@ -472,25 +396,6 @@ class Output:
             OutputError: It cannot be written.
         """
         self._writer.close()
-
-
-def is_failure(document: Any) -> bool:
-    """Whether a document says that a lookup failed. Records may have an `error` of their own, without these parts."""
-    error = pick(document, "error")
-    return isinstance(error, dict) and {"type", "attempts", "retryable"} <= error.keys()
-
-
-def _decoded(document: bytes) -> Any:
-    try:
-        return msgspec.json.decode(document)
-    except (msgspec.DecodeError, UnicodeDecodeError):  # half a character, or no UTF-8: what the server sent is kept
-        return json.loads(document.decode(errors="replace"))
-
-
-def _csv_row(cells: Iterable[str]) -> bytes:
-    row = io.StringIO()
-    csv.writer(row, lineterminator="\n").writerow(cells)
-    return row.getvalue().encode(errors="backslashreplace")
 
 
 async def _open_device(path: Path) -> BinaryIO:

@@ -17,6 +17,7 @@ from kaizen_async._cli.ending import say
 from kaizen_async._cli.ids import Arguments, Ids, Source
 from kaizen_async._cli.output import Output
 from kaizen_async._cli.table import Execution, Found, console_on, spell
+from kaizen_async._records.facts import has_ended, status_of
 from kaizen_async.client import KaizenClient
 from kaizen_async.errors import AuthenticationError, KaizenError, StatusError, printable
 from kaizen_async.events import AttemptEnded, Event, Gated, OutageBegan, OutageEnded
@@ -82,16 +83,16 @@ class Tally:
             self.failures[_kind_of(outcome.error)] += 1
         else:
             self.found += 1
-            self.statuses[outcome.unwrap().status] += 1
+            self.statuses[status_of(outcome.unwrap())] += 1
 
     def count_change(self, change: Change[Execution]) -> None:
         """Count one change of an execution that is watched."""
         self.running.discard(change.id)
         if change.error is not None:
             self.failures[_kind_of(change.error)] += 1
-        elif change.after.is_finished:
+        elif has_ended(change.after):
             self.found += 1
-            self.statuses[change.after.status] += 1
+            self.statuses[status_of(change.after)] += 1
         else:
             self.running.add(change.id)
 
@@ -110,7 +111,7 @@ class Tally:
 
 def is_ended_badly(record: Execution | None) -> bool:
     """Whether an execution has ended as failed."""
-    return record is not None and record.is_finished and record.status == ExecutionStatus.FAILED
+    return record is not None and has_ended(record) and status_of(record) == ExecutionStatus.FAILED
 
 
 def _kind_of(error: KaizenError) -> str:
@@ -306,5 +307,5 @@ def _words_about_work(tally: Tally, kaizen: KaizenClient) -> Iterator[str]:
 
 def _words_about_output(output: Output) -> Iterator[str]:
     yield output.place
-    if output.unused_fields:
-        yield f"no result has a field {' or '.join(map(printable, output.unused_fields))}"
+    if output.fields.unused:
+        yield f"no result has a field {' or '.join(map(printable, output.fields.unused))}"

@@ -18,9 +18,9 @@ from typing import BinaryIO, Final, NamedTuple
 import click
 import msgspec
 
-from kaizen_async._cli.formats import without_apostrophe
 from kaizen_async._cli.ids import Arguments, Ids
-from kaizen_async._cli.output import JSON_TAIL, Output, OutputOptions, is_failure, replacing
+from kaizen_async._cli.output import Output, OutputOptions, replacing
+from kaizen_async._cli.output_formats import FORMATS, JSON_TAIL
 from kaizen_async.errors import printable
 
 LONGEST_LINE: Final = 1 << 24
@@ -35,8 +35,6 @@ _TAKEN: Final = 2
 """The id was handed out in this run."""
 _FLAGS: Final = 2
 """Bits of a state that are flags; the others are the place of the line, plus one."""
-_FAILURE_COLUMNS: Final = ("error.attempts", "error.retryable")
-"""CSV must have one of them, to tell failed lookups from records that have an `error` of their own."""
 
 
 def require_resumable(options: OutputOptions) -> None:
@@ -49,13 +47,14 @@ def require_resumable(options: OutputOptions) -> None:
         raise click.UsageError("--resume needs --output FILE, the file with the results so far")
     if options.file.exists() and not options.file.is_file():
         raise click.UsageError(f"{printable(str(options.file))} is not a regular file; --resume needs one")
-    if options.only_failed or options.resolved in ("ids", "table"):
+    chosen = FORMATS.get(options.resolved)
+    if options.only_failed or chosen is None or not chosen.resumable:
         raise click.UsageError(
             "--resume needs all results in the file, as JSON or CSV: leave out --only-failed, --only-ids and --format"
         )
     if options.fields and "id" not in options.fields:
         raise click.UsageError("--resume needs the field id among --fields")
-    if options.fields and options.resolved == "csv" and not set(_FAILURE_COLUMNS) & set(options.fields):
+    if options.fields and chosen.failure_fields and not set(chosen.failure_fields) & set(options.fields):
         raise click.UsageError("--resume with CSV needs error.retryable among --fields, to know what failed")
 
 
@@ -86,8 +85,9 @@ class ResultFile:
     def __init__(self, output: Output, file: Path) -> None:
         self._path = file.resolve()  # a symbolic link stays one: its target is rewritten
         self._shown = printable(str(file))
-        self._format = output.format
-        self._columns = list(output.columns)
+        self._name = output.format
+        self._format = output.lines
+        self._fields = output.fields
         self._states: dict[bytes, int] = {}
         self._has_two = False
 
@@ -115,7 +115,7 @@ class ResultFile:
                     if line.execution_id is not None:
                         self._note(line)
                 size = os.fstat(file.fileno()).st_size
-                is_open_array = self._format == "json" and size > 0 and not _ends_array(file, size)
+                is_open_array = self._format.is_array and size > 0 and not _ends_array(file, size)
             if self._has_two or is_open_array:
                 await self._rewrite()
             elif end < size:
@@ -134,7 +134,7 @@ class ResultFile:
 
     async def failed_ids(self) -> AsyncIterator[str]:
         """Yield the ids in the file whose lookup failed."""
-        end = self._path.stat().st_size - len(JSON_TAIL) * (self._format == "json")  # where new results begin
+        end = self._path.stat().st_size - len(JSON_TAIL) * self._format.is_array  # where new results begin
         with self._path.open("rb") as file:
             async for line in self._lines(file, end):
                 if line.execution_id is not None and not line.found:
@@ -164,14 +164,14 @@ class ResultFile:
                 file.seek(place)
                 rest = file.read()
                 *lines, last = rest.split(b"\n")
-                if self._format == "json":
+                if self._format.is_array:
                     lines = [line.removesuffix(b",") for line in lines if line not in (b"", b",", b"]")]
                     lines += [last] * _is_json(last)
                     lead = b"\n" if place == 1 else b",\n"
                     whole = (lead + b",\n".join(lines)) * bool(lines) + JSON_TAIL
                 else:
                     whole = b"".join(line + b"\n" for line in lines)
-                ids = Counter(self._id_in(line) for line in lines)
+                ids = Counter(self._format.read(line, 2, self._fields)[0] or "" for line in lines)
                 if whole != rest:
                     file.seek(place)
                     file.truncate()
@@ -185,23 +185,17 @@ class ResultFile:
                 "name another --output"
             ) from None
 
-    def _id_in(self, line: bytes) -> str:
-        if self._format == "ids":
-            return line.decode()
-        execution_id, _ = self._read(line, number=2)
-        return execution_id or ""
-
     async def _rewrite(self) -> None:
         """Write the file again with the lines that count, in one step: it is the old one or the new one."""
         with replacing(self._path) as new, self._path.open("rb") as old:
             lead = b"[\n"
             async for line in self._lines(old):
                 if line.execution_id is None:
-                    new.write(line.text if self._format == "csv" else b"")
+                    new.write(b"" if self._format.is_array else line.text)
                 elif self._states[_digest_of(line.execution_id)] >> _FLAGS == line.place + 1:
-                    new.write(line.text if self._format != "json" else lead + line.text.rstrip(b",\r\n"))
+                    new.write(lead + line.text.rstrip(b",\r\n") if self._format.is_array else line.text)
                     lead = b",\n"
-            if self._format == "json":
+            if self._format.is_array:
                 new.write(JSON_TAIL if lead == b",\n" else b"[\n]\n")
 
     async def _lines(self, file: BinaryIO, end: float = math.inf) -> AsyncIterator[Line]:
@@ -210,10 +204,10 @@ class ResultFile:
         while place < end and (text := file.readline(LONGEST_LINE)).endswith(b"\n"):
             number += 1
             try:
-                execution_id, found = self._read(text, number)
+                execution_id, found = self._format.read(text, number, self._fields)
             except (ValueError, KeyError, RecursionError, csv.Error):
                 raise click.UsageError(
-                    f"line {number:,} of {self._shown} is not a result of this command as {self._format}; "
+                    f"line {number:,} of {self._shown} is not a result of this command as {self._name}; "
                     "name another --output, or the --format and --fields of the file"
                 ) from None
             yield Line(place, text, execution_id, found)
@@ -222,23 +216,6 @@ class ResultFile:
                 await asyncio.sleep(0)
         if len(text) == LONGEST_LINE:
             raise click.UsageError(f"{self._shown} has lines that are too long to be results of this command")
-
-    def _read(self, text: bytes, number: int) -> tuple[str | None, bool]:
-        """Return the id that a line is about, and whether it has a record."""
-        if self._format == "csv":
-            cells = next(csv.reader([text.decode()]))
-            if number == 1:
-                if cells != self._columns:
-                    raise ValueError("other columns")
-                return None, False
-            row = dict(zip(self._columns, cells, strict=True))
-            return without_apostrophe(row["id"]), not any(row.get(name) for name in _FAILURE_COLUMNS)
-        stripped = text.strip().removesuffix(b",")
-        if self._format == "json" and stripped in (b"[", b"]", b"[]"):
-            return None, False
-        parts = msgspec.json.decode(stripped, type=dict[str, msgspec.Raw])
-        error = msgspec.json.decode(parts["error"]) if "error" in parts else None
-        return msgspec.json.decode(parts["id"], type=str), not is_failure({"error": error})
 
 
 async def ids_to_do(ids: Ids, results: ResultFile, on_skip: Callable[[], None]) -> AsyncIterator[str]:

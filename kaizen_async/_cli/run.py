@@ -18,7 +18,8 @@ import msgspec
 from kaizen_async._cli import ending
 from kaizen_async._cli.ending import FAILED, MISUSE, OutputError, Stop, say
 from kaizen_async._cli.options import KINDS
-from kaizen_async._cli.output import StreamWriter, safe
+from kaizen_async._cli.output import StreamWriter
+from kaizen_async._cli.output_formats import safe
 from kaizen_async._cli.progress import Progress
 from kaizen_async._cli.table import spell
 from kaizen_async.errors import printable

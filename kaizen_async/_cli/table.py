@@ -10,11 +10,12 @@ from rich.table import Table
 from rich.text import Text
 
 from kaizen_async._cli.ids import Arguments, Ids
+from kaizen_async._records.base import Record
+from kaizen_async._records.facts import duration_of, has_ended, start_of, start_time_of, status_of, workflow_name_of
 from kaizen_async.errors import KaizenError, printable
-from kaizen_async.models import InstructorExecution, WorkflowExecution
 from kaizen_async.outcomes import Outcome
 
-Execution: TypeAlias = InstructorExecution | WorkflowExecution
+Execution: TypeAlias = Record
 Found: TypeAlias = Outcome[Execution]
 
 _MINUTE = 60
@@ -44,6 +45,8 @@ WIDEST = 500
 """Columns that are used at most: every row is padded to the width of the terminal."""
 ROOM = "  "
 """What later ids may be longer than the first, when it is not known how long they are."""
+LONGEST = 8e13
+"""Seconds that are shown at most: two and a half million years."""
 HEADER = ("ID", "WORKFLOW", "STATUS", "STARTED", "TOOK")
 
 
@@ -63,25 +66,21 @@ def plain(text: str) -> Text:
     return Text(printable(text))
 
 
-def workflow_of(record: Execution) -> str:
-    """Return the name of a record's workflow; nothing if it has none."""
-    return "" if record.workflow is None else record.workflow.name
-
-
 def status_text(record: Execution) -> Text:
     """Return the status of an execution in its colour."""
-    text = plain(record.status)
-    text.stylize(STYLES.get(record.status, ""))
+    status = status_of(record)
+    text = plain(status)
+    text.stylize(STYLES.get(status, ""))
     return text
 
 
 def age_of(record: Execution) -> str:
     """Return how long an execution took, or has been running; nothing if it does not say."""
-    if record.duration is not None:
-        return spell(max(0.0, record.duration.total_seconds()))
-    if record.start_time is None or record.is_finished:
-        return ""
-    return spell(max(0.0, time.time() - record.start_time.timestamp()))
+    seconds = duration_of(record)
+    started = start_of(record)
+    if seconds is None and started is not None and not has_ended(record):
+        seconds = time.time() - started
+    return "" if seconds is None else spell(min(max(0.0, seconds), LONGEST))
 
 
 def moment_of(moment: datetime) -> str:
@@ -143,8 +142,9 @@ class Rows:
     def _cells(self, record: Execution) -> tuple[Text, ...]:
         if not self._is_wide:
             return (status_text(record),)
-        started = "" if record.start_time is None else moment_of(record.start_time)
-        return plain(workflow_of(record)), status_text(record), Text(started), Text(age_of(record))
+        start_time = start_time_of(record)
+        started = "" if start_time is None else moment_of(start_time)
+        return plain(workflow_name_of(record)), status_text(record), Text(started), Text(age_of(record))
 
     def _print(self, execution_id: Text, *cells: Text) -> None:
         row = Table.grid(padding=(0, GAP, 0, 0))

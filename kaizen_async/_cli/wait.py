@@ -29,6 +29,7 @@ from kaizen_async._cli.progress import (
 )
 from kaizen_async._cli.results import ResultFile
 from kaizen_async._cli.table import Execution
+from kaizen_async._records.facts import has_ended, status_of
 from kaizen_async._waiting.streams import WaitStream
 from kaizen_async.executions import Executions
 from kaizen_async.outcomes import Change
@@ -289,6 +290,6 @@ class Statuses:
         before = self._latest.pop(change.id, None)
         if before is not None:
             self.counts[before] -= 1
-        if change.after is not None and not change.after.is_finished:
-            self._latest[change.id] = change.after.status
-            self.counts[change.after.status] += 1
+        if change.after is not None and not has_ended(change.after):
+            status = self._latest[change.id] = status_of(change.after)
+            self.counts[status] += 1

@@ -9,7 +9,8 @@ from kaizen_async._cli.board import Board
 from kaizen_async._cli.ending import FAILED, OutputError, Stop, run
 from kaizen_async._cli.ids import Arguments, ids_of
 from kaizen_async._cli.options import CommonOptions, common_options, deadline_of_wait, executions_of
-from kaizen_async._cli.output import CHANGE_COLUMNS, Output
+from kaizen_async._cli.output import Output
+from kaizen_async._cli.output_formats import CHANGE_COLUMNS, TABLE
 from kaizen_async._cli.plan import Plan
 from kaizen_async._cli.progress import (
     Progress,
@@ -40,7 +41,7 @@ def watch(ids: tuple[str, ...], options: CommonOptions, deadline: float | None) 
     trouble = Trouble()
     given = ids_of(ids, options.input)
     output = Output(options.output, given, CHANGE_COLUMNS)
-    if output.format == "table" and output.console is None:
+    if output.format == TABLE and output.console is None:
         raise click.UsageError("the live table of watch needs a terminal; write ndjson, json or csv to a file")
     client = options.client.create(trouble)
     plan = Plan(client=client, ids=given, output=output, options=options, trouble=trouble, deadline=deadline)

@@ -25,7 +25,7 @@ from kaizen_async._lookup.hedge import Hedging, Race
 from kaizen_async._lookup.received import Received
 from kaizen_async._lookup.retry import OVER_BUDGET, Retrier
 from kaizen_async._lookup.verdicts import Verdict, verdict
-from kaizen_async._records.base import has_ended
+from kaizen_async._records.facts import has_ended
 from kaizen_async._transport.capacity import NoConnectionError
 from kaizen_async._transport.key import RotatingKey
 from kaizen_async._transport.response import Answer

@@ -147,12 +147,6 @@ def without_raw(record: R) -> R:
     return light
 
 
-def has_ended(record: Any) -> bool:
-    """Return whether a record says that its execution has ended; False if its type cannot tell."""
-    finished: bool | None = getattr(record, "is_finished", None)
-    return getattr(record, "end_time", None) is not None if finished is None else finished
-
-
 def linked(*names: str) -> Callable[[type[P]], type[P]]:
     """Have the parts in these fields know where in the JSON they are, from the moment that they are read.
 

@@ -24,12 +24,12 @@ from typing import Any, Final
 
 from kaizen_async._lookup.engine import Engine
 from kaizen_async._lookup.lookup import Lookups, separate
-from kaizen_async._records.base import has_ended, without_raw
+from kaizen_async._records.base import without_raw
+from kaizen_async._records.facts import duration_of, has_ended, start_of, workflow_id_of
 from kaizen_async._waiting.cadence import Cadence
 from kaizen_async._waiting.calls import Call, Group, Pace
 from kaizen_async._waiting.disturbance import Disturbance
 from kaizen_async._waiting.entry import NOWHERE, POLLING, QUEUED, Entry, Trouble
-from kaizen_async._waiting.facts import duration_of, start_of, workflow_of
 from kaizen_async._waiting.memory import EndedRecords, HeavyRecords, TooHeavy
 from kaizen_async._waiting.silence import Silence
 from kaizen_async._waiting.timetable import Timetable
@@ -526,7 +526,7 @@ class Scheduler:
 
     def _learn(self, entry: Entry, group: Group, record: Any, *, is_first: bool) -> None:
         """Teach the cadence that an execution has ended, or that it was still running at this age."""
-        workflow_id = workflow_of(record)
+        workflow_id = workflow_id_of(record)
         if workflow_id is None:
             return
         age = self.clock.time() - entry.started
@@ -618,7 +618,7 @@ class Scheduler:
             return
         now = self.clock.time()
         if within is None:
-            delay = group.cadence.next_delay(now - entry.started, workflow_of(entry.last))
+            delay = group.cadence.next_delay(now - entry.started, workflow_id_of(entry.last))
         else:
             delay = max(within, group.policy.min_interval)
         entry.polled = now

@@ -45,7 +45,7 @@ from kaizen_async.testing.loop_thread import LoopThread
 from kaizen_async.testing.openapi import description
 from kaizen_async.testing.rate_limit import TokenBucket
 from kaizen_async.testing.recording import replies_in
-from kaizen_async.testing.records import KINDS, Changes, Kind, Record, Snapshot, digest_of, encode
+from kaizen_async.testing.records import SERVED, Changes, Record, ServedKind, Snapshot, digest_of, encode
 from kaizen_async.testing.served import Served, finder, record_of
 from kaizen_async.testing.server import LoopbackServer
 
@@ -479,7 +479,7 @@ class KaizenEmulator:
             anything is scripted that depends on the number of requests.
         """
         below = self._below_prefix(path) or ""
-        kind = KINDS.get(below)
+        kind = SERVED.get(below)
         is_plain = not (self.faults or self._bucket or below in self._served or below in self._replayed)
         if kind is None or not is_plain or not self._is_welcome(headers):
             return None
@@ -537,7 +537,7 @@ class KaizenEmulator:
 
     def _delivered(
         self, path: str, headers: Mapping[str, str], body: bytes
-    ) -> "tuple[Request, Answer | tuple[Kind | _OwnKind, str]]":
+    ) -> "tuple[Request, Answer | tuple[ServedKind | _OwnKind, str]]":
         """Note a request of this process; return its kind and id, or why it is refused."""
         below = self._below_prefix(path)
         seen = self._arrived("POST", below or path, self._masked_once(headers), len(body))
@@ -599,8 +599,8 @@ class KaizenEmulator:
 
     def _kind_asked_for(
         self, seen: Request, path: str | None, content_type: str, authorization: str | None
-    ) -> "Kind | _OwnKind":
-        kind = None if path is None else self._served.get(path) or KINDS.get(path)
+    ) -> "ServedKind | _OwnKind":
+        kind = None if path is None else self._served.get(path) or SERVED.get(path)
         if kind is None and path not in self._replayed:
             if self._strict:
                 self._complain(f"a request came in for {seen.path}, which is not served")
@@ -616,7 +616,7 @@ class KaizenEmulator:
 
     async def _answer_lookup(
         self,
-        kind: "Kind | _OwnKind",
+        kind: "ServedKind | _OwnKind",
         execution_id: str,
         body: bytes,
         seen: Request,
@@ -696,7 +696,9 @@ class KaizenEmulator:
         # Rounded, so that a clock moved by exactly the seconds of a step does reach it.
         return round(self._now() - execution.born + execution.life.age, 6)
 
-    def _ordinary_answer(self, kind: "Kind | _OwnKind", path: str, execution_id: str, default: Answer | None) -> Answer:
+    def _ordinary_answer(
+        self, kind: "ServedKind | _OwnKind", path: str, execution_id: str, default: Answer | None
+    ) -> Answer:
         bucket = self._bucket
         if bucket is not None and not bucket.take():
             return Answer.message(429, headers=bucket.headers())
@@ -716,7 +718,7 @@ class KaizenEmulator:
             self._complain(f"a request came in for {execution_id!r}, which does not exist")
         return Answer.message(404, f"there is no execution {execution_id!r}")
 
-    def _known(self, kind: Kind, path: str, execution_id: str) -> "_Known | None":
+    def _known(self, kind: ServedKind, path: str, execution_id: str) -> "_Known | None":
         """Return the present record of an execution, encoded; None if the execution does not exist."""
         execution = self._executions.get(execution_id)
         if execution is None:

@@ -8,7 +8,7 @@ from typing import Any, Final, cast
 from kaizen_async.config import __version__
 from kaizen_async.testing.checks import MOST_ID_CHARACTERS
 from kaizen_async.testing.lives import Life
-from kaizen_async.testing.records import KINDS, Snapshot, digest_of
+from kaizen_async.testing.records import SERVED, Snapshot, digest_of
 
 _ERRORS: Final = {
     "400": "The body is not a JSON object with an id.",
@@ -44,7 +44,7 @@ def description(path_prefix: str, own_paths: Iterable[str]) -> dict[str, Any]:
     ]
     kinds = {
         path: _lookup("An execution.", _schema_of([json.loads(kind.encode(each, None)) for each in examples]))
-        for path, kind in KINDS.items()
+        for path, kind in SERVED.items()
     }
     paths: dict[str, Any] = {
         **kinds,

@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from hashlib import blake2b
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import msgspec
+from msgspec import inspect
 
-from kaizen_async import _kinds
+from kaizen_async._kinds import KINDS, Kind
 from kaizen_async.models import InstructorExecution, WorkflowExecution
 from kaizen_async.testing.checks import check_type
 from kaizen_async.testing.lives import Life, reached
@@ -89,7 +90,7 @@ class Changes:
         return {name: value for name, value in {**record, **self.fields}.items() if name not in self.without}
 
 
-class Kind(NamedTuple):
+class ServedKind(NamedTuple):
     """A kind of lookup: how its record is made, and under which name the response wraps it, if under one."""
 
     build: Callable[[Snapshot], Record]
@@ -155,22 +156,55 @@ def workflow_execution(snapshot: Snapshot) -> Record:
     }
 
 
-def served(kind: _kinds.Kind[Any]) -> Kind:
-    """Return how a kind is served: with the fields of its Struct that others have, unless something else is known."""
-    names = [field.encode_name for field in msgspec.structs.fields(kind.record)]
+def served(kind: Kind[Any]) -> ServedKind:
+    """Return how a kind is served: by its entry in `_BUILDERS`, or with the fields that its Struct declares.
+
+    A field that another kind has too gets the same value. A required field that no other kind has gets a value of its
+    type.
+    """
+    struct = cast("inspect.StructType", inspect.type_info(kind.record))
+    fields = {field.encode_name: field for field in struct.fields}
 
     def build(snapshot: Snapshot) -> Record:
         known = {**workflow_execution(snapshot), **instructor_execution(snapshot)}
-        return {name: known[name] for name in names if name in known}
+        shared = {name: known[name] for name in fields if name in known}
+        return {**_required(fields.values(), snapshot), **shared}
 
-    return Kind(_BUILDERS.get(kind.record, build), kind.unwrap)
+    return ServedKind(_BUILDERS.get(kind.record, build), kind.unwrap)
+
+
+def _required(fields: Iterable[inspect.Field], snapshot: Snapshot) -> Record:
+    return {field.encode_name: _value_of(field.type, snapshot) for field in fields if field.required}
+
+
+def _value_of(kind: inspect.Type, snapshot: Snapshot) -> object:
+    """Return a value of a type: null where the type allows that."""
+    if isinstance(kind, inspect.Metadata):
+        return _value_of(kind.type, snapshot)
+    if isinstance(kind, inspect.StructType):
+        return _required(kind.fields, snapshot)
+    if isinstance(kind, inspect.EnumType):
+        return next(iter(kind.cls)).value
+    if isinstance(kind, inspect.LiteralType):
+        return kind.values[0]
+    values: dict[type[inspect.Type], object] = {
+        inspect.StrType: snapshot.digest[:12],
+        inspect.IntType: int(snapshot.digest[:2], 16),
+        inspect.FloatType: int(snapshot.digest[:2], 16),
+        inspect.BoolType: False,
+        inspect.DateTimeType: snapshot.start,
+        inspect.VarTupleType: [],
+        inspect.ListType: [],
+        inspect.DictType: {},
+    }
+    return values.get(type(kind))
 
 
 _BUILDERS: Final[Mapping[type, Callable[[Snapshot], Record]]] = {
     InstructorExecution: instructor_execution,
     WorkflowExecution: workflow_execution,
 }
-KINDS: Final[Mapping[str, Kind]] = {f"/{kind.path}": served(kind) for kind in _kinds.KINDS.values()}
+SERVED: Final[dict[str, ServedKind]] = {f"/{kind.path}": served(kind) for kind in KINDS.values()}
 """The paths that are served, and what each returns."""
 
 

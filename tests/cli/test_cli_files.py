@@ -15,7 +15,7 @@ from running_command import Command, ids_in
 
 from kaizen_async._cli import formats
 from kaizen_async._cli.formats import Counts, DetectingReader, Layout, LayoutError, pick
-from kaizen_async._cli.output import cell_of, is_failure, safe
+from kaizen_async._cli.output_formats import cell_of, is_failure, safe
 from kaizen_async._cli.table import moment_of
 from kaizen_async.testing import Fault, KaizenEmulator, Life
 

@@ -20,7 +20,7 @@ import pytest
 
 from kaizen_async.models import InstructorExecution
 from kaizen_async.testing import Fault, KaizenEmulator, Life
-from kaizen_async.testing.records import KINDS, Kind, Snapshot
+from kaizen_async.testing.records import SERVED, ServedKind, Snapshot
 
 NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
 PATH = "instructor/executions/get"
@@ -293,7 +293,7 @@ async def test_a_kind_may_wrap_its_record(
     def build(snapshot: Snapshot) -> dict[str, Any]:
         return {"id": snapshot.id, "attempts": 1}
 
-    monkeypatch.setitem(KINDS, "/executions/get", Kind(build, wrap="execution"))  # type: ignore[arg-type]
+    monkeypatch.setitem(SERVED, "/executions/get", ServedKind(build, wrap="execution"))
     emulator.add("exec_1", record={"attempts": 2})
     async with session.post(f"{emulator.base_url}executions/get", json={"id": "exec_1"}) as response:
         assert await response.json() == {"execution": {"id": "exec_1", "attempts": 2}}

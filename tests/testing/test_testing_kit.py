@@ -22,7 +22,8 @@ from aiohttp import web
 from freezegun import freeze_time
 from jsonschema import Draft202012Validator
 
-from kaizen_async import KaizenClient, KaizenError, NotFoundError, PollPolicy, Record, RetryPolicy, StatusError, _kinds
+from kaizen_async import KaizenClient, KaizenError, NotFoundError, PollPolicy, Record, RetryPolicy, StatusError
+from kaizen_async._kinds import KINDS, Kind
 from kaizen_async.testing import Answer, Fault, KaizenEmulator, Life, Recorder, ScriptError, VirtualClock
 from kaizen_async.testing import emulator as emulator_module
 from kaizen_async.testing.faults import Exchange
@@ -480,7 +481,7 @@ async def test_the_description_needs_no_key() -> None:
             assert await response.json() == {"status": "ok"}
         async with session.get(emulator.base_url + "openapi.json") as response:
             described = await response.json()
-        assert {"/instructor/executions/get", "/executions/get", "/invoices/get", "/health"} == set(described["paths"])
+        assert {f"/{kind.path}" for kind in KINDS.values()} | {"/invoices/get", "/health"} == set(described["paths"])
         url = emulator.base_url + "instructor/executions/get"
         async with session.post(url, json={"id": "a"}, headers={"Host": "evil.example"}) as response:
             assert response.status == 421
@@ -1121,11 +1122,11 @@ def test_tls_without_trustme_says_what_to_install(monkeypatch: pytest.MonkeyPatc
         KaizenEmulator(tls=True)
 
 
-def test_an_unknown_kind_is_served_with_shared_fields() -> None:
-    """A new kind gets the fields that its Struct shares with other kinds."""
-    kind = served(_kinds.Kind("invoices", "invoices/get", Invoice))
+def test_a_new_kind_is_served_with_shared_and_required_fields() -> None:
+    """A new kind gets the fields that its Struct shares with other kinds, and a number where a number is required."""
+    kind = served(Kind("invoices", "invoices/get", Invoice))
     snapshot = Snapshot.of("inv_1", Life.ended(), digest="0" * 64, start=datetime(2026, 1, 1, tzinfo=UTC), age=5)
-    assert json.loads(kind.encode(snapshot, None)) == {"id": "inv_1"}
+    assert json.loads(kind.encode(snapshot, None)) == {"id": "inv_1", "total": 0}
 
 
 async def test_frozen_time_is_the_emulators_time() -> None:

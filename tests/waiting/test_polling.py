@@ -45,9 +45,9 @@ from kaizen_async import (
     PollPolicy,
     RetryPolicy,
 )
+from kaizen_async._records.facts import duration_of, workflow_id_of
 from kaizen_async._transport.response import Answer
 from kaizen_async._waiting.entry import Entry
-from kaizen_async._waiting.facts import duration_of, workflow_of
 from kaizen_async._waiting.scheduler import AT_ONCE, MOST_GROUPS
 from kaizen_async._waiting.timetable import SPAN, Timetable
 from kaizen_async.executions import Executions
@@ -660,10 +660,10 @@ def test_workflows_and_durations_are_read_off_any_record() -> None:
     assert duration_of(SimpleNamespace(end_time=end.astimezone(timezone.max), start_time=start)) == 30
     assert duration_of(SimpleNamespace(end_time="later", start_time=start)) is None
     assert duration_of(SimpleNamespace(end_time=end)) is None
-    assert workflow_of(SimpleNamespace(workflow=SimpleNamespace(id="wf_1"))) == "wf_1"
-    assert workflow_of(SimpleNamespace(workflow=SimpleNamespace(id=3))) is None
-    assert workflow_of(SimpleNamespace()) is None
-    assert workflow_of(None) is None
+    assert workflow_id_of(SimpleNamespace(workflow=SimpleNamespace(id="wf_1"))) == "wf_1"
+    assert workflow_id_of(SimpleNamespace(workflow=SimpleNamespace(id=3))) is None
+    assert workflow_id_of(SimpleNamespace()) is None
+    assert workflow_id_of(None) is None
 
 
 @virtual_time
