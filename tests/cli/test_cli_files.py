@@ -15,7 +15,7 @@ from running_command import Command, ids_in
 
 from kaizen_async._cli import formats
 from kaizen_async._cli.formats import Counts, DetectingReader, Layout, LayoutError, pick
-from kaizen_async._cli.output_formats import cell_of, is_failure, safe
+from kaizen_async._cli.output_formats import FORMATS, Fields, Format, cell_of, decoded, is_failure, safe
 from kaizen_async._cli.table import moment_of
 from kaizen_async.testing import Fault, KaizenEmulator, Life
 
@@ -212,6 +212,35 @@ class TestOutput:
         assert pick({"a": [1]}, "a.7") is None
         assert pick({"a": 1}, "a.b") is None
         assert not is_failure({"error": {"type": "x", "message": "a record's own"}})
+
+
+class Bars(Format):
+    """A format of the tests: `id|status`, and an empty status for a failure."""
+
+    suffix = ".bars"
+
+    def line(self, execution_id: str, document: bytes, fields: Fields) -> bytes:
+        """Return the id and the status."""
+        return f"{execution_id}|{fields.pick(decoded(document), 'status') or ''}\n".encode()
+
+    def read(self, line: bytes, number: int, fields: Fields) -> tuple[str | None, bool]:
+        """Read the id and the status."""
+        execution_id, status = line.decode().strip().split("|")
+        return execution_id, bool(status)
+
+
+def test_a_new_format_is_a_class_and_an_entry(
+    command: Command, server: KaizenEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One entry in the table of formats is enough to write results and to resume from them."""
+    monkeypatch.setitem(FORMATS, "bars", Bars())
+    file = tmp_path / "out.bars"
+    assert command("get", "-o", file, "--resume", "a", "later").exit_code == 1
+    assert sorted(file.read_text().splitlines()) == ["a|Completed", "later|"]
+    server.add("later", Life.ended())
+    assert command("get", "-o", file, "--resume").exit_code == 0
+    assert sorted(file.read_text().splitlines()) == ["a|Completed", "later|Completed"]
+    assert server.requests_for("a") == 1
 
 
 class TestResume:
