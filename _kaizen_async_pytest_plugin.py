@@ -30,14 +30,16 @@ def kaizen_emulator_settings() -> dict[str, Any]:
 
 
 @pytest.fixture
-def kaizen_clock() -> "VirtualClock":
+def kaizen_clock(request: pytest.FixtureRequest, kaizen_emulator_settings: dict[str, Any]) -> "VirtualClock":
     """A `VirtualClock`, fresh for each test. The fixture kaizen_emulator of the same test lives in its time.
 
-    Give it to the client: `KaizenClient(base_url=kaizen_emulator.base_url, clock=kaizen_clock)`.
+    Give it to the client: `KaizenClient(base_url=kaizen_emulator.base_url, clock=kaizen_clock)`. If the settings of the
+    emulator name a `VirtualClock`, as those of a wider scope may, it is that one.
     """
     from kaizen_async.testing.clock import VirtualClock  # noqa: PLC0415 - see the top of this file
 
-    return VirtualClock()
+    given = (kaizen_emulator_settings | _marked(request)).get("clock")
+    return given if isinstance(given, VirtualClock) else VirtualClock()
 
 
 @pytest.fixture

@@ -119,6 +119,23 @@ def test_fresh_time(kaizen_clock, kaizen_emulator, turn):
     asyncio.run(kaizen_clock.advance(5))
 """
 
+SHARED_TIME = """
+import asyncio
+from kaizen_async.testing import VirtualClock
+
+@pytest.fixture(scope="session")
+def kaizen_emulator_settings():
+    return {"clock": VirtualClock()}
+
+@pytest.mark.parametrize("turn", [0, 1])
+def test_shared_time(kaizen_clock, kaizen_emulator, kaizen_emulator_session, turn):
+    assert kaizen_clock.time() == turn * 60
+    began = kaizen_emulator.now(), kaizen_emulator_session.now()
+    asyncio.run(kaizen_clock.advance(60))
+    ended = kaizen_emulator.now(), kaizen_emulator_session.now()
+    assert [(end - begin).total_seconds() for begin, end in zip(began, ended)] == [60, 60]
+"""
+
 UNITTEST = """
 import asyncio, unittest
 
@@ -194,6 +211,7 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[
         pytest.param(MERGED, (), 3, id="markers of module, class and test"),
         pytest.param(INDIRECT, (), 2, id="indirect parametrization"),
         pytest.param(SHARED, (), 2, id="wider scopes"),
+        pytest.param(SHARED_TIME, (), 2, id="one time for wider scopes"),
     ],
 )
 def test_it_serves_tests_of_every_kind(
