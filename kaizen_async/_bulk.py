@@ -239,7 +239,7 @@ class OutcomeStream(AccountedStream[Outcome[T]], Generic[T]):
         `itertools.islice(ids, state["taken"], None)`.
         """
         ready = (outcome.id for outcome in self._ready)
-        return self._ledger.checkpoint(self._ledger.unfinished(), ready, now=self._wall())
+        return self._ledger.checkpoint(self._ledger.unfinished(), ready, now=self._wall()).plain()
 
     def _start(self) -> None:
         self._report = self._begin_report()

@@ -59,20 +59,25 @@ class Checkpoint(msgspec.Struct, frozen=True):
 
     @classmethod
     def load(cls, state: object) -> "Checkpoint":
-        """Return a checkpoint from its plain form.
+        """Return a checkpoint from its plain form, or one that was decoded, once it is checked.
 
         Raises:
             ValueError: It is not a checkpoint, or of another version; in one line.
         """
         try:
-            checkpoint = msgspec.convert(state, cls)
+            checkpoint = state if isinstance(state, cls) else msgspec.convert(state, cls)
         except (msgspec.ValidationError, RecursionError, OverflowError) as error:
             raise ValueError(f"not a valid checkpoint: {_one_line(error)}") from None
         if checkpoint.version != CHECKPOINT_VERSION:
             raise ValueError(f"this checkpoint is of version {checkpoint.version}, not {CHECKPOINT_VERSION}")
-        if sum(entry.count for entry in checkpoint.ids) > MOST_IDS:
+        if checkpoint.total > MOST_IDS:
             raise ValueError(f"not a valid checkpoint: it stands for more than {MOST_IDS:,} ids")
         return checkpoint
+
+    @property
+    def total(self) -> int:
+        """How many results it asks for."""
+        return sum([entry.count for entry in self.ids])
 
     def plain(self) -> dict[str, Any]:
         """Return it as dicts, lists, strings and numbers."""
@@ -114,7 +119,7 @@ class Ledger:
         self.resumed: deque[Unfinished] = deque() if checkpoint is None else checkpoint.waiting_at(now)
         self.done = 0
         self._taken_before = 0 if checkpoint is None else checkpoint.taken
-        self._resumable = sum(entry.count for entry in self.resumed)
+        self._resumable = 0 if checkpoint is None else checkpoint.total
         self._not_resumed = self._resumable
         self._added = 0
 
@@ -160,8 +165,8 @@ class Ledger:
 
     def checkpoint(
         self, waiting: Iterable[Unfinished], ready: Iterable[Any], *, now: float, learned: Any = None
-    ) -> dict[str, Any]:
-        """Return a checkpoint in its plain form.
+    ) -> Checkpoint:
+        """Return a checkpoint.
 
         Args:
             waiting: The ids that are pending.
@@ -178,7 +183,7 @@ class Ledger:
             *(Unfinished(execution_id, count) for execution_id, count in unread.items()),
         ]
         taken = self._taken_before + self.source.accounted()
-        return Checkpoint(CHECKPOINT_VERSION, taken, now, entries, learned).plain()
+        return Checkpoint(CHECKPOINT_VERSION, taken, now, entries, learned)
 
     def unfinished(self) -> Iterator[Unfinished]:
         """Return the pending ids without ages."""

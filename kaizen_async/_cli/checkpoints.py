@@ -17,12 +17,13 @@ import os
 import stat
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Final, Self
 
 import click
 import msgspec
@@ -65,7 +66,7 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="ka
     taken: Taken
     unprinted: Annotated[list[_Id], msgspec.Meta(max_length=MOST_IDS)]
     """Ids that have ended, but whose line is not written yet."""
-    waiting: dict[str, Any]
+    waiting: Checkpoint
     """The checkpoint of `wait_many`."""
     written: Annotated[int, msgspec.Meta(ge=0)] | None = None
     """How much of the output file had been written, in bytes; None if the output is not a file."""
@@ -74,29 +75,37 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="ka
 
     def without(self, done: Counter[str]) -> "Saved":
         """Return it without ids whose result was written after it was saved, and subtract these from `done`."""
+        if not done:
+            return self
         unprinted = [execution_id for execution_id in self.unprinted if not _subtract(done, execution_id, 1)]
-        checkpoint = Checkpoint.load(self.waiting)
         entries: list[Unfinished] = []
-        for entry in checkpoint.ids:
+        for entry in self.waiting.ids:
             left = entry.count - _subtract(done, str(entry.id), entry.count)
             if left:
                 entries.append(msgspec.structs.replace(entry, count=left))
-        waiting = msgspec.structs.replace(checkpoint, ids=entries).plain()
+        waiting = msgspec.structs.replace(self.waiting, ids=entries)
         return msgspec.structs.replace(self, unprinted=unprinted, waiting=waiting)
 
-    def counts(self) -> Counter[str]:
-        """Return the ids that are waited for, and how often each.
+    def require_valid(self) -> None:
+        """Refuse what cannot be continued.
 
         Raises:
-            ValueError: The checkpoint of `wait_many` is not one, or an id is invalid.
+            ValueError: The checkpoint of `wait_many` is of another version or too large, or an id is invalid.
         """
-        counts: Counter[str] = Counter(map(require_id, self.unprinted))
-        checkpoint = Checkpoint.load(self.waiting)
-        if checkpoint.learned is not None:
-            require_learned(checkpoint.learned)
-        for entry in checkpoint.ids:
-            counts[str(entry.id)] += entry.count
-        return counts
+        for execution_id in self.unprinted:
+            require_id(execution_id)
+        Checkpoint.load(self.waiting)
+        if self.waiting.learned is not None:
+            require_learned(self.waiting.learned)
+
+    @property
+    def total(self) -> int:
+        """How many results are waited for."""
+        return len(self.unprinted) + self.waiting.total
+
+    def ids(self) -> Iterator[str]:
+        """Return the ids that are waited for."""
+        return chain(self.unprinted, (str(entry.id) for entry in self.waiting.ids))
 
 
 def _subtract(done: Counter[str], execution_id: str, most: int) -> int:
@@ -138,7 +147,7 @@ class CheckpointFile:
         try:
             self._path = self.path.resolve()
             saved = self._read()
-            saved.counts()
+            saved.require_valid()
         except FileNotFoundError:
             return None
         except (OSError, RuntimeError) as error:  # RuntimeError: symbolic links in a circle

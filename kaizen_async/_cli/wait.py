@@ -101,7 +101,7 @@ class Wait:
         self._taken = Taken()
         self._taken_before = 0
         self._skipped = 0
-        self._resumed = 0 if plan.saved is None else plan.saved.counts().total()  # ids that an earlier run left
+        self._resumed = 0 if plan.saved is None else plan.saved.total  # ids that an earlier run left
         self._unprinted: list[str] = []
 
     async def work(self) -> int:
@@ -142,7 +142,7 @@ class Wait:
         plan, stop = self._plan, self._stop
         shown = plan.options.shows_progress and not plan.ids.typed
         source = self._source()
-        resumed = self._saved.counts() if shown and self._saved is not None else ()
+        resumed = self._saved.ids() if shown and self._saved is not None else ()
         self._statuses = Statuses(executions, chain(resumed, self._to_do), wanted=shown)
         progress = Progress(self._line, wanted=shown, console=plan.output.console, trouble=plan.trouble.words)
         async with self._ends(executions, source, deadline) as ends:
@@ -198,7 +198,7 @@ class Wait:
             base_url=self._plan.options.subject,
             taken=self._taken,
             unprinted=self._unprinted,
-            waiting=ends.checkpoint(),
+            waiting=ends.left(),
             written=self._plan.output.written,
             ahead=[*self._written.elements()],
         )

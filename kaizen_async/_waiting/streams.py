@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from kaizen_async._bulk import READ_AHEAD, refused
 from kaizen_async._ids import InvalidId, checked, require_id
-from kaizen_async._ledger import Ledger, Unfinished
+from kaizen_async._ledger import Checkpoint, Ledger, Unfinished
 from kaizen_async._streams import AccountedStream, all_done
 from kaizen_async._waiting.calls import Call, Group, Report
 from kaizen_async._waiting.scheduler import AT_ONCE, Scheduler
@@ -220,6 +220,10 @@ class WaitStream(PolledStream[Outcome[T]], Generic[T]):
         many ids of the source are accounted for, so pass the rest of the same source to the later call:
         `itertools.islice(ids, state["taken"], None)`.
         """
+        return self.left().plain()
+
+    def left(self) -> Checkpoint:
+        """Return the checkpoint before it is made plain, which takes long for a million ids."""
         now = self._scheduler.clock.time()
         pending = self._ledger.pending.items()
         return self._ledger.checkpoint(

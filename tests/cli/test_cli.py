@@ -32,6 +32,7 @@ from kaizen_async._cli.checkpoints import CheckpointFile, Saved, Taken
 from kaizen_async._cli.ending import Stop
 from kaizen_async._cli.formats import Layout
 from kaizen_async._cli.ids import Source
+from kaizen_async._ledger import Checkpoint
 from kaizen_async.testing import Fault, KaizenEmulator, Life
 
 Run = Callable[..., Result]
@@ -392,12 +393,21 @@ class TestCheckpoint:
         assert ids_in(first) == ["ended"]
         assert sorted(ids_in(second)) == ["exec_1", "new"]
 
+    def test_a_checkpoint_is_not_made_plain(
+        self, run: Run, emulator: KaizenEmulator, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A run reads and saves a checkpoint without a dict for each id: with two million it would end too late."""
+        monkeypatch.setattr(Checkpoint, "plain", None)
+        emulator.add("exec_1", Life.running())
+        assert run("wait", "exec_1", "--deadline", "0.1", "--checkpoint", str(checkpoint)).exit_code == 1
+        assert "1 still waited for" in run("wait", "--deadline", "0.1", "--checkpoint", str(checkpoint)).stderr
+
     def test_an_empty_checkpoint_can_be_resumed(self, run: Run, emulator: KaizenEmulator, checkpoint: Path) -> None:
         """A run resumes from a checkpoint without ids, because a process may be killed at its start."""
 
-        async def nothing() -> dict[str, Any]:
+        async def nothing() -> Checkpoint:
             async with KaizenClient() as kaizen, kaizen.instructor_executions.wait_many() as ends:
-                return ends.checkpoint()
+                return ends.left()
 
         saved = Saved(base_url=emulator.base_url, taken=Taken(), unprinted=[], waiting=asyncio.run(nothing()))
         CheckpointFile(checkpoint, emulator.base_url).save(saved)

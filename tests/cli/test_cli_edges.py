@@ -28,6 +28,7 @@ from kaizen_async._cli.ids import Arguments, Source
 from kaizen_async._cli.output import Output, OutputOptions, _document_for
 from kaizen_async._cli.progress import Progress, Tally, Trouble, by_status, line_of_lookups
 from kaizen_async._cli.wait import Wait
+from kaizen_async._ledger import Checkpoint
 from kaizen_async.events import AttemptEnded, Gated, OutageBegan, OutageEnded
 from kaizen_async.testing import Fault, KaizenEmulator, Life
 
@@ -460,7 +461,8 @@ async def test_a_failed_sync_does_not_end_the_saving(tmp_path: Path, monkeypatch
     monkeypatch.setattr(checkpoints, "SAVE_EVERY", 0.001)
     said: list[str] = []
     monkeypatch.setattr(checkpoints, "say", said.append)
-    saved = checkpoints.Saved(base_url="http://x/", taken=checkpoints.Taken(), unprinted=[], waiting={})
+    nothing = Checkpoint(2, 0, 0.0, [])
+    saved = checkpoints.Saved(base_url="http://x/", taken=checkpoints.Taken(), unprinted=[], waiting=nothing)
     again = asyncio.Event()
     answers = iter([saved, OutputError("cannot write out.ndjson"), saved])
 

@@ -37,6 +37,7 @@ from kaizen_async._cli.output import InOrder, described
 from kaizen_async._cli.progress import by_status
 from kaizen_async._cli.table import Rows, age_of, spell
 from kaizen_async._cli.wait import Statuses
+from kaizen_async._ledger import Checkpoint, Unfinished
 from kaizen_async.outcomes import Change
 from kaizen_async.testing import KaizenEmulator, Life, VirtualClock
 
@@ -288,9 +289,10 @@ class TestCheckpointFile:
         assert file.load() == saved
 
     def test_ids_include_awaited_and_unprinted_ids(self) -> None:
-        """A checkpoint counts awaited and unprinted ids, each as often as it was read."""
+        """A checkpoint has awaited and unprinted ids, and counts each as often as it was read."""
         saved = Saved(base_url="", taken=Taken(), unprinted=["c"], waiting=WAITING)
-        assert saved.counts() == {"a": 2, "b": 1, "c": 1}
+        assert sorted(saved.ids()) == ["a", "b", "c"]
+        assert saved.total == 4
 
     async def test_being_interrupted_while_skipping_changes_nothing(self) -> None:
         """An interruption while known ids are skipped does not change the checkpoint."""
@@ -307,7 +309,7 @@ class TestCheckpointFile:
             assert await skip_taken(source(stream), saved, stop) == taken
 
 
-WAITING = {"version": 2, "taken": 0, "taken_at": 0.0, "ids": [["a", 2], ["b"]], "learned": None}
+WAITING = Checkpoint(2, 0, 0.0, [Unfinished("a", 2), Unfinished("b")])
 
 
 class TestRows:
