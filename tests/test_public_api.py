@@ -248,7 +248,7 @@ LAYERS = [
         "_transport.wire",
         "_ids",
     ],
-    ["_transport.pool", "_transport.session"],
+    ["_transport.pool", "_transport.session", "_waiting.poll_rules"],
     ["_transport.connection", "_transport.key"],
     ["_transport.capacity"],
     ["_transport.failures"],
@@ -354,6 +354,7 @@ PURE = [
     "outcomes",
     "stats",
     "_waiting.cadence",
+    "_waiting.poll_rules",
 ]
 
 

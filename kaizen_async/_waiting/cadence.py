@@ -57,10 +57,11 @@ from bisect import bisect_right
 from collections import deque
 from itertools import accumulate
 from random import Random
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 import msgspec
 
+from kaizen_async._waiting.poll_rules import RULES, rule_of
 from kaizen_async.config import PollPolicy
 
 LOWEST: Final = 0.5
@@ -153,7 +154,7 @@ class _History:
 
 
 class _State(msgspec.Struct):
-    aim: Literal["share", "seconds"]
+    aim: str
     lags: Annotated[list[_Lag], msgspec.Meta(max_length=LAGS)]
     workflows: Annotated[
         dict[_Name, Annotated[list[tuple[_Bin, _Ends, _Time]], msgspec.Meta(max_length=_BINS)]],
@@ -170,10 +171,10 @@ class Cadence:
     def __init__(self, policy: PollPolicy, random: Random) -> None:
         self._policy = policy
         self._random = random
-        self._kind: Literal["share", "seconds"] = "share" if policy.lag_seconds is None else "seconds"
-        self._aim = policy.lag_share if policy.lag_seconds is None else policy.lag_seconds
+        self._rule = rule_of(policy)
+        self._scales = [age / self._rule.unit(age) for age in _AGES]
         self._lags: deque[float] = deque(maxlen=LAGS)
-        self._prior_lags = [_PRIOR_LAG] * PRIOR_LAGS if self._kind == "share" else []
+        self._prior_lags = [_PRIOR_LAG] * PRIOR_LAGS if self._rule.is_share else []
         self._unit_lag = 0.0
         self._recalibrate()
         self._histories: dict[str, _History] = {}
@@ -185,7 +186,7 @@ class Cadence:
         policy = self._policy
         interval = plain = self._plain_interval(age)
         history = self._unknown if workflow_id is None else self._histories.get(workflow_id, self._unknown)
-        if self._unit_lag and (self._lags or history is not self._unknown):
+        if self._rule.learns and self._unit_lag and (self._lags or history is not self._unknown):
             interval = min(max(self._learned_interval(age, history), LOWEST * plain), history.highest(age) * plain)
             interval = min(max(interval, policy.min_interval), policy.max_interval)
         low = max(interval * (1 - policy.spread), policy.min_interval)
@@ -229,7 +230,7 @@ class Cadence:
     def state(self) -> dict[str, Any]:
         """Return what was learned, as plain JSON-able values."""
         return {
-            "aim": self._kind,
+            "aim": self._rule.name,
             "lags": [round(lag, 6) for lag in self._lags],
             "workflows": {
                 workflow_id: [
@@ -249,7 +250,7 @@ class Cadence:
             ValueError: That is not such a state. What was learned before stays.
         """
         restored = _checked(state)
-        if restored.aim == self._kind and not self._lags:
+        if restored.aim == self._rule.name and not self._lags:
             self._lags.extend(restored.lags)
             self._recalibrate()
         for workflow_id, bins in restored.workflows.items():
@@ -264,8 +265,7 @@ class Cadence:
             self._remember(workflow_id, history)
 
     def _plain_interval(self, age: float) -> float:
-        interval = 2 * self._aim * (age if self._kind == "share" else 1)
-        return min(max(interval, self._policy.min_interval), self._policy.max_interval)
+        return min(max(self._rule.interval(age), self._policy.min_interval), self._policy.max_interval)
 
     def _learned_interval(self, age: float, history: _History) -> float:
         """Return the time until the schedule asks for one poll more than up to this age."""
@@ -274,7 +274,7 @@ class Cadence:
         place = _place_of(age)
         index = int(place)
         polls = schedule[index] + (schedule[index + 1] - schedule[index]) * (place - index)
-        polls += self._aim / self._unit_lag
+        polls += self._rule.aim / self._unit_lag
         index = bisect_right(schedule, polls)
         if index > _BINS:
             return math.inf
@@ -290,10 +290,8 @@ class Cadence:
     def _calibrate(self, schedule: list[float], duration: float) -> None:
         """Count an end in the mean of the lags that the schedules would give with the factor 1."""
         index = _bin_of(duration)
-        lag = _WIDTH / (schedule[index + 1] - schedule[index]) / 2
-        if self._kind == "seconds":
-            lag *= duration
-        self._lags.append(lag)
+        lag_share = _WIDTH / (schedule[index + 1] - schedule[index]) / 2
+        self._lags.append(lag_share * (duration / self._rule.unit(duration)))
         self._recalibrate()
 
     def _recalibrate(self) -> None:
@@ -310,10 +308,12 @@ class Cadence:
         return history.schedule
 
     def _draw_up(self, ended: "list[float] | array[float]", running: "list[float] | array[float]") -> list[float]:
-        """Sum up n(t) over the ages: per unit of log t it is sqrt(h*t), or sqrt(h*t*t) if lag counts in seconds."""
-        scales = [1.0] * _BINS if self._kind == "share" else _AGES
+        """Sum up n(t) over the ages: per unit of log t it is sqrt(h*t) if the lag counts as a share of t.
+
+        If it counts in other units, it is sqrt(h*t*t / unit(t)).
+        """
         hazards = _hazards(ended, running)
-        densities = (math.sqrt(hazard * scale) for hazard, scale in zip(hazards, scales, strict=True))
+        densities = (math.sqrt(hazard * scale) for hazard, scale in zip(hazards, self._scales, strict=True))
         return list(accumulate((density * _WIDTH for density in densities), initial=0.0))
 
 
@@ -328,9 +328,12 @@ def require_learned(state: object) -> None:
 
 def _checked(state: object) -> _State:
     try:
-        return msgspec.convert(state, _State)
+        checked = msgspec.convert(state, _State)
     except (msgspec.ValidationError, RecursionError) as error:
         raise ValueError(f"not a valid checkpoint of what was learned: {error}") from None
+    if checked.aim not in {rule.name for rule in RULES.values()}:
+        raise ValueError("not a valid checkpoint of what was learned: Invalid value - at `$.aim`")
+    return checked
 
 
 def _place_of(age: float) -> float:

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kaizen_async._waiting import poll_rules
 from kaizen_async._waiting.cadence import HIGHEST_SURE, LAGS, LOWEST, MAX_WORKFLOWS, MEMORY, Cadence
+from kaizen_async._waiting.poll_rules import PollRule
 from kaizen_async.config import PollPolicy
 
 WIDE = PollPolicy(max_interval=3600.0, spread=0.0)
@@ -165,6 +167,26 @@ def test_learning_off() -> None:
     cadence = cadence_of(PollPolicy(spread=0.0, learn=False), *[600.0] * 100)
     assert cadence.next_delay(100.0, "a") == 10.0
     assert cadence.state()["workflows"] == {}
+
+
+class Doubling(PollRule):
+    """A rule of the tests: each interval is as long as all before it together, and at first two seconds."""
+
+    name = "doubling"
+    learns = False
+
+    def unit(self, age: float) -> float:
+        """Return the age, or the first interval."""
+        return max(age, 2.0)
+
+
+def test_a_new_rule_is_a_class_and_an_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One entry in the table of rules is enough: a field of the policy chooses it, and it may refuse to learn."""
+    monkeypatch.setattr(poll_rules, "RULES", {"max_rate": Doubling, **poll_rules.RULES})
+    cadence = Cadence(PollPolicy(max_rate=0.5, spread=0, max_interval=100), Random(1))
+    cadence.restore({"aim": "share", "lags": [], "workflows": {"w": [[40, 30.0, 30.0]]}})
+    assert [cadence.next_delay(age, "w") for age in (0.5, 2, 4, 8)] == [2, 2, 4, 8]
+    assert cadence.state()["aim"] == "doubling"
 
 
 @pytest.mark.parametrize("duration", [0.0, -5.0, math.nan, math.inf])
