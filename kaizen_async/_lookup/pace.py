@@ -72,6 +72,8 @@ USUAL: Final = 1.5
 MOST_IGNORED: Final = 0.5
 LAST_SENDS: Final = 24
 """Requests whose times tell how fast the client really sends: the width, or the work to do, may allow less."""
+FEW_ACCEPTED: Final = 24
+"""Accepted requests from which a rate is learned that may be far too low."""
 LAST_RESULTS: Final = 12
 FEWEST_REJECTED: Final = 3
 """How many rejections among the last results stop the doubling."""
@@ -206,6 +208,7 @@ class Pace:
         self._before, self._stayed = None, 0
         self._is_searching = self._is_sampling = False
         self._accepted_at.clear()
+        self._sent_at.clear()
         self._width_used, self._width_hold, self._has_just_grown = 0, 1, False
         if width is None:
             self._known, self._width = 0.0, math.inf
@@ -257,7 +260,7 @@ class Pace:
         elif sum(self._last) >= max(FEWEST_REJECTED, LAST_RESULTS * (USUAL * self._ignored + 0.1)):
             rate = self._real_rate(now)
             learned = min(max(self._bucket_rate(now), rate / 4), rate)
-            self._is_searching = learned == rate / 4
+            self._is_searching = learned == rate / 4 or len(self._accepted_at) < FEW_ACCEPTED
             self._before, self._compared = sum(self._last) / len(self._last), len(self._last)
             self._go(now, sent, "paced", max(min(SLOWEST_TEST, rate), BELOW_ESTIMATE * learned))
 
