@@ -24,6 +24,7 @@ from kaizen_async import (
     KaizenClient,
     Outcome,
     PollPolicy,
+    RetryPolicy,
     TransportError,
 )
 from kaizen_async._cli import checkpoints, demo, options
@@ -180,7 +181,7 @@ class TestGet:
         """The deadline bounds the whole command, and each argument gets a line."""
         emulator.add("exec_1")
         emulator.faults.always(Fault.hang(), id="exec_2")
-        result = run("get", "exec_1", "exec_2", "--deadline", "1")
+        result = run("get", "exec_1", "exec_2", "--deadline", "0.4")
         assert ids_in(result) == ["exec_1", "exec_2"]
         assert lines_in(result)[1]["error"]["type"] == "DeadlineExceededError"
         assert result.exit_code == 1
@@ -323,7 +324,7 @@ class TestWait:
         """An execution that does not end in time has a line with its last record, and the status is 1."""
         emulator.add("ends", Life.ended())
         emulator.add("runs", Life.running())
-        result = run("wait", "ends", "runs", "--deadline", "1")
+        result = run("wait", "ends", "runs", "--deadline", "0.4")
         assert ids_in(result) == ["ends", "runs"]
         error = lines_in(result)[1]["error"]
         assert error["type"] == "DeadlineExceededError"
@@ -387,7 +388,7 @@ class TestCheckpoint:
         """Ids that were already read are skipped, and further ids are added."""
         emulator.add("ended", Life.ended())
         emulator.add("exec_1", Life.running())
-        first = run("wait", "ended", "exec_1", "--deadline", "1", "--checkpoint", str(checkpoint))
+        first = run("wait", "ended", "exec_1", "--deadline", "0.4", "--checkpoint", str(checkpoint))
         emulator.add_many(["exec_1", "new"], Life.ended())
         second = run("wait", "ended", "exec_1", "new", "--checkpoint", str(checkpoint))
         assert ids_in(first) == ["ended"]
@@ -563,7 +564,7 @@ class TestWatch:
     def test_an_execution_still_running_at_the_deadline_has_its_line(self, run: Run, emulator: KaizenEmulator) -> None:
         """An execution that still runs at the deadline has its line, and the status is 1."""
         emulator.add("exec_1", Life.running())
-        result = run("watch", "-", "--deadline", "1", given="exec_1\n")
+        result = run("watch", "-", "--deadline", "0.4", given="exec_1\n")
         assert lines_in(result)[-1]["error"]["type"] == "DeadlineExceededError"
         assert result.exit_code == 1
 
@@ -593,8 +594,9 @@ class TestDemo:
         assert figures(shown[0])["found"] == "300"
         assert figures(shown[0])["faults met"] != "0"
 
-    def test_failed_lookups_are_accounted_for_too(self, run: Run) -> None:
+    def test_failed_lookups_are_accounted_for_too(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         """With a fault in every request, failed lookups are counted too."""
+        monkeypatch.setattr(demo, "KaizenClient", partial(KaizenClient, retry=RetryPolicy(initial_backoff=0.01)))
         result = run("demo", "--executions", "15", "--faults", "1")
         shown = figures(result)
         assert int(shown["found"]) + int(shown["failed"]) == 15

@@ -494,3 +494,24 @@ def test_fields_choose_a_format_that_has_them(
         refused = command("get", "a", "--fields", "id", *other)
         assert refused.exit_code == 2
         assert f"{' '.join(other)} has no use for --fields" in refused.stderr
+
+
+@pytest.mark.parametrize("arguments", ["get a", "wait a", "watch a", "get a --resume"])
+def test_ctrl_c_before_the_first_lookup(
+    command: Command, server: KaizenEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: str
+) -> None:
+    """Ctrl-C ends a command that waits for the reader of a named pipe, or reads the results of earlier runs."""
+
+    async def interrupted(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(60)
+
+    place = tmp_path / "results.ndjson"
+    if arguments.endswith("--resume"):
+        monkeypatch.setattr(results.ResultFile, "load", interrupted)
+    else:
+        os.mkfifo(place)
+        monkeypatch.setattr(output, "_open_device", interrupted)
+    ended = command(*arguments.split(), "-o", place)
+    assert (ended.exit_code, "interrupted: " in ended.stderr) == (130, True)
+    assert server.request_count == 0

@@ -96,11 +96,14 @@ class TestInput:
             assert (found, [line for line, _ in reported]) == (ids, lines)
             assert counts.invalid == len(lines)
 
-    def test_a_cell_that_is_too_long_hides_no_row(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A CSV cell that is too long is dropped, and the rows after it are read."""
+    def test_what_is_too_long_hides_nothing_else(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A CSV cell or a line that is too long is reported, and what follows is read."""
         monkeypatch.setattr(formats, "LONGEST", 100)
         ids, reported, _ = read(b'id,x\na,"' + b"z\n" * 60 + b"b,\n", 9)
         assert (ids, [line for line, _ in reported]) == (["z"] * 59 + ["b"], [2])
+        for size in (9, 200):
+            ids, reported, _ = read(b"a\n" + b"z" * 101 + b"\nb\n", size)
+            assert (ids, reported) == (["a", "b"], [(2, "is longer than 100 bytes")])
 
     @pytest.mark.parametrize(
         ("given", "layout", "why"),

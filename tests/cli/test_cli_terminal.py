@@ -79,7 +79,7 @@ class TestPipes:
             first, asked = command.line(), 0
             while asked < server.request_count:
                 asked = server.request_count
-                time.sleep(0.5)
+                time.sleep(0.3)
             assert asked < len(wanted)
             status, rest, _ = command.end()
         assert status == 0
@@ -88,7 +88,7 @@ class TestPipes:
     @pytest.mark.parametrize("command", ["wait", "watch"])
     def test_a_pipe_that_stays_open_does_not_outlive_the_deadline(self, server: KaizenEmulator, command: str) -> None:
         """The deadline ends the command with an open pipe, and standard error says that input was left unread."""
-        with Piped(command, "--deadline", "1", base_url=server.base_url) as process:
+        with Piped(command, "--deadline", "0.6", base_url=server.base_url) as process:
             process.feed(b"exec_1\n")
             assert json.loads(process.line())
             process.process.wait(20)
