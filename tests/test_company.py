@@ -31,7 +31,7 @@ from kaizen_async import (
 )
 from kaizen_async._lookup import received as remembering
 from kaizen_async._lookup.received import Received
-from kaizen_async._records.weight import bytes_held
+from kaizen_async._records.base import bytes_held
 from kaizen_async._transport.request_id import RequestIds
 from kaizen_async._transport.wire import Endpoint
 from kaizen_async._waiting import memory

@@ -263,7 +263,6 @@ LAYERS = [
         "models",
         "stats",
     ],
-    ["_records.weight"],
     ["_records.base", "_transport.encodings", "_transport.head", "_transport.proxies", "_transport.resolver"],
     ["_records.facts", "_records.schema", "_records.tolerance", "_transport.response", "_transport.trace"],
     ["errors", "_transport.withhold"],

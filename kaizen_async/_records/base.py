@@ -5,9 +5,12 @@ A record refers to the bytes of its response, which were read anyway. Nothing is
 encoding a record never look at it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache
+from itertools import chain
+from sys import getsizeof
 from typing import Any, ClassVar, Final, Self, TypeAlias, TypeVar, cast
 
 import msgspec
@@ -145,6 +148,34 @@ def without_raw(record: R) -> R:
     light = msgspec.structs.replace(record)
     set_source(light, STILL_RUNNING)
     return light
+
+
+def bytes_held(record: object, most: float = math.inf) -> int:
+    """Return about how many bytes of memory a record holds, its JSON included. Counting stops above `most`.
+
+    A small response can become a large record, so what is kept is bounded in bytes.
+    """
+    weight = 0
+    counted: set[int] = set()
+    todo: list[Any] = [record]
+    while todo and weight <= most:
+        part = todo.pop()
+        if id(part) in counted:
+            continue
+        counted.add(id(part))
+        if isinstance(part, msgspec.Raw):
+            weight += memoryview(part).nbytes  # getsizeof of a Raw returns any number
+            continue
+        weight += getsizeof(part)
+        if isinstance(part, msgspec.Struct):
+            todo.extend(msgspec.structs.astuple(part))
+            if isinstance(part, Part) and not isinstance(source := source_of(part), str):
+                todo.append(source)
+        elif isinstance(part, (tuple, list, set, frozenset)):
+            todo.extend(cast("Iterable[Any]", part))
+        elif isinstance(part, Mapping):
+            todo.extend(chain.from_iterable(cast("Iterable[tuple[Any, Any]]", part.items())))
+    return weight
 
 
 def linked(*names: str) -> Callable[[type[P]], type[P]]:

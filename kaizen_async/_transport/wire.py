@@ -12,9 +12,8 @@ from urllib.parse import unquote
 import msgspec
 from yarl import URL
 
-from kaizen_async._records.base import NOT_KEPT, Record, set_source, unwrapped
+from kaizen_async._records.base import NOT_KEPT, Record, bytes_held, set_source, unwrapped
 from kaizen_async._records.tolerance import LARGEST_REPAIR, clean, repair_of, time_fields
-from kaizen_async._records.weight import bytes_held
 from kaizen_async.errors import DecodeError, printable, quoted
 
 T = TypeVar("T")

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import msgspec
 
-from kaizen_async._records.weight import bytes_held
+from kaizen_async._records.base import bytes_held
 
 MOST_PER_RECORD: Final = 64 * 1024
 """Bytes of a record above which it is handed to the caller and not kept. The documented example takes 3 KiB."""

@@ -21,9 +21,8 @@ from kaizen_async import (
     Workflow,
     WorkflowExecution,
 )
-from kaizen_async._records.base import without_raw
+from kaizen_async._records.base import bytes_held, without_raw
 from kaizen_async._records.tolerance import clean, parse_moment
-from kaizen_async._records.weight import bytes_held
 from kaizen_async._transport.wire import LARGE_BODY, Endpoint
 from kaizen_async.testing import KaizenEmulator, Life
 
