@@ -49,6 +49,7 @@ class State(RetryCallState):
     Attributes:
         retried: The lookup.
         failure: The error of the last attempt.
+        garbled: Responses that could not be read.
     """
 
     failure: KaizenError
@@ -56,6 +57,7 @@ class State(RetryCallState):
     def __init__(self, retrying: Retrying, retried: Retried) -> None:
         super().__init__(retrying, None, (), {})
         self.retried = retried
+        self.garbled = 0
 
 
 class Retrier:
@@ -134,23 +136,24 @@ class Retrier:
     def _stops(self, state: State) -> bool:
         """Return whether no attempt follows, and write the reason into the error."""
         failure = state.failure
-        failure.gave_up = self._reason_to_stop(failure, state.retried, state.upcoming_sleep)
+        failure.gave_up = self._reason_to_stop(state, failure, state.retried)
         return failure.gave_up is not None
 
-    def _reason_to_stop(self, failure: KaizenError, retried: Retried, upcoming: float) -> str | None:
+    def _reason_to_stop(self, state: State, failure: KaizenError, retried: Retried) -> str | None:
         """Return why there is no next attempt ("" if the number of attempts says it all), or None if there is one."""
         if failure.gave_up is not None:
             return failure.gave_up
         spent, policy = retried.spent, self._policy
         said = verdict(failure)
+        state.garbled += said is Verdict.GARBLED
         if self._health.is_blamed(failure):
             if policy.max_attempts == 1:
                 return ""
         elif spent >= policy.max_attempts:
             return ""
-        elif said is Verdict.GARBLED and spent > 1:
+        elif said is Verdict.GARBLED and state.garbled > 1:
             return "a second response was no better"
-        wait = max(upcoming, _retry_after(failure))
+        wait = max(state.upcoming_sleep, _retry_after(failure))
         if wait >= retried.deadline_at - self._now():
             failure.next_attempt_in = wait
             return f"the next attempt would come in {seconds(wait)}, after the deadline"

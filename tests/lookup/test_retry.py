@@ -190,9 +190,11 @@ async def test_an_unreadable_response_is_retried_once(garbled: KaizenError) -> N
     """A second unreadable response ends the lookup, even if attempts are left."""
     run = Run([garbled, "record"])
     assert await run.result() == "record"
-    run = Run([garbled, garbled, "record"])
+    run = Run([broken(), garbled, broken(), "record"])
+    assert await run.result() == "record"
+    run = Run([garbled, broken(), garbled, "record"])
     assert await run.result() is garbled
-    assert run.spent == 2
+    assert run.spent == 3
     assert garbled.gave_up == "a second response was no better"
 
 
