@@ -1,4 +1,4 @@
-"""The methods: what a user does with the executions of one kind."""
+"""The methods of a kind of executions: `get`, `get_many`, `stream`, `wait`, `wait_many`, `watch` and `learn`."""
 
 import math
 from collections.abc import Iterable
@@ -26,10 +26,10 @@ T = TypeVar("T")
 
 
 class Executions(Generic[T]):
-    """Lookups of one kind of executions. Get it from a client: `kaizen.instructor_executions`.
+    """Looks up executions of one kind, and waits for them. Get it from a client: `kaizen.instructor_executions`.
 
-    All methods share the client's connections, slots, gate and retry budget, and may be called at the same time from
-    any number of tasks of one event loop.
+    All methods share the client's connections, its concurrency, its retry budget and what it knows about the server.
+    Any number of tasks of one event loop may call them at the same time.
     """
 
     def __init__(self, binding: Binding, endpoint: Endpoint[T]) -> None:
@@ -44,18 +44,18 @@ class Executions(Generic[T]):
         retry: RetryPolicy | None = None,
         max_age: float | None = None,
     ) -> T:
-        """Look one execution up.
+        """Look up one execution.
 
-        A retryable failure (see `RetryPolicy`) is retried within the deadline. Who asks for an id that is being looked
-        up already shares that request.
+        The client retries a retryable failure (see `RetryPolicy`) until the deadline. Concurrent lookups of the same id
+        share one request.
 
         Args:
             execution_id: The id.
-            deadline: Seconds for the whole lookup: waiting for a slot, attempts and back-off. Unset: the client's.
-                None: no limit but the number of attempts.
+            deadline: Seconds for the whole lookup, including the wait for a slot, all attempts and back-off. Unset:
+                the client's deadline. None: only the number of attempts limits the lookup.
             retry: Replaces the client's retry policy.
-            max_age: Seconds. A record of this id that the client received no longer ago may be returned, and that of an
-                ended execution whatever its age, without a request. None: always ask the server.
+            max_age: Seconds. If the client received a record of this id within this time, or one of an ended execution
+                at any time, it may return that record without a request. None: the client always sends a request.
 
         Returns:
             The record.
@@ -63,10 +63,11 @@ class Executions(Generic[T]):
         Raises:
             NotFoundError: The API does not know the execution. Not retried.
             AuthenticationError: The key is missing or refused. Not retried.
-            RateLimitError: Still throttled after all attempts, or asked to wait past the deadline; see `.retry_after`.
-            StatusError: Any other answer outside 2xx. Retried for the policy's statuses.
-            TransportError: No usable answer. Retried.
-            DecodeError: The response is not a record of this kind.
+            RateLimitError: The server still throttles after all attempts, or asks the client to wait past the deadline;
+                see `.retry_after`.
+            StatusError: The server responded with another status outside 2xx. Retried for the policy's statuses.
+            TransportError: The client got no usable response. Retried.
+            DecodeError: The response is not a record of this kind. Retried once if the JSON breaks off.
             DeadlineExceededError: The deadline passed. Its `__cause__` is the last failed attempt.
             ClientClosedError: The client is closed, or was closed during the call.
             TypeError, ValueError: The id or an argument is invalid. Nothing was sent.
@@ -84,15 +85,15 @@ class Executions(Generic[T]):
     async def get_many(
         self, ids: Ids, *, deadline: float | None = None, retry: RetryPolicy | None = None
     ) -> list[Outcome[T]]:
-        """Look many executions up and return all outcomes at once.
+        """Look up many executions and return all outcomes together.
 
-        For more ids than you want to hold the records of, use `stream`.
+        If the records do not fit in memory, use `stream`.
 
         Args:
-            ids: Any iterable or asynchronous iterable of ids. It is read to its end before anything is sent; only a
-                source without a length that has not ended by the deadline is not read any further.
-            deadline: Seconds for the whole call; ids cut off by it get a DeadlineExceededError. Each lookup is
-                bounded by the client's deadline besides.
+            ids: Any iterable or asynchronous iterable of ids. The client reads it to its end before it sends anything.
+                If a source without a length has not ended by the deadline, the client stops reading it.
+            deadline: Seconds for the whole call. Ids without a result by then get a DeadlineExceededError. The client's
+                own deadline also limits each lookup.
             retry: Replaces the client's retry policy.
 
         Returns:
@@ -102,8 +103,8 @@ class Executions(Generic[T]):
 
         Raises:
             ClientClosedError: The client was closed before the ids of a generator were read. Nothing was sent.
-            TypeError, ValueError: An argument is invalid. Nothing was sent. What the source of the ids raises is
-                raised as it is.
+            TypeError, ValueError: An argument is invalid. Nothing was sent. An exception of the source of the ids is
+                raised unchanged.
         """
         require_ids(ids)
         lookups = self._binding.lookups(self._endpoint, retry)
@@ -120,22 +121,23 @@ class Executions(Generic[T]):
         retry: RetryPolicy | None = None,
         checkpoint: object = None,
     ) -> OutcomeStream[T]:
-        """Look up as many executions as there are, endless ones too, and yield outcomes as they come.
+        """Look up any number of executions, even an endless source, and yield each outcome when it is there.
 
         Use it as `async with executions.stream(ids) as outcomes: async for outcome in outcomes: ...`.
 
         Args:
-            ids: Any iterable or asynchronous iterable of ids. A collection is copied by this call; anything else is
-                read as outcomes are consumed: never more than the client's concurrency and a few ahead.
+            ids: Any iterable or asynchronous iterable of ids. This call copies a collection. From any other source, the
+                client reads ids while you consume outcomes: at most its concurrency and a few more ahead of you.
             deadline: Seconds for the whole call. Then ids in flight, and the rest of a source with a length, get a
-                DeadlineExceededError; a source without a length is not read any further.
+                DeadlineExceededError. The client stops reading a source without a length.
             retry: Replaces the client's retry policy.
-            checkpoint: What `outcomes.checkpoint()` of an earlier call returned: those ids are looked up before the
+            checkpoint: The result of `outcomes.checkpoint()` of an earlier call. The client looks up its ids before the
                 others.
 
         Returns:
-            An asynchronous context manager and iterator of outcomes: one for each id taken, in no order. The outcome of
-            an invalid id has an InvalidIdError. What the source raises is raised after the outcomes of the ids before.
+            An asynchronous context manager and iterator of outcomes: one for each id taken, in any order. The outcome
+            of an invalid id has an InvalidIdError. If the source raises, the stream first yields the outcomes of the
+            ids before, and then raises the exception of the source.
 
         Raises:
             TypeError, ValueError: An argument is invalid.
@@ -157,9 +159,9 @@ class Executions(Generic[T]):
     async def wait(self, execution_id: str, *, deadline: float | None = 3600.0, poll: PollPolicy | None = None) -> T:
         """Wait for one execution to end, and return its record.
 
-        It has ended when its record says so by `is_finished`: an instructor execution when `end_time` is set, whatever
-        its status is called. A poll that fails for a while (see `KaizenError.retryable`) only costs time. Waits for the
-        same id share their polls; an execution that a wait of this client has seen end is answered without any.
+        An execution has ended when `is_finished` of its record is true: an instructor execution when `end_time` is set,
+        whatever its status. If polls fail temporarily (see `KaizenError.retryable`), the wait continues. Waits for the
+        same id share their polls. If a wait of this client has seen the execution end before, there is no poll.
 
         Args:
             execution_id: The id.
@@ -167,12 +169,13 @@ class Executions(Generic[T]):
             poll: Replaces the client's poll policy.
 
         Returns:
-            The record of the ended execution; whether it succeeded is for you to judge by its status.
+            The record of the ended execution. Its `succeeded` says whether the execution ended well.
 
         Raises:
-            DeadlineExceededError: It had not ended in time; see `.last_execution`.
-            NotFoundError: The API does not know the execution for longer than the policy's `not_found_grace`.
-            AuthenticationError, StatusError, TransportError, DecodeError: A poll failed in a way that will not pass.
+            DeadlineExceededError: The execution did not end in time; see `.last_execution`.
+            NotFoundError: The API did not know the execution for longer than the policy's `not_found_grace`.
+            AuthenticationError, StatusError, TransportError, DecodeError: A poll failed, and every further poll would
+                fail in the same way.
             ClientClosedError: The client is closed, or was closed during the call.
             TypeError, ValueError: The id or an argument is invalid. Nothing was sent.
         """
@@ -191,23 +194,24 @@ class Executions(Generic[T]):
         poll: PollPolicy | None = None,
         checkpoint: object = None,
     ) -> WaitStream[T]:
-        """Wait for many executions to end, and yield each as it does.
+        """Wait for many executions to end, and yield the outcome of each when it has ended.
 
         Use it as `async with executions.wait_many(ids) as outcomes: async for outcome in outcomes: ...`. More ids can
-        be added later: `outcomes.add(id)`. Any number of waits share one scheduler, which takes turns between them.
+        be added later: `outcomes.add(id)`. All waits of a client share one scheduler, which takes turns between them.
 
         Args:
-            ids: Any iterable or asynchronous iterable of ids. They are taken in as fast as they can be polled and
-                their outcomes are consumed.
-            deadline: Seconds for the whole call; None for no limit. Ids cut off by it get a DeadlineExceededError with
-                the last record seen. Of a collection that is all that have not ended; a generator is not asked any
-                further.
+            ids: Any iterable or asynchronous iterable of ids. The client reads them as fast as it can poll them and as
+                you consume outcomes.
+            deadline: Seconds for the whole call; None for no limit. Then each id that was taken and has not ended gets
+                a DeadlineExceededError with the last record, and so does the rest of a collection. The client stops
+                reading a generator.
             poll: Replaces the client's poll policy.
-            checkpoint: What `outcomes.checkpoint()` of an earlier call gave: resumes those ids beside the others.
+            checkpoint: The result of `outcomes.checkpoint()` of an earlier call. The client resumes its ids beside the
+                others.
 
         Returns:
-            An asynchronous context manager and iterator of outcomes, exactly one for each id taken in. An outcome's
-            error is what `wait` would have raised.
+            An asynchronous context manager and iterator of outcomes: exactly one for each id taken. The error of an
+            outcome is the one that `wait` would have raised.
 
         Raises:
             TypeError, ValueError: An argument is invalid. (An invalid id yields an InvalidIdError.)
@@ -221,19 +225,19 @@ class Executions(Generic[T]):
     def watch(
         self, ids: str | Ids, *, deadline: float | None = 3600.0, poll: PollPolicy | None = None
     ) -> ChangeStream[T]:
-        """Yield the first state of executions and then every change that a poll sees, until all have ended.
+        """Yield the first state of each execution, and then every change that a poll sees, until all have ended.
 
         Use it as `async with executions.watch(ids) as changes: async for change in changes: ...`.
 
         Args:
             ids: One id, or any iterable or asynchronous iterable of ids.
-            deadline: Seconds for the whole call; None for no limit. What has not ended by then yields a change with
-                a DeadlineExceededError.
+            deadline: Seconds for the whole call; None for no limit. An execution that has not ended by then yields a
+                change with a DeadlineExceededError.
             poll: Replaces the client's poll policy.
 
         Returns:
-            An asynchronous context manager and iterator of changes. An id whose watch fails yields its error as its
-            last change; the others continue.
+            An asynchronous context manager and iterator of changes. If an id cannot be watched any longer, its last
+            change has the error, and the other ids continue.
 
         Raises:
             TypeError, ValueError: An argument is invalid. (An invalid id yields an InvalidIdError.)
@@ -242,10 +246,10 @@ class Executions(Generic[T]):
         return ChangeStream(scheduler, group, ledger, deadline_at)
 
     def learn(self, durations: Iterable[tuple[str, float]], *, poll: PollPolicy | None = None) -> None:
-        """Learn from executions that others saw end, as if waits of this client had seen it.
+        """Learn from executions that other processes saw end, as if waits of this client had seen it.
 
-        Waits poll an execution at intervals that depend on how long earlier executions of its workflow took. Processes
-        that share what they saw poll as sparingly as one process would.
+        How often a wait polls an execution depends on how long earlier executions of its workflow took. Processes that
+        share these durations send as few polls as one process would.
 
         Args:
             durations: Workflow id and duration in seconds of each execution, in the order in which they ended.

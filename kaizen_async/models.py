@@ -1,34 +1,37 @@
 r"""The records of the API as frozen msgspec Structs: snake_case in Python, the API's names on the wire.
 
-What a record must have, and what is read from one that is slightly off, was decided field by field. The question was
-what a wrong guess would cost. `docs/records.md` has the same list as a table.
+A record that is slightly wrong is either refused or repaired. For each field, this was decided by the harm that a wrong
+guess would do. `docs/records.md` has the same list as a table.
 
-Refused, because a guess would be dear:
+These are refused, because a wrong guess would do much harm:
 
-- No `id` or no `status`, or null: it would be the record of nobody, or a failure would pass for something else.
-- No `endTime`: read as "still running", a wait for it would never end. Null does mean "still running".
-- A value of another type, such as a number for a text: the meaning of the field has changed.
-- A list of more than 256 elements, or documented fields of more than 256 KiB: small bodies must not fill the memory.
+- `id` or `status` is missing or null. The record would belong to no execution, or a failure would look like something
+  else.
+- `endTime` is missing. If that meant "still running", a wait would never end. Null does mean "still running".
+- A value has another type, such as a number for a text. Then the meaning of the field has changed.
+- A list has more than 256 elements, or the documented fields have more than 256 KiB. A small body must not fill the
+  memory.
 
-Read, because a guess is cheap:
+These are read, because a wrong guess would do little harm:
 
-- A zero time (`0001-01-01T00:00:00Z` of Go and .NET, `0000-00-00` of MySQL) as null. It means "not set"; taken for an
-  end, it would end a wait too early.
-- `startTime` missing or null as None: then only ages and durations are unknown.
-- `logins`, `authentications` and `contextAuthentications` missing or null as empty; `workflow`, its fields, and the
-  texts of other parts as empty texts; `isRecording` and `isManual` as False. They describe; nothing is decided by them.
-- `durationMs`, `browserSessionId` and `sessionId` missing as None, because the API allows null.
-- A status that this version does not know as a member that keeps its text: the API leaves the set of statuses open.
-- A time without an offset, or a date alone, in UTC: at worst the time is off by hours. The end is none the less one.
-- 24:00, a leap second, digits beyond the microsecond, a space for the T: there is one moment that is meant.
-- Half a surrogate pair (`"\ud83d"`, as JavaScript cuts text) as U+FFFD: one character of a text is lost.
-- A byte order mark, and an unknown field: neither changes what the others mean. `extra` gives the unknown fields.
+- A zero time (`0001-01-01T00:00:00Z` of Go and .NET, `0000-00-00` of MySQL) is read as null. It means "not set". As an
+  end time, it would end a wait too early.
+- `startTime` that is missing or null is read as None. Then only ages and durations are unknown.
+- `logins`, `authentications` and `contextAuthentications` that are missing or null are read as empty, and so are
+  `workflow`, its fields, and the texts of other parts. `isRecording` and `isManual` are read as False. The library
+  decides nothing by these fields.
+- `durationMs`, `browserSessionId` and `sessionId` that are missing are read as None, because the API allows null.
+- A status that this version does not know is read as a member that keeps its text, because the API may add statuses.
+- A time without an offset, and a date alone, are read in UTC. At worst the time is wrong by hours.
+- 24:00, a leap second, digits beyond the microsecond, and a space for the T are read: only one moment can be meant.
+- Half a surrogate pair (`"\ud83d"`, as JavaScript cuts text) is read as U+FFFD. One character of a text is lost.
+- A byte order mark and unknown fields are read: neither changes what the others mean. `extra` gives the unknown fields.
 
-A refusal is a `DecodeError` of that one record. It names the field, what came, and the way out: a record type of your
+A refusal is a `DecodeError` of that one record. It names the field, the value, and the remedy: a record type of your
 own with the fields that you use, `kaizen.lookups(path, MyStruct)`.
 
-Sequences are tuples: a record is immutable and hashable all the way down. Since no cycle can arise, the garbage
-collector need not track records (`gc=False`), which makes holding a million of them cheap.
+Sequences are tuples, so a record and all its parts are immutable and hashable. Because no cycle can arise, the garbage
+collector need not track records (`gc=False`). So a program can hold a million of them cheaply.
 """
 
 import logging
@@ -53,16 +56,16 @@ AwareDatetime = Annotated[datetime, msgspec.Meta(tz=True)]
 """A point in time with its UTC offset, as RFC 3339 requires."""
 
 _UNKNOWN_LIMIT: Final = 256
-"""Unknown status texts that are kept as shared members; what comes after, or is long, gets a member per record."""
+"""Unknown status texts that are kept as shared members. Later and long texts get a member for each record."""
 
 _WORDS: Final = re.compile(r"[A-Za-z][A-Za-z _-]{0,39}")
-"""What a new status may look like. Anything else that a server sends in its place is not repeated in a log."""
+"""The form of a plausible new status. Log lines do not repeat any other text that a server sends in its place."""
 
 
 class StatusEnum(StrEnum):
-    """A string enum that accepts texts it does not know.
+    """A string enum that accepts unknown texts.
 
-    `ExecutionStatus("Zorp")` is a member that equals, prints and pickles as `"Zorp"`; `is_known` tells it apart.
+    `ExecutionStatus("Zorp")` is a member that equals, prints and pickles as `"Zorp"`. Its `is_known` is False.
     """
 
     @property
@@ -95,9 +98,9 @@ _unknown_members: dict[tuple[type[StatusEnum], str], StatusEnum] = {}
 
 
 class ExecutionStatus(StatusEnum):
-    """Status of an execution. The reference shows `Enqueued`; the others are those of the sibling `/executions/list`.
+    """Status of an execution. The API reference shows `Enqueued`; the others come from its sibling `/executions/list`.
 
-    Never decide by it whether an execution has ended: `InstructorExecution.is_finished` follows the documented rule.
+    Use `is_finished`, not the status, to see whether an execution has ended: it follows the documented rule.
     """
 
     ENQUEUED = "Enqueued"
@@ -108,7 +111,7 @@ class ExecutionStatus(StatusEnum):
 
 
 class AuthenticationStatus(StatusEnum):
-    """Status of one authentication: texts inferred from the titles of the four members, which the reference hides."""
+    """Status of one authentication. The API reference hides the four texts; they are inferred from their titles."""
 
     ENQUEUED = "Enqueued"
     IN_PROGRESS = "InProgress"
@@ -117,7 +120,7 @@ class AuthenticationStatus(StatusEnum):
 
 
 class ContextAuthenticationStatus(StatusEnum):
-    """Status of a context authentication. The reference shows this one."""
+    """Status of a context authentication. The API reference shows only this one."""
 
     UNAUTHENTICATED = "Unauthenticated"
 
@@ -132,7 +135,7 @@ Few: TypeAlias = Annotated[tuple[T, ...], msgspec.Meta(max_length=MOST_PARTS)]
 
 
 def _if_absent(value: T) -> T:
-    """Declare how a documented field is read if it is absent. Such a field is encoded even if it has this value."""
+    """Declare the value of a documented field that is absent. The field is encoded even if it has this value."""
     default: T = msgspec.field(default_factory=lambda: value)
     return default
 
@@ -152,9 +155,9 @@ class Login(Part, frozen=True, gc=False):
 
 
 class Authentication(Part, frozen=True, gc=False, omit_defaults=True):
-    """One authentication of an execution: enqueued, in progress, finished, failed, or of a kind yet to come.
+    """One authentication of an execution: enqueued, in progress, finished, failed, or in a state that is not known yet.
 
-    The reference does not show which fields each kind has, so every field is optional.
+    The API reference does not show which fields belong to each state, so every field is optional.
     """
 
     status: AuthenticationStatus | None = None
@@ -186,8 +189,8 @@ _ENDED: Final = frozenset({ExecutionStatus.COMPLETED, ExecutionStatus.FAILED})
 class InstructorExecution(Record, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """One instructor execution, as `POST /instructor/executions/get` returns it.
 
-    `raw`, `to_dict()` and `extra` give all that the server sent. Comparing, hashing, printing and
-    `msgspec.json.encode(execution)` use the fields listed here.
+    `raw`, `to_dict()` and `extra` give everything that the server sent. Comparing, hashing, printing and
+    `msgspec.json.encode(execution)` use the fields below.
     """
 
     id: str
@@ -197,7 +200,7 @@ class InstructorExecution(Record, frozen=True, gc=False, kw_only=True, omit_defa
     authentications: Few[Authentication] = _if_absent(())
     context_authentications: Few[ContextAuthentication] = _if_absent(())
     start_time: Annotated[AwareDatetime | None, msgspec.Meta(extra=NULL_IS_UNDOCUMENTED)] = _if_absent(None)
-    """When it started; None if the server does not say, which the API does not document."""
+    """When it started. None if the server does not say; the API does not document that case."""
     end_time: AwareDatetime | None
     """When it ended; None while it is running."""
     duration_ms: Milliseconds | None = _if_absent(None)
@@ -206,21 +209,21 @@ class InstructorExecution(Record, frozen=True, gc=False, kw_only=True, omit_defa
     browser_session_id: str | None = _if_absent(None)
     status: ExecutionStatus
     session_id: str | None = None
-    """The external id, where the server sends one."""
+    """The external id, if the server sends one."""
 
     @property
     def is_finished(self) -> bool:
-        """Whether the execution has ended, however it ended: `endTime` is set."""
+        """Whether the execution has ended, well or not: `endTime` is set."""
         return self.end_time is not None
 
     @property
     def succeeded(self) -> bool | None:
-        """Whether the execution ended well; None while it is running, or if its status does not tell."""
+        """Whether the execution ended well. None while it is running, and if its status does not say."""
         return _VERDICTS.get(self.status) if self.is_finished else None
 
     @property
     def duration(self) -> timedelta | None:
-        """How long the execution took; None while it is running, and if the server does not say."""
+        """How long the execution took. None while it is running, and if the server does not say."""
         return _duration(self.duration_ms, self.start_time, self.end_time)
 
 
@@ -228,9 +231,9 @@ class InstructorExecution(Record, frozen=True, gc=False, kw_only=True, omit_defa
 class WorkflowExecution(Record, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """One workflow execution, as `POST /executions/get` returns it: active, enqueued, completed or failed.
 
-    Provisional: it is known to share these fields with an instructor execution, and to have others, which `extra`
-    gives. It is not known which of them are required, nor whether it tells when it ended. So only `id` and `status`
-    must be there. A later version may know more, and change this type.
+    This type is provisional. A workflow execution is known to share these fields with an instructor execution. `extra`
+    gives its other fields. It is not known which fields are required, nor whether the server sends an end time, so only
+    `id` and `status` are required here. A later version may change this type.
     """
 
     id: str
@@ -249,22 +252,22 @@ class WorkflowExecution(Record, frozen=True, gc=False, kw_only=True, omit_defaul
 
     @property
     def is_finished(self) -> bool:
-        """Whether the execution has ended: it has an end time, or one of the two statuses of ended ones.
+        """Whether the execution has ended: it has an end time, or its status is `Completed` or `Failed`.
 
-        A status that this version does not know (which is logged) counts as running. So a wait for an execution that
-        ended with such a status, and without an end time, continues to its deadline; the error then has the record as
-        `.last_execution`. To take a running execution for an ended one would be the worse mistake.
+        A status that this version does not know counts as running, and is logged. If an execution ends with such a
+        status and without an end time, a wait for it continues until its deadline. The error then has the record as
+        `.last_execution`. The opposite mistake would be worse: a wait would return a running execution as ended.
         """
         return self.end_time is not None or self.status in _VERDICTS
 
     @property
     def succeeded(self) -> bool | None:
-        """Whether the execution ended well; None while it is running, or if its status does not tell."""
+        """Whether the execution ended well. None while it is running, and if its status does not say."""
         return _VERDICTS.get(self.status)
 
     @property
     def duration(self) -> timedelta | None:
-        """How long the execution took; None while it is running, and if the server does not say."""
+        """How long the execution took. None while it is running, and if the server does not say."""
         return _duration(self.duration_ms, self.start_time, self.end_time)
 
 
