@@ -17,7 +17,7 @@ import asyncio
 import copy
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextvars import copy_context
 from itertools import islice
 from typing import Any, Final
@@ -279,7 +279,7 @@ class Scheduler:
     def _calls_of(self, entry: Entry) -> Iterator[Call]:
         return (self._calls[number] for number in entry.calls)
 
-    def _in_time(self, entry: Entry, group: Group, calls: tuple[Call, ...], due: float) -> float:
+    def _in_time(self, entry: Entry, group: Group, calls: Iterable[Call], due: float) -> float:
         """Return when to poll: then, or sooner if that were too late for a last poll before the deadline of a call.
 
         Of many that end with one deadline, each has its own last moment. Otherwise all would be polled in the same one.
@@ -298,7 +298,7 @@ class Scheduler:
 
     def _schedule(self, entry: Entry, group: Group, due: float) -> None:
         """Put an entry in the timetable, no later than its calls need."""
-        due = self._in_time(entry, group, tuple(self._calls_of(entry)), due)
+        due = self._in_time(entry, group, [self._calls[number] for number in entry.calls], due)
         self._timetable.put(entry, due)
         self._arm(due)
 

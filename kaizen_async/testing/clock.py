@@ -362,8 +362,9 @@ class VirtualClock:
         Returns:
             The timers of the running loop that are due. Those of other loops are passed to their loops.
         """
-        parts = self._open_parts()
-        if len(parts) > 1:
+        parts = [here]
+        if len(self._parts) > 1:
+            parts = self._open_parts()
             self._watch(here)
         if self._holds_outside or any(part.holds for part in parts):
             return []
