@@ -22,6 +22,9 @@ RETRIED_STATUSES: Final = frozenset({408, 425, 429, 500, 502, 503, 504, 507, 509
 for 507). The rest is not registered but common: 509 and 529 of hosts that are out of bandwidth or overloaded, 520 to
 527 and 530 of Cloudflare when the server behind it does not work."""
 
+MOST_CONCURRENCY: Final = 100_000
+"""More requests than one machine can have in flight to one address, which has 65,535 ports. Each takes memory."""
+
 _LOOPBACK_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _KEY_PATTERN: Final = re.compile(r"[\x21-\x7e]+")
 
@@ -170,7 +173,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         if not isinstance(self.connections, ConnectionPolicy):
             raise TypeError(f"connections must be a ConnectionPolicy, not {type(self.connections).__name__}")
         require_duration("connection_max_age", self.connection_max_age)
-        _require_int("concurrency", self.concurrency, at_least=1)
+        _require_int("concurrency", self.concurrency, at_least=1, at_most=MOST_CONCURRENCY)
         require_duration("attempt_timeout", self.attempt_timeout)
         if self.deadline is not None:
             require_duration("deadline", self.deadline)
@@ -299,8 +302,10 @@ def _require_share(name: str, share: float, *, zero_allowed: bool) -> None:
         )
 
 
-def _require_int(name: str, number: int, *, at_least: int) -> None:
+def _require_int(name: str, number: int, *, at_least: int, at_most: float = math.inf) -> None:
     if isinstance(number, bool) or not isinstance(number, int):
         raise TypeError(f"{name} must be an int, not {type(number).__name__}")
     if number < at_least:
         raise ValueError(f"{name} must be at least {at_least}, not {number}")
+    if number > at_most:
+        raise ValueError(f"{name} must be at most {at_most:,}, not {number}")

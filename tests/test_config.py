@@ -184,6 +184,7 @@ def test_policies_are_values() -> None:
     ("settings", "error", "message"),
     [
         ({"concurrency": 0}, ValueError, "concurrency must be at least 1, not 0"),
+        ({"concurrency": 10**11}, ValueError, "concurrency must be at most 100,000, not 100000000000"),
         ({"concurrency": "50"}, TypeError, "concurrency must be an int, not str"),
         ({"attempt_timeout": 0}, ValueError, "attempt_timeout must be a finite number of seconds above 0"),
         ({"attempt_timeout": None}, TypeError, "attempt_timeout must be a number of seconds, not NoneType"),

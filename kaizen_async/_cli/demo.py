@@ -15,6 +15,7 @@ from rich.text import Text
 
 from kaizen_async._cli.emulator import misbehave
 from kaizen_async._cli.ending import FAILED, Stop, run
+from kaizen_async._cli.options import Number
 from kaizen_async._cli.progress import Progress
 from kaizen_async._cli.table import STYLES, console_on
 from kaizen_async.client import KaizenClient
@@ -98,7 +99,7 @@ class Account:
 @click.option("--executions", type=click.IntRange(min=1), default=2000, show_default=True, help="How many to look up.")
 @click.option(
     "--faults",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     default=0.05,
     show_default=True,
     metavar="SHARE",

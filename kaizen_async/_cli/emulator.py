@@ -9,6 +9,7 @@ from typing import Final
 import click
 
 from kaizen_async._cli.ending import Stop, run
+from kaizen_async._cli.options import Number
 from kaizen_async.testing.chance import fraction
 from kaizen_async.testing.emulator import KaizenEmulator
 from kaizen_async.testing.faults import Exchange, Fault, Reply
@@ -49,7 +50,7 @@ EXAMPLES = 3
 )
 @click.option(
     "--duration",
-    type=click.FloatRange(min=0, max=1e8),
+    type=Number(min=0, max=1e8),
     default=30.0,
     show_default=True,
     metavar="SECONDS",
@@ -57,7 +58,7 @@ EXAMPLES = 3
 )
 @click.option(
     "--fail-rate",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     default=0.1,
     show_default=True,
     metavar="SHARE",
@@ -65,7 +66,7 @@ EXAMPLES = 3
 )
 @click.option(
     "--faults",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     default=0.0,
     show_default=True,
     metavar="SHARE",
@@ -73,7 +74,7 @@ EXAMPLES = 3
 )
 @click.option(
     "--rate-limit",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     metavar="RATE",
     help="Answer 429 to all requests beyond this rate per second.",
 )

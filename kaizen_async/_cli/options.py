@@ -24,7 +24,14 @@ from kaizen_async._cli.ids import InputOptions
 from kaizen_async._cli.output import OutputOptions
 from kaizen_async._cli.table import Execution
 from kaizen_async.client import KaizenClient
-from kaizen_async.config import DEFAULT_BASE_URL, HedgePolicy, RetryPolicy, resolve_api_key, resolve_base_url
+from kaizen_async.config import (
+    DEFAULT_BASE_URL,
+    MOST_CONCURRENCY,
+    HedgePolicy,
+    RetryPolicy,
+    resolve_api_key,
+    resolve_base_url,
+)
 from kaizen_async.errors import printable
 from kaizen_async.events import Hook
 from kaizen_async.executions import Executions
@@ -39,6 +46,21 @@ _SPELLINGS: Final = {
     "allow_insecure_http=True": "--allow-insecure-http",
 }
 """What settings are called here, by what the library calls them."""
+
+
+class Number(click.FloatRange):
+    """The type of an option that is a number in a range, which `nan` is not."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number.
+
+        Raises:
+            click.BadParameter: It is none, or outside the range.
+        """
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
 
 
 def seconds(ctx: click.Context, param: click.Parameter, value: float | str | None) -> float | None:
@@ -321,14 +343,14 @@ _COMMON_OPTIONS: Final[tuple[Callable[[Command], Command], ...]] = (
     click.option("--allow-insecure-http", is_flag=True, help="Allow plain http to another machine."),
     click.option(
         "--concurrency",
-        type=click.IntRange(min=1),
+        type=click.IntRange(1, MOST_CONCURRENCY),
         default=_DEFAULTS["concurrency"],
         show_default=True,
         help="Most requests in flight at the same time.",
     ),
     click.option(
         "--rate",
-        type=click.FloatRange(min=0.001, max=1e6),
+        type=Number(min=0.001, max=1e6),
         metavar="RATE",
         help="Most requests per second.  [default: no limit]",
     ),

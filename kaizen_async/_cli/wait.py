@@ -1,6 +1,7 @@
 """`kaizen-async wait`: wait for executions to end."""
 
 import asyncio
+import os
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import suppress
@@ -75,6 +76,9 @@ def wait(ids: tuple[str, ...], options: CommonOptions, deadline: float | None, c
     file = None if checkpoint is None else CheckpointFile(checkpoint, options.subject)
     saved = None if file is None else file.load()
     given = ids_of(ids, options.input, optional=saved is not None)
+    places = [os.path.realpath(path) for path in (checkpoint, options.output.file) if path is not None]
+    if len(places) > len(set(places)):
+        raise click.UsageError("--checkpoint and --output name the same file; give them two")
     plan = WaitPlan(
         client=client,
         ids=given,

@@ -400,3 +400,11 @@ class TestCheckpointFiles:
             refused = command("wait", "a", "--checkpoint", path)
             assert refused.exit_code == 2
             assert "checkpoint" in refused.stderr
+
+    def test_the_results_do_not_go_into_the_checkpoint(self, command: Command, tmp_path: Path) -> None:
+        """One file as checkpoint and output is refused, also under two names, and is not created."""
+        file, link = tmp_path / "file", tmp_path / "link"
+        link.symlink_to(file)
+        refused = command("wait", "a", "--checkpoint", file, "-o", link)
+        assert (refused.exit_code, file.exists()) == (2, False)
+        assert "--checkpoint and --output name the same file" in refused.stderr
