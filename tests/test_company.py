@@ -342,7 +342,7 @@ async def test_the_number_of_kept_records_is_a_setting(size: int) -> None:
 
 @pytest.mark.parametrize("filler", [10, 20_000])
 def test_a_remembered_record_is_the_one_that_was_received(filler: int) -> None:
-    """Of a large one only the body is remembered, because nobody knows how much memory the record takes."""
+    """The client remembers only the body of a large response, because the memory that its record takes is not known."""
     endpoint = Endpoint("get", InstructorExecution)
     fields = json.loads((Path(__file__).parent / "samples" / "documented.json").read_bytes())
     body = json.dumps({**fields, "status": "x" * filler}).encode()

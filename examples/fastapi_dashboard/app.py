@@ -71,7 +71,7 @@ HOSTS = os.environ.get("ALLOWED_HOSTS", "127.0.0.1,localhost").split(",")
 """Names under which the app may be reached. Others may be another site's, pointed here to read our responses."""
 DRAIN_SECONDS = 2.0
 TROUBLE_SECONDS = 2.0
-"""Seconds for which requests must have failed before pages are told."""
+"""Seconds for which requests must have failed before pages show it."""
 NEWS_SECONDS = 1.0
 """Seconds between two looks at whether the API can be reached."""
 
@@ -147,7 +147,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def close_on(signum: signal.Signals, kaizen: KaizenClient) -> None:
-    """Close the client when the server is told to stop, so that the streams of open pages end.
+    """Close the client when the server receives a signal to stop, so that the streams of open pages end.
 
     A server waits for its responses first, and ends the lifespan after that: pages that watch would keep it for ever.
     """
@@ -346,11 +346,11 @@ async def events_of(
     Any number of viewers share the polls of an execution. A viewer who leaves ends this generator, and with it the
     watch. After `WATCH_SECONDS` it yields `expired`: nobody may be looking any more.
     """
-    told: dict[str, Any] = {}
+    shown: dict[str, Any] = {}
     async with executions.watch(ids, deadline=WATCH_SECONDS) as changes:
         async for change in with_pauses(changes, NEWS_SECONDS):
-            if (state := upstream.state()) != told:
-                told = state
+            if (state := upstream.state()) != shown:
+                shown = state
                 yield ServerSentEvent(event="upstream", data=state)
             if change is None:
                 continue

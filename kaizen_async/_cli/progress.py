@@ -227,16 +227,16 @@ class Progress:
                 await asyncio.sleep(REFRESH)
 
     async def _show_plain(self) -> None:
-        told = ""
+        shown = ""
         next_at = time.monotonic() + PLAIN_EVERY
         while True:
             self._note()
             await asyncio.sleep(REFRESH)
             trouble = self._trouble()
-            if bool(trouble) != bool(told) or time.monotonic() >= next_at:
+            if bool(trouble) != bool(shown) or time.monotonic() >= next_at:
                 say(" · ".join(filter(None, (self._line(self), trouble))))
                 next_at = time.monotonic() + PLAIN_EVERY
-            told = trouble
+            shown = trouble
 
     def _note(self) -> None:
         self._seen.append((time.monotonic(), self._done()))

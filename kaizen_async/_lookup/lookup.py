@@ -440,7 +440,7 @@ class Lookups(Generic[T]):
         return self._noted(call, result)
 
     def _begin_another(self, call: Call) -> None:
-        """Send the next request of a lookup at once, if nothing is in the way of that, and nobody has to be told."""
+        """Send the next request of a lookup at once, if nothing is in the way and there is no event to report."""
         if self._hedging is not None or self._on_event is not None or self._distrusts_pool(call.last_error):
             return
         body = request_body(call.execution_id)

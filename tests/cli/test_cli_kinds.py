@@ -19,7 +19,7 @@ from kaizen_async._transport.wire import Endpoint
 from kaizen_async.testing import KaizenEmulator, Life
 
 BARE = WorkflowExecution(id="run_1", status=ExecutionStatus.COMPLETED)
-"""A record of which the server has told nothing but what it must."""
+"""A record with the required fields alone."""
 
 
 @pytest.fixture

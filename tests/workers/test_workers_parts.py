@@ -205,8 +205,8 @@ async def test_a_call_that_is_cancelled_ends(error: Exception | None) -> None:
 async def test_a_call_is_repeated_until_it_succeeds(caplog: pytest.LogCaptureFixture) -> None:
     """A call is repeated until it succeeds, and each trouble is reported once, as is its end."""
     caplog.set_level(logging.WARNING)
-    told: list[str] = []
-    store = Store("redis://user:pass@localhost", on_trouble=told.append)
+    reported: list[str] = []
+    store = Store("redis://user:pass@localhost", on_trouble=reported.append)
     attempt = failing(
         exceptions.ConnectionError("refused pass"),
         exceptions.ConnectionError("refused pass"),
@@ -214,8 +214,13 @@ async def test_a_call_is_repeated_until_it_succeeds(caplog: pytest.LogCaptureFix
         exceptions.ResponseError("LOADING Redis is loading the dataset in memory"),
     )
     assert await store.call(attempt) == "reply"
-    assert [text[:20] for text in told] == ["Redis is unreachable", "Redis is full (maxme", "Redis refuses for no", ""]
-    assert "pass" not in " ".join(told)
+    assert [text[:20] for text in reported] == [
+        "Redis is unreachable",
+        "Redis is full (maxme",
+        "Redis refuses for no",
+        "",
+    ]
+    assert "pass" not in " ".join(reported)
     assert len(caplog.records) == 2
     assert await store.call(failing()) == "reply"
     await store.aclose()
