@@ -34,7 +34,8 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
 
     The wait before attempt n+1 is drawn evenly from 0 to min(max_backoff, initial_backoff * 2**(n-1)) seconds ("full
     jitter": it spreads callers best, see https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/).
-    A Retry-After of the server that is longer replaces it, and is never shortened.
+    After a rejection that does not count as an attempt, it is at most a quarter of `initial_backoff`. A Retry-After of
+    the server that is longer replaces it, and is never shortened.
     """
 
     max_attempts: int = 5

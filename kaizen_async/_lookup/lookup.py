@@ -795,7 +795,7 @@ class Lookups(Generic[T]):
         return self.engine.transport.withhold(error)
 
     def _refused(self, call: Call, answer: Answer) -> KaizenError:
-        """Return the error for a response outside 2xx. What equal responses of one moment mean is read once."""
+        """Return the error for a response outside 2xx. Equal responses of the same moment are read once."""
         now = self._now()
         if self._refusal_read is not None:
             read, read_at, (make, state) = self._refusal_read

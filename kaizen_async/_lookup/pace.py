@@ -3,7 +3,8 @@
 Two limits can be in force: the rate in requests per second, and the width, the number of requests in flight. Both are
 infinite until there is a reason.
 
-- After a pause the rate doubles every `DOUBLING` seconds. The first rejections show how much the server takes.
+- After a pause the rate doubles every `DOUBLING` seconds, or in some times the latency if that is longer: until the
+  first rejection comes, requests are sent above the limit. The rejections show how much the server takes.
 - Rejections at a constant rate are put to a test: send a little slower than was accepted. A share of rejections that
   vanishes was the edge of a limit, and the slower rate is right. A share that stays is chance: a slower client would be
   rejected as often. So the old rate returns, and that share is ignored from then on.
@@ -23,11 +24,12 @@ from typing import Final
 
 DOUBLING: Final = 0.15
 DOUBLING_LATENCIES: Final = 2.5
-"""Seconds in which the rate doubles after a pause, and how many times the latency that is at least."""
+"""Seconds in which the rate doubles after a pause, and the least time for it in multiples of the latency."""
 BURST_RATE: Final = 2.5
-"""Rate after a limit has rested for a second, per request that it accepted at first: it is ready for as many again."""
+"""Requests per second after a pause of a second or more that the server asked for, for each request that it accepted at
+first: its limit has recovered, and allows as many again."""
 SEARCH_DOUBLING: Final = 4.0
-"""The same for a learned rate that is known to be too low."""
+"""Seconds in which a learned rate doubles that is known to be too low."""
 FREE_RATE: Final = 20_000.0
 """Requests per second from which on a doubling rate limits nobody."""
 SLOWEST_RATE: Final = 0.5
@@ -293,7 +295,7 @@ class Pace:
     def _go(self, now: float, number: int, mode: str, start: float) -> None:
         start = max(start, SLOWEST_RATE)
         self._mode, self._start, self._since = mode, start, now
-        # Nothing is made up for that was not sent at another rate.
+        # What was not sent at the rate before is not made up for.
         self._next = min(max(self._next, now), now + 1 / start)
         self._restart(now, number)
 
@@ -340,7 +342,7 @@ class Pace:
             self._before, self._compared = share, count
             self._is_sampling = False
             self._is_searching = share > 1 / 2
-            # A sample that is shorter than a response takes is all that was in flight, so it took that long.
+            # In less than the time of a response, only what was in flight has been sent. So that time counts.
             took = max(self._test_until - self._test_since, now - self._test_until, LEAST_SAMPLE_SECONDS)
             self._go(now, sent, "paced", max(SLOWEST_TEST, BELOW * self._accepted / took))
         elif is_unusual:
