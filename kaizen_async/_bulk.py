@@ -1,4 +1,4 @@
-"""Many lookups: a bounded number of workers over the ids, however many these are. No task per id, no futures."""
+"""Many lookups: a bounded number of workers share the ids. There is no task and no future for each id."""
 
 import asyncio
 from collections import deque
@@ -135,7 +135,7 @@ async def look_up_all(
             execution_id = todo.popleft()
             outcome = outcomes[execution_id] = await look_up(execution_id, on_back_off)
             if not outcome.attempts:
-                await asyncio.sleep(0)
+                await asyncio.sleep(0)  # nothing was sent, so nothing was awaited: give other tasks a turn
         if not todo:
             crew.close()
         crew.leave()
@@ -148,7 +148,7 @@ async def look_up_all(
             crew.fill()
         cancelled = False
     except BaseExceptionGroup as crash:
-        # What a hook of the caller's session or record raised comes out as from `get`, not in a group.
+        # What a hook of the caller's session or record raised is raised as `get` raises it, not in a group.
         raise crash.exceptions[0] from None
     finally:
         crew.close()
@@ -202,11 +202,11 @@ class Room:
 
 
 class OutcomeStream(AccountedStream[Outcome[T]], Generic[T]):
-    """Outcomes as they come, in no order. Use it as `async with … as outcomes: async for outcome in outcomes`.
+    """Outcomes in the order in which lookups end. Use it as `async with … as outcomes: async for outcome in outcomes`.
 
-    Ids are taken from their source only as fast as outcomes are consumed, so memory stays bounded and a slow consumer
-    slows the requests. Leaving the `async with` block stops everything that is in flight. An exception raised by the
-    source comes out of the loop after the outcomes of the ids before it. An invalid id gets an outcome with an
+    The stream takes ids from their source only as fast as outcomes are consumed. So memory stays bounded, and a slow
+    consumer slows the requests. Leaving the `async with` block stops everything that is in flight. If the source
+    raises, the loop raises that exception after the outcomes of the ids before. An invalid id gets an outcome with an
     `InvalidIdError`.
     """
 
@@ -227,15 +227,15 @@ class OutcomeStream(AccountedStream[Outcome[T]], Generic[T]):
         self._room = Room(workers + READ_AHEAD)
 
     def checkpoint(self) -> dict[str, Any]:
-        """Return what a later `stream(checkpoint=…)` needs to resume from here, in this process or another.
+        """Return a checkpoint, from which a later `stream(checkpoint=…)` resumes in this process or another.
 
-        It holds the ids whose outcome the consumer has not got yet, and those of a collection that were not taken yet:
-        plain dicts, lists, strings and numbers. Store it after handling an outcome: each id is then handled once, or
-        again if the process died in between. The time it takes grows with the number of ids in it. It can be taken
-        after leaving the block, too.
+        It holds the ids whose outcome the consumer does not have yet, and the rest of a collection, as plain dicts,
+        lists, strings and numbers. Store it after you have handled an outcome. Each id is then handled once, or again
+        if the process dies before the next checkpoint is stored. The time that this takes grows with the number of ids
+        in the checkpoint. You may call it after leaving the block, too.
 
-        Ids that a generator or asynchronous source has not handed out yet are not in it. The field `taken` tells how
-        many ids of the source are accounted for, so pass the rest of the same source to the later call:
+        The checkpoint does not hold ids that a generator or asynchronous source has not yielded yet. Its field `taken`
+        counts the ids of the source that are accounted for, so pass the rest of the same source to the later call:
         `itertools.islice(ids, state["taken"], None)`.
         """
         ready = (outcome.id for outcome in self._ready)
@@ -294,7 +294,7 @@ class OutcomeStream(AccountedStream[Outcome[T]], Generic[T]):
                 # In back-off a lookup leaves its room to another id, and its outcome takes room again.
                 outcome = await self._look_up(execution_id, on_back_off)
                 if not outcome.attempts:
-                    await asyncio.sleep(0)
+                    await asyncio.sleep(0)  # as in `look_up_all`
                 if not has_room:
                     await room.take()
                 ledger.end_one(execution_id)

@@ -1,13 +1,13 @@
-"""Where the ids of a call come from: which sources there are, how each is read, and which ids are valid.
+"""The sources of the ids of a call: how each kind of source is read, and which ids are valid.
 
-- A **collection** (list, set, dict, deque, key view, array, …) is copied when the call is made. What the caller does
-  with it afterwards does not matter.
+- A **collection** (list, set, dict, deque, key view, array, …) is copied when the call is made. Later changes of
+  it have no effect.
 - A source with a length that can be read only once (`tqdm`, a progress bar) is read once, through one iterator. It has
-  an end, so after a deadline it is still read to its end.
-- Any other source (a generator, an asynchronous iterable) may be endless. It is read as outcomes are consumed, and not
-  at all after a deadline or after the client was closed.
+  an end, so it is read to its end even after a deadline.
+- Any other source (a generator, an asynchronous iterable) may be endless. It is read as outcomes are consumed.
+  After a deadline, and after the client was closed, it is not read any further.
 
-An exception of the source is never taken for its end: it is kept in `IdSource.error`, for the consumer.
+If the source raises, `IdSource.error` keeps the exception for the consumer.
 """
 
 import asyncio
@@ -62,7 +62,7 @@ def require_id(execution_id: object) -> str:
 
 
 def _problem_of(execution_id: object) -> str:
-    """Return why an id cannot be sent; nothing if it can."""
+    """Return why an id cannot be sent, or an empty text."""
     if not isinstance(execution_id, str):
         return f"an execution id must be a str, not {type(execution_id).__name__}: {execution_id!r:.80}"
     if not execution_id:
@@ -95,8 +95,8 @@ class InvalidId:
     """An id that cannot be sent.
 
     Attributes:
-        id: What the caller passed in.
-        error: Why it cannot be sent, and at which position among the ids it was.
+        id: The value that the caller passed.
+        error: Why it cannot be sent, with its position among the ids.
     """
 
     __slots__ = ("error", "id")
@@ -115,7 +115,7 @@ def checked(execution_id: Any, position: int | None = None) -> str | InvalidId:
 
 
 def require_ids(ids: object) -> None:
-    """Refuse what is not a source of ids; above all a single string, whose characters would be taken for ids."""
+    """Refuse anything but a source of ids, especially a single string: its characters would be used as ids."""
     if isinstance(ids, _NOT_ONE_ID):
         raise TypeError(
             f"ids must be an iterable of ids, not one {type(cast('object', ids)).__name__}; pass [id], or use get(id)"
@@ -128,7 +128,7 @@ def _copy_of_collection(ids: Iterable[str], iterator: Iterator[str]) -> list[str
     """Return the ids of a collection; None for a source that can be read only once.
 
     Collections are recognized by their type, or by an iterator that knows how many items are left, as those of the
-    builtin collections do. A length alone does not tell: `tqdm` has one, and reads its own source as it is read.
+    builtin collections do. A length alone is no sign: `tqdm` has one, and reads its own source step by step.
     """
     if iterator is ids:
         return None
@@ -229,7 +229,7 @@ class IdSource:
         async with self._lock:
             if self._later is not None:
                 return await self._take_later(self._later)
-            # Without turns of its own, the loop would read the ids for all workers before it sends a single request.
+            # Without these turns, no request would be sent until the slow source has given ids to all workers.
             for _ in range(TURNS_BETWEEN):
                 await asyncio.sleep(0)
             return self.take_now()
@@ -296,8 +296,8 @@ class IdSource:
             self._end()
             return None
         except BaseException as error:
-            # A source that was cancelled by somebody else (its own queue reader, say) raises CancelledError too. Only
-            # the task's counter tells that from the cancellation of this task.
+            # A source that something else has cancelled (its own queue reader, say) raises CancelledError, too. The
+            # counter of the task shows whether this task was cancelled.
             if isinstance(error, asyncio.CancelledError) and task.cancelling() > cancellations:
                 raise
             self.fail(_raisable(error))
@@ -321,10 +321,10 @@ class IdSource:
 
 
 def _raisable(error: BaseException) -> BaseException:
-    """Return an error that the consumer can raise, and that nobody takes for something else.
+    """Return an error that can be raised to the consumer without being misunderstood.
 
-    A loop takes StopAsyncIteration for the end of the stream, a task CancelledError for its own cancellation, and an
-    asynchronous generator GeneratorExit for its own closing.
+    A loop understands StopAsyncIteration as the end of the stream, a task understands CancelledError as its own
+    cancellation, and an asynchronous generator understands GeneratorExit as its own closing.
     """
     if isinstance(error, (asyncio.CancelledError, GeneratorExit, StopIteration, StopAsyncIteration)):
         wrapped = RuntimeError(f"the source of the ids raised {type(error).__name__}")

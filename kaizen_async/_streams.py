@@ -1,4 +1,4 @@
-"""The consumer's side of everything that yields results as they come."""
+"""Base classes of the streams: the consumer's side of `stream`, `wait_many` and `watch`."""
 
 import asyncio
 from abc import ABC, abstractmethod
@@ -13,7 +13,7 @@ from kaizen_async._ledger import Ledger
 R = TypeVar("R")
 
 PAUSE_EVERY: Final = 100
-"""Results after which the consumer's task gives the event loop a turn. A consumer that never waits would block it."""
+"""Results after which a consumer's task gives the event loop a turn. Otherwise a busy consumer would block it."""
 
 
 class ResultStream(ABC, Generic[R]):
@@ -38,7 +38,7 @@ class ResultStream(ABC, Generic[R]):
         """Start the first background tasks, by `_run`."""
 
     def _run(self, work: Coroutine[Any, Any, None], context: Context | None = None) -> None:
-        """Start a background task of the entered stream. The stream keeps what it fails with, and forgets it then."""
+        """Start a background task of the entered stream. When it ends, the stream drops it and keeps its exception."""
         task = asyncio.create_task(work, context=context)
         cast("set[asyncio.Task[None]]", self._tasks).add(task)
         task.add_done_callback(self._on_done)
@@ -93,7 +93,7 @@ class ResultStream(ABC, Generic[R]):
             raise RuntimeError("enter the stream first: `async with … as results: async for result in results: ...`")
         self._taken_out += 1
         if not self._taken_out % PAUSE_EVERY:
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # see PAUSE_EVERY
         while self._left or not self._has_result():
             if self._left or self._is_over():
                 self._ended = True
@@ -112,7 +112,7 @@ class ResultStream(ABC, Generic[R]):
 
 
 def _failure_of(task: "asyncio.Task[None]") -> BaseException | None:
-    """Return what a background task failed with, which includes that somebody else has cancelled it."""
+    """Return the exception of a background task. A cancellation from outside the stream counts as one."""
     if not task.cancelled():
         return task.exception()
     return RuntimeError("a task of this stream was cancelled from outside; results are missing")
@@ -127,22 +127,22 @@ class AccountedStream(ResultStream[R]):
 
     @property
     def taken(self) -> int:
-        """How many ids were taken up so far: from the source, from a checkpoint, and by `add`."""
+        """How many ids the stream has taken so far: from the source, from a checkpoint, and by `add`."""
         return self._ledger.taken
 
     @property
     def done(self) -> int:
-        """How many of the ids are done: their last result was taken from this stream."""
+        """How many ids are done: the consumer has their last result."""
         return self._ledger.done
 
     @property
     def total(self) -> int | None:
-        """How many ids there are; None until the source has shown it: a generator shows it when it ends."""
+        """How many ids there are. None until that is known: for a generator, when it ends."""
         return self._ledger.total
 
 
 async def all_done(tasks: Collection["asyncio.Task[None]"]) -> None:
-    """Wait until cancelled tasks have ended, even if the caller is cancelled too: nothing may be left behind."""
+    """Wait until cancelled tasks have ended, even if the caller is cancelled, too: no task may be left behind."""
     cancellation: list[asyncio.CancelledError] = []
     while pending := [task for task in tasks if not task.done()]:
         try:

@@ -91,7 +91,7 @@ class Part(_Sourced, msgspec.Struct, frozen=True, rename="camel", gc=False):
         return self.to_dict()
 
     __pydantic_serializer__: ClassVar = PydanticSerializer()
-    """What pydantic writes a record with where the annotation does not tell that it is one, as in `Any`."""
+    """Pydantic uses it to write a record whose annotation is not a record type, such as `Any`."""
 
     @classmethod
     def __get_pydantic_core_schema__(cls, _source_type: object, handler: Any) -> Any:
@@ -133,7 +133,7 @@ class Record(Part, frozen=True, gc=False):
 
 _slot: Final[Any] = _Sourced.__dict__["_source"]
 set_source: Final[Callable[[Part, Source], None]] = _slot.__set__
-"""Tells a record where its JSON is."""
+"""Sets where the JSON of a record is."""
 
 
 def source_of(part: Part) -> Source | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def require_end(record: type) -> None:
-    """Refuse to wait for records that do not tell whether an execution has ended.
+    """Refuse to wait for records that do not say whether an execution has ended.
 
     Raises:
         TypeError: The type has neither `end_time` nor a property `is_finished`.
@@ -16,8 +16,8 @@ def require_end(record: type) -> None:
     finished = getattr(record, "is_finished", None)
     if callable(finished) or (finished is None and not hasattr(record, "end_time")):
         raise TypeError(
-            f"waiting takes records that tell when the execution ended: give {record.__name__} a field `end_time` "
-            "that is None until then, or a property `is_finished`"
+            f"a wait cannot see in a {record.__name__} whether the execution has ended; give {record.__name__} a field "
+            "`end_time` that is None until then, or a property `is_finished`"
         )
 
 

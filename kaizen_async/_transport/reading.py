@@ -108,7 +108,7 @@ async def read_body(
     size = 0
     while not content.at_eof():
         if size:
-            await asyncio.sleep(0)  # unpacking a large body takes a while, and others want their turn in between
+            await asyncio.sleep(0)  # unpacking a large body takes long, so other tasks get turns in between
         chunk = content.read_nowait(_CHUNK) if content.is_eof() else await content.read(_CHUNK)
         chunks.append(chunk)
         size += len(chunk)
@@ -149,5 +149,5 @@ async def unpack_body(status: int, coding: str, packed: bytes, limits: Limits, t
                 if is_success(status):
                     raise TooLargeError(pieces[0])
                 break
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # other tasks get turns between the pieces of a large body
     return b"".join(pieces)

@@ -430,7 +430,7 @@ class Transport:
         two of them.
         """
         async with self._large:
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # decoding blocks the event loop, so other tasks get a turn before it
 
     async def room(self, url: URL) -> bool:
         """Wait, after a NoConnectionError, until trying again may succeed; return False if nothing works any more."""

@@ -90,7 +90,7 @@ class PolledStream(AccountedStream[R]):
                 self._begin(execution_id)
             taken += 1
             if not taken % AT_ONCE:
-                await asyncio.sleep(0)
+                await asyncio.sleep(0)  # many ids must not block the event loop
             while not self._has_room():
                 self._room.clear()
                 await self._room.wait()
@@ -153,7 +153,7 @@ class PolledStream(AccountedStream[R]):
             if execution_id in self._ledger.pending:
                 self._scheduler.poll_soon(self._call, execution_id)
             if not number % AT_ONCE:
-                await asyncio.sleep(0)
+                await asyncio.sleep(0)  # as above
 
     def _cut_off(self, execution_id: str) -> None:
         if execution_id not in self._ledger.pending:
@@ -182,7 +182,7 @@ class PolledStream(AccountedStream[R]):
                 execution_id, count = pending.popitem()
                 self._on_left(execution_id, count, now)
                 scheduler.unsubscribe(call, execution_id)
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # leaving many ids must not block the event loop
         if self._report is not None:
             self._scheduler.close_call(self._call)
             self._report = None

@@ -96,4 +96,4 @@ class SharedDurations:
             return
         for start in range(0, len(seen), _AT_ONCE):
             self._executions.learn(seen[start : start + _AT_ONCE])
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # learning from many durations must not block the event loop

@@ -26,7 +26,7 @@ async def in_chunks(ids: AnyIds, size: int) -> AsyncIterator[list[Any]]:
         rest = iter(ids)
         while chunk := list(islice(rest, size)):
             yield chunk
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # a large collection must not block the event loop
     else:
         async for chunk in _of_thread(ids, size):
             yield chunk
