@@ -97,6 +97,45 @@ def test_a_body_of_many_empty_parts_is_refused(coding: str, part: bytes) -> None
         list(encodings.unpack(coding, part * (MOST_MEMBERS + 1)))
 
 
+def zstd_frame(window_log: int, body: bytes) -> bytes:
+    """Return a frame that declares a window of 2**window_log bytes, with a body that is not compressed."""
+    return b"\x28\xb5\x2f\xfd\0" + bytes([(window_log - 10) << 3]) + (len(body) << 3 | 1).to_bytes(3, "little") + body
+
+
+@needs_zstd
+def test_a_zstd_frame_may_declare_a_window_of_eight_mebibytes() -> None:
+    """The unpacker allocates the window that a frame of a few bytes declares. RFC 9659 allows 8 MiB."""
+    assert b"".join(encodings.unpack("zstd", zstd_frame(23, b"{}"))) == b"{}"
+    for window_log in (24, 27, 31, 41):
+        with pytest.raises(UnpackError):
+            list(encodings.unpack("zstd", zstd_frame(window_log, b"{}")))
+
+
+@pytest.mark.parametrize("window_log", [10, 25, 30])
+def test_a_brotli_stream_with_a_large_window_is_refused(window_log: int) -> None:
+    """The large windows of up to 1 GiB belong to no content coding. A stream declares one in its first 14 bits."""
+    declared = (0x11 | window_log << 8).to_bytes(2, "little")
+    with pytest.raises(UnpackError):
+        list(encodings.unpack("br", declared + b"\x0b\x02\x80hello\x03"))
+
+
+@everywhere
+@needs_zstd
+@pytest.mark.parametrize("is_supported", [True, False], ids=["own connection", "session.post"])
+def test_a_response_with_a_huge_window_costs_one_attempt(
+    loop: str, is_supported: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frame that declares a window of 2 GiB ends the attempt before that is allocated."""
+    monkeypatch.setattr(transport, "is_supported", lambda: is_supported)
+
+    async def main() -> None:
+        packed = response(zstd_frame(31, dump(record("bad"))), headers={"Content-Encoding": "zstd"})
+        outcome = await met([packed], retry=ONCE)
+        assert isinstance(outcome.error, TransportError)
+
+    run_on(loop, main())
+
+
 def in_chunks(body: bytes, size: int) -> bytes:
     """Return a response in chunks of a size."""
     pieces = [body[start : start + size] for start in range(0, len(body), size)]
