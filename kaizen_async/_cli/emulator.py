@@ -10,6 +10,7 @@ import click
 
 from kaizen_async._cli.ending import Stop, run
 from kaizen_async._cli.options import Number
+from kaizen_async.errors import printable
 from kaizen_async.testing.chance import fraction
 from kaizen_async.testing.emulator import KaizenEmulator
 from kaizen_async.testing.faults import Exchange, Fault, Reply
@@ -123,7 +124,7 @@ def emulator(
             script.apply(server)
             examples = " ".join(list(script.executions)[:EXAMPLES]) or "exec_1"
     except (TypeError, ValueError, ImportError, OSError) as error:
-        raise click.UsageError(str(error)) from None
+        raise click.UsageError(printable(str(error))) from None
     misbehave(server, faults)
     if rate_limit is not None:
         server.rate_limit(rate_limit)

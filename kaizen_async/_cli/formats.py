@@ -23,14 +23,16 @@ LONGEST: Final = 1 << 20
 FORMATS: Final = ("lines", "json", "csv", "tsv", "nul")
 """The choices of `--input-format`. `json` stands for every sequence of JSON values: NDJSON, strings, arrays."""
 
-FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
-"""First characters for which spreadsheets take a cell for a formula. Our CSV puts an apostrophe before them."""
+_FORMULA: Final = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""First characters for which spreadsheets take a cell for a formula, the wide ones of East Asian keyboards too."""
 
 DELIMITERS: Final = (",", ";", "\t")
 """What may stand between the cells of CSV, most likely first."""
 
 _ID_COLUMNS: Final = ("id", "execution_id", "executionid", "execution id")
-_INVISIBLE: Final = r"[\s\u00ad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]+"
+_BLANK: Final = r"\s\u00ad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff"
+_INVISIBLE: Final = f"[{_BLANK}]+"
+_LEADING: Final = re.compile(rf"^[\x00-\x1f\x7f-\x9f{_BLANK}]+")
 _AROUND: Final = re.compile(f"^{_INVISIBLE}|{_INVISIBLE}$")
 _LITERAL: Final = 8
 """Characters that the longest incomplete token at the end of a piece of JSON may have: `\\ud83d`, `-Infinity`."""
@@ -333,9 +335,14 @@ class CsvReader(LineReader):
             yield from self._read(text, number)
 
 
+def is_formula(cell: str) -> bool:
+    """Return whether a spreadsheet may take a cell for a formula. Some drop white space and controls before it."""
+    return cell.startswith(("\t", "\r")) or _LEADING.sub("", cell).startswith(_FORMULA)
+
+
 def without_apostrophe(cell: str) -> str:
     """Return a cell without the apostrophe that our own CSV puts before what looks like a formula."""
-    return cell[1:] if cell.startswith("'") and cell[1:].startswith(FORMULA) else cell
+    return cell[1:] if cell.startswith("'") and is_formula(cell[1:]) else cell
 
 
 class JsonReader(Reader):

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Final
 
 import msgspec
 
-from kaizen_async._cli.formats import FORMULA, pick, without_apostrophe
+from kaizen_async._cli.formats import is_formula, pick, without_apostrophe
 
 COLUMNS: Final = (
     *("id", "status", "workflow.name", "startTime", "endTime", "durationMs"),
@@ -227,7 +227,7 @@ def cell_of(value: Any, *, formulas: bool) -> str:
     if value is None:
         return ""
     text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
-    if isinstance(value, str) and not formulas and text.startswith(FORMULA):
+    if isinstance(value, str) and not formulas and is_formula(text):
         text = f"'{text}"
     # A cell with a line break would make two lines of a row, and a crash could leave one of them.
     return _UNSAFE.sub(_escaped, _CONTROL.sub(lambda found: _NAMED.get(found[0], " "), text))

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Annotated, Any, Final, Self
 
 import aiohttp
 import msgspec
@@ -19,19 +19,23 @@ from aiohttp import web
 from kaizen_async._transport.request_id import REQUEST_ID_HEADERS
 from kaizen_async._transport.withhold import Withholder
 from kaizen_async.config import resolve_base_url
+from kaizen_async.errors import printable
 from kaizen_async.testing.faults import Answer
 from kaizen_async.testing.server import LoopbackServer
 
 _ABOUT_CONNECTION: Final = frozenset(
     {"host", "content-length", "connection", "keep-alive", "transfer-encoding", "accept-encoding"}
 )
-"""Headers of a request that are not passed on, because they are about the connection to the recorder."""
+"""Headers that are neither passed on nor replayed, because they are about one connection."""
 _NOT_SECRET: Final = frozenset({"content-type", "accept", "user-agent", "traceparent", "tracestate", "baggage"})
 _SHORTEST_SECRET: Final = 8
 """Characters of a value from which on it may be a secret, and not the number of a tenant. The key may be shorter."""
 _KEPT_HEADERS: Final = ("content-type", "retry-after", "retry-after-ms", *REQUEST_ID_HEADERS)
 _KEPT_PREFIXES: Final = ("ratelimit", "x-ratelimit")
 _UPSTREAM_SECONDS: Final = 60.0
+
+
+_HeaderText = Annotated[str, msgspec.Meta(pattern=r"^[^\r\n\0]*\Z")]
 
 
 class _Line(msgspec.Struct, omit_defaults=True):
@@ -41,7 +45,7 @@ class _Line(msgspec.Struct, omit_defaults=True):
     id: str
     seconds: float
     status: int
-    headers: dict[str, str]
+    headers: dict[_HeaderText, _HeaderText]
     json: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     text: str | None = None
     base64: str | None = None
@@ -155,9 +159,12 @@ def replies_in(file: Path) -> Iterator[tuple[str, str, Answer]]:
     for number, line in enumerate(file.read_bytes().splitlines(), 1):
         try:
             read = _line_decoder.decode(line)
-        except msgspec.DecodeError as error:
-            raise ValueError(f"{file}, line {number} is not a recorded response: {error}") from None
-        yield read.path, read.id, Answer(read.status, read.body(), read.headers)
+            headers = {name: value for name, value in read.headers.items() if name.lower() not in _ABOUT_CONNECTION}
+            answer = Answer(read.status, read.body(), headers)
+        except (ValueError, RecursionError) as error:
+            shown = printable(f"{file}, line {number} is not a recorded response: {error}")
+            raise ValueError(shown) from None
+        yield read.path, read.id, answer
 
 
 def _put_body(line: _Line, body: bytes) -> None:

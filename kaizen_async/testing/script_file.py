@@ -15,16 +15,22 @@ faults:
   - {latency: 0.2, chance: 0.1}
 """
 
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
+from kaizen_async.errors import printable
 from kaizen_async.testing.emulator import KaizenEmulator
 from kaizen_async.testing.faults import Fault
 from kaizen_async.testing.lives import Life
 
 _YAML: Final = {".yaml", ".yml"}
+_LARGEST: Final = 1 << 24
+"""Bytes above which a file is not read."""
+_MOST_VALUES: Final = 1_000_000
+"""Values that YAML may stand for: with aliases of aliases, a file of a kilobyte stands for billions."""
 
 
 class ScriptedLife(msgspec.Struct, forbid_unknown_fields=True):
@@ -84,7 +90,7 @@ class ScriptedFault(msgspec.Struct, forbid_unknown_fields=True):
         if self.latency is not None:
             return Fault.latency(self.latency)
         if self.fault not in _NAMED:
-            raise ValueError(f"a fault is one of {', '.join(_NAMED)}, not {self.fault!r}")
+            raise ValueError(f"a fault is one of {', '.join(_NAMED)}, not {self.fault!r:.80}")
         return _NAMED[self.fault]
 
 
@@ -133,11 +139,43 @@ def read_script(file: Path) -> Script:
         ValueError: It is not a valid script; the message says where.
         ImportError: It is YAML, and PyYAML is not installed (extra `testing`).
     """
-    decode = msgspec.yaml.decode if file.suffix.lower() in _YAML else msgspec.json.decode
+    shown = printable(str(file))
+    with file.open("rb") as opened:
+        data = opened.read(_LARGEST + 1)  # of a device that never ends too
+    if len(data) > _LARGEST:
+        raise ValueError(f"{shown} is larger than {_LARGEST} bytes, which is too large for a script")
     try:
-        return decode(file.read_bytes(), type=Script)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{file} is not a script for the emulator: {error}") from None
+        if file.suffix.lower() not in _YAML:
+            return msgspec.json.decode(data, type=Script)
+        content = msgspec.yaml.decode(data)
+        _require_few_values(content)
+        return msgspec.convert(content, Script, builtin_types=(datetime, date))
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        why = printable(" ".join(str(error).split()))
+        raise ValueError(f"{shown} is not a script for the emulator: {why}") from None
+
+
+def _require_few_values(content: object) -> None:
+    """Refuse YAML that stands for too many values, before anything walks through all of them.
+
+    Raises:
+        ValueError: It does, or a part of it contains itself.
+    """
+    sizes: dict[int, int] = {}
+
+    def size_of(value: object) -> int:
+        if not isinstance(value, dict | list):
+            return 1
+        whole: Any = value
+        parts = whole.values() if isinstance(value, dict) else whole
+        known = sizes.get(id(value))
+        if known is None:
+            sizes[id(value)] = _MOST_VALUES  # for a part that contains itself
+            known = sizes[id(value)] = 1 + sum(map(size_of, parts))
+        return known
+
+    if size_of(content) > _MOST_VALUES:
+        raise ValueError(f"its aliases stand for more than {_MOST_VALUES:,} values")
 
 
 def _apply_fault(emulator: KaizenEmulator, scripted: ScriptedFault) -> None:

@@ -14,7 +14,7 @@ import pytest
 from running_command import Command, ids_in
 
 from kaizen_async._cli import formats
-from kaizen_async._cli.formats import Counts, DetectingReader, Layout, LayoutError, pick
+from kaizen_async._cli.formats import Counts, DetectingReader, Layout, LayoutError, pick, without_apostrophe
 from kaizen_async._cli.output_formats import FORMATS, Fields, Format, cell_of, decoded, is_failure, safe
 from kaizen_async._cli.table import moment_of
 from kaizen_async.testing import Fault, KaizenEmulator, Life
@@ -172,6 +172,10 @@ class TestOutput:
         for first in "=+-@\t\r":
             assert cell_of(f"{first}cmd", formulas=False).startswith("'")
             assert not cell_of(f"{first}cmd", formulas=True).startswith("'")
+        for first in ("\uff1d", "\uff0b", "\uff0d", "\uff20", " =", "\u3000@", "\n=", "\x00=", "\u200b+", "\x85-"):
+            assert cell_of(f"{first}cmd", formulas=False).startswith("'")
+        assert cell_of(f"{' ' * 100_000}x", formulas=False).endswith(" x")
+        assert without_apostrophe(cell_of(" =id", formulas=False)) == " =id"
         assert cell_of(-5, formulas=False) == "-5"
         assert cell_of(None, formulas=False) == ""
         assert cell_of("a\nb\x00\u202e", formulas=False) == "a\\nb \\u202e"

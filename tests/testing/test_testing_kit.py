@@ -559,9 +559,41 @@ async def test_responses_are_recorded_and_replayed(tmp_path: Path) -> None:
         assert (caught.value.status, caught.value.request_id) == (503, "r_1")
         assert await status_of(kaizen, "exec_4") == 502
         assert await status_of(kaizen, "exec_5") == 404
-    file.write_text("{}\n")
-    with pytest.raises(ValueError, match="line 1 is not a recorded response"):
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"status": -1},
+        {"status": 101},
+        {"headers": {"Retry-After": "1\r\nSet-Cookie: a=b"}},
+        {"headers": {"Retry-After\nX": "1"}},
+        {"base64": "a"},
+        {"id": None},
+        {"json": "@"},
+    ],
+    ids=str,
+)
+def test_a_line_that_no_recorder_wrote_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """A recording is input: each mistake in it is a ValueError that names the line."""
+    file = tmp_path / "bug.jsonl"
+    line = json.dumps({"path": "/a", "id": "a", "seconds": 0, "status": 200, "headers": {}, **changes})
+    file.write_text(line.replace('"@"', "[" * 100_000))
+    with pytest.raises(ValueError, match=r"bug\.jsonl, line 1 is not a recorded response"):
         KaizenEmulator().replay(file)
+
+
+async def test_a_recording_cannot_break_the_framing_of_responses(tmp_path: Path) -> None:
+    """Headers about the connection are not replayed."""
+    file = tmp_path / "bug.jsonl"
+    headers = {"Content-Length": "x", "Transfer-Encoding": "chunked", "Connection": "upgrade", "X-Request-Id": "r_1"}
+    line = {"path": "/instructor/executions/get", "id": "a", "seconds": 0, "status": 503, "headers": headers}
+    file.write_text(json.dumps({**line, "text": "busy"}))
+    async with KaizenEmulator() as emulator, KaizenClient(base_url=emulator.base_url, retry=ONCE) as kaizen:
+        emulator.replay(file)
+        with pytest.raises(StatusError) as caught:
+            await kaizen.instructor_executions.get("a")
+    assert (caught.value.status, caught.value.request_id) == (503, "r_1")
 
 
 async def test_headers_of_a_gateway_are_passed_on_and_not_recorded(tmp_path: Path) -> None:
@@ -657,6 +689,29 @@ def test_an_invalid_script_file_is_refused(tmp_path: Path, text: str, complaint:
     file.write_text(text)
     with pytest.raises(ValueError, match=complaint):
         read_script(file).apply(KaizenEmulator())
+
+
+def test_yaml_that_stands_for_billions_of_values_is_refused(tmp_path: Path) -> None:
+    """Aliases of aliases, and a part that contains itself, are refused before anything walks through them."""
+    file = tmp_path / "lives.yaml"
+    levels = "".join(f"  a{level}: &a{level} [{','.join([f'*a{level - 1}'] * 10)}]\n" for level in range(1, 12))
+    for text in (f"executions:\n  a0: &a0 [x]\n{levels}", "executions: &all {a: *all}"):
+        file.write_text(text)
+        with pytest.raises(ValueError, match="aliases stand for more than"):
+            read_script(file)
+    file.write_text("default: &life {lasting: 60}\nexecutions: {a: *life, b: *life}")
+    assert read_script(file).executions["b"].lasting == 60
+
+
+def test_a_script_is_read_up_to_a_size_and_refused_in_one_printable_line(tmp_path: Path) -> None:
+    """A device that never ends is not read to its end, and what a file contains cannot control a terminal."""
+    with pytest.raises(ValueError, match="too large for a script"):
+        read_script(Path("/dev/zero"))
+    file = tmp_path / "lives.json"
+    file.write_text('{"\\u001b]52;c;QUJD\\u0007\\n": 1}')
+    with pytest.raises(ValueError, match="unknown field") as caught:
+        read_script(file)
+    assert str(caught.value).isprintable()
 
 
 # Virtual time.
