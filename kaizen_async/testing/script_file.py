@@ -15,6 +15,7 @@ faults:
   - {latency: 0.2, chance: 0.1}
 """
 
+from collections.abc import Iterable
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -163,14 +164,14 @@ def _require_few_values(content: object) -> None:
     """
     sizes: dict[int, int] = {}
 
-    def size_of(value: object) -> int:
-        if not isinstance(value, dict | list):
+    def size_of(value: Any) -> int:
+        kind: type[object] = type(value)
+        if kind not in {dict, list}:
             return 1
-        whole: Any = value
-        parts = whole.values() if isinstance(value, dict) else whole
         known = sizes.get(id(value))
         if known is None:
             sizes[id(value)] = _MOST_VALUES  # for a part that contains itself
+            parts: Iterable[object] = value.values() if kind is dict else value
             known = sizes[id(value)] = 1 + sum(map(size_of, parts))
         return known
 
