@@ -18,7 +18,7 @@ faults:
 from collections.abc import Iterable
 from datetime import date, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -164,16 +164,18 @@ def _require_few_values(content: object) -> None:
     """
     sizes: dict[int, int] = {}
 
-    def size_of(value: Any) -> int:
-        kind: type[object] = type(value)
-        if kind not in {dict, list}:
+    def size_of(value: object) -> int:
+        place = id(value)
+        if isinstance(value, dict):
+            parts: Iterable[object] = cast("dict[object, object]", value).values()
+        elif isinstance(value, list):
+            parts = cast("list[object]", value)
+        else:
             return 1
-        known = sizes.get(id(value))
-        if known is None:
-            sizes[id(value)] = _MOST_VALUES  # for a part that contains itself
-            parts: Iterable[object] = value.values() if kind is dict else value
-            known = sizes[id(value)] = 1 + sum(map(size_of, parts))
-        return known
+        if place not in sizes:
+            sizes[place] = _MOST_VALUES  # for a part that contains itself
+            sizes[place] = 1 + sum(map(size_of, parts))
+        return sizes[place]
 
     if size_of(content) > _MOST_VALUES:
         raise ValueError(f"its aliases stand for more than {_MOST_VALUES:,} values")

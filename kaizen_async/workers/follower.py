@@ -92,7 +92,7 @@ class Follower:
             raise UnknownRunError(self._unknown)
         try:
             kind: Any = decode_options(stored[0] if all(stored) else b"").record
-        except ValueError:
+        except (ValueError, RecursionError):
             raise RunError(f"what Redis holds of run {self._name} cannot be read; purge the run") from None
         self._decoder = msgspec.json.Decoder(RunOutcome[kind])
         self._acked = self._last = stored[1].decode()
@@ -170,7 +170,7 @@ class Follower:
             lines = list(lines_of(batch))
             for line in lines:
                 _outline.decode(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             log.warning("run %s: a batch that is not of outcomes is left out: %s", self._name, printable(str(error)))
             return []
         return lines

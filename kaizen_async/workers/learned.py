@@ -91,7 +91,7 @@ class SharedDurations:
     async def _learn(self, packed: bytes) -> None:
         try:
             seen = _decode(unpack(packed, MOST_BYTES))[-MOST_SEEN:]
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             log.warning("durations in Redis cannot be read and are left out: %s", error)
             return
         for start in range(0, len(seen), _AT_ONCE):

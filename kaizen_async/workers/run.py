@@ -189,7 +189,7 @@ class Run:
         encoded, run_id = await self._store.script("create", self._key, *arguments, ANY_RUN)
         try:
             stored = decode_options(encoded or b"")
-        except ValueError:
+        except (ValueError, RecursionError):
             raise RunError(f"what Redis holds of run {self.name} cannot be read; purge the run") from None
         if stored != options:
             raise OtherInputError(
@@ -285,7 +285,7 @@ class Run:
         facts = await self._facts()
         try:
             return await self._status_of(facts)
-        except (KeyError, ValueError):
+        except (KeyError, ValueError, RecursionError):
             raise RunError(f"what Redis holds of run {self.name} cannot be read; purge the run") from None
 
     async def _status_of(self, facts: dict[str, str]) -> RunStatus:

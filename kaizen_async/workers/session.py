@@ -175,7 +175,7 @@ class Session(ABC):
         reason = why.decode(errors="replace")
         try:
             shard = unpack_shard(ids or b"", size)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             reason = f"what Redis holds of it cannot be read: {printable(str(error))}"
             shard, tries = Shard([""] * size), MOST_TRIES
         return Claim(Held(number, token, tries, reason, shard, bits), age_ms / 1000, checkpoint, saved_ms / 1000)

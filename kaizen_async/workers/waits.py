@@ -79,7 +79,7 @@ class WaitSession(Session):
                 state = msgspec.json.decode(unpack(claim.checkpoint), type=dict[str, Any])
                 state["taken_at"] = time.time() - claim.saved  # by the clock of Redis: those of machines differ
                 return self._executions.wait_many((), deadline=None, checkpoint=state)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 log.warning("run %s: the saved waits of shard %d are not usable: %s", self._run, held.number, error)
         ids = [held.shard.ids[place] for place in sorted(held.left)]
         if not claim.age:

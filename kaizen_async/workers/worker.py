@@ -217,7 +217,7 @@ class Worker:
             return None
         try:
             options = decode_options(stored)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             log.warning("run %s cannot be worked on by this version: %s", run, printable(str(error)))
             return None
         if options.wait:

@@ -491,17 +491,18 @@ async def test_a_reader_continues_while_there_are_outcomes() -> None:
 
 async def test_a_reader_leaves_out_what_no_worker_wrote(caplog: pytest.LogCaptureFixture) -> None:
     """What Redis holds is input. Each such batch is acknowledged, so it does not come again."""
-    batches = (b"junk", pack(b"{"), pack(b'{"number":"a","id":"b"}'), pack(b'{"number":1,"id":"a"}'))
+    nested = b'{"number":2,"id":"a","execution":' + b"[" * 100_000
+    batches = (b"junk", pack(b"{"), pack(b'{"number":"a","id":"b"}'), pack(nested), pack(b'{"number":1,"id":"a"}'))
     entries = [(f"{number}-0".encode(), {b"b": batch}) for number, batch in enumerate(batches, 1)]
-    read = [[b"out", [*entries, (b"5-0", {b"foreign": b"1"})]]]
+    read = [[b"out", [*entries, (b"6-0", {b"foreign": b"1"})]]]
     follower, _ = follower_of(Acked(*[(1, b"finished")] * 9, read=read), asyncio.Event().wait)
     with caplog.at_level(logging.WARNING):
         async with follower as outcomes:
             await outcomes._acknowledge()
             assert [outcome.number async for outcome in outcomes] == [1]
-    assert caplog.text.count("a batch that is not of outcomes is left out") == 4
+    assert caplog.text.count("a batch that is not of outcomes is left out") == 5
     acks = [words for words in follower._store.called if words[0] == "ack"]
-    assert acks[-2][6:9] == ("5-0", 1, len(batches[3]))
+    assert acks[-2][6:9] == ("6-0", 1, len(batches[4]))
 
 
 async def test_a_reader_reports_that_workers_cannot_work() -> None:
@@ -516,7 +517,8 @@ async def test_a_reader_reports_that_workers_cannot_work() -> None:
 
 async def test_what_a_reader_cannot_read_is_named() -> None:
     """With the way out."""
-    for stored in ([b"{}", None, b"id"], [b"junk", b"0-0", b"id"]):
+    nested = b'{"x":' + b"[" * 100_000
+    for stored in ([b"{}", None, b"id"], [b"junk", b"0-0", b"id"], [nested, b"0-0", b"id"]):
         follower, _ = follower_of(lambda *_, stored=stored: stored)
         with pytest.raises(RunError, match="what Redis holds of run r cannot be read; purge the run"):
             await follower.__aenter__()
