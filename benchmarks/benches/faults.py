@@ -9,7 +9,7 @@ from worker import Job
 
 ABOUT = "restart, outage, partial, limit503, random429, concurrency-limit, limit1000: what is lost, and the load"
 _IN_FLIGHT = 50
-_PATIENCE = 60.0
+_PATIENCE = 30.0
 _CONTENDERS = (*RETRYING, "bare_tenacity")
 _LOOK_UPS = {
     "restart": 6000,
@@ -18,7 +18,7 @@ _LOOK_UPS = {
     "limit503": 300,
     "random429": 5000,
     "concurrency-limit": 600,
-    "limit1000": 10_000,
+    "limit1000": 4000,
 }
 
 

@@ -16,7 +16,7 @@ def run(plan: Plan) -> Report:
     """Run each contender against a new server."""
     jobs = [
         Job("ends", name, "", _IN_FLIGHT, _LOOK_UPS, plan.uvloop, _IN_FLIGHT, patience=_PATIENCE)
-        for name in plan.chosen(RETRYING)
+        for name in plan.chosen((*RETRYING, "bare_tenacity"))
     ]
     progress("outage")
     measured = {job.contender: sample for job, sample in zip(jobs, pairwise(jobs, "failing"), strict=True)}

@@ -28,7 +28,7 @@ def _measure(caller: str, plan: Plan) -> list[Sample]:
     in_flight = _CALLERS[caller]
     jobs = [
         Job("ends", name, "", 50, _LOOK_UPS, plan.uvloop, in_flight, patience=120.0)
-        for name in plan.chosen(RETRYING)
+        for name in plan.chosen((*RETRYING, "bare_tenacity"))
         for _ in range(plan.choose(quick=1, default=1, full=3))
     ]
     progress(f"storm, the caller having {caller}")
