@@ -53,7 +53,7 @@ class KaizenClient:
             client calls it before the first request, and again after a 401; then it repeats the refused request once.
             The function may take up to `attempt_timeout`. If it raises, the attempt fails.
         base_url: URL of the API, with its path prefix if there is one. Unset: KAIZEN_BASE_URL, else the public API.
-        concurrency: The most HTTP requests in flight at the same time.
+        concurrency: The most HTTP requests in flight at the same time, up to 100,000.
         attempt_timeout: Seconds for one HTTP request, from connecting to the last byte.
         deadline: Seconds for one lookup, from its start to its result. None: no limit, but a server that is down or
             rejects everything for five minutes ends it.

@@ -10,6 +10,7 @@ import click
 
 from kaizen_async._cli.ending import Stop, run
 from kaizen_async._cli.options import Number
+from kaizen_async._cli.table import counted
 from kaizen_async.errors import printable
 from kaizen_async.testing.chance import fraction
 from kaizen_async.testing.emulator import KaizenEmulator
@@ -77,10 +78,10 @@ EXAMPLES = 3
     "--rate-limit",
     type=Number(min=0, min_open=True),
     metavar="RATE",
-    help="Answer 429 to all requests beyond this rate per second.",
+    help="Respond with 429 to all requests beyond this rate per second.",
 )
-@click.option("--api-key-required", is_flag=True, help=f"Answer 401 to requests without the key {KEY!r}.")
-@click.option("--api-key", metavar="KEY", help="Answer 401 to requests without this key.")
+@click.option("--api-key-required", is_flag=True, help=f"Respond with 401 to requests without the key {KEY!r}.")
+@click.option("--api-key", metavar="KEY", help="Respond with 401 to requests without this key.")
 @click.option("--seed", type=int, default=0, show_default=True, help="What executions and faults are drawn from.")
 def emulator(
     *,
@@ -143,8 +144,8 @@ async def _serve(stop: Stop, server: KaizenEmulator, environment: str, examples:
         click.echo(f"The Kaizen API is at {server.base_url} until Ctrl-C. In another terminal:\n")
         click.echo(f"  {environment}KAIZEN_BASE_URL={server.base_url} kaizen-async watch {examples}\n")
         await stop.asked()
-    answers = ", ".join(f"{status}: {count:,}" for status, count in sorted(server.answers.items()))
-    click.echo(f"{server.request_count:,} requests" + f", answered {answers}" * bool(answers))
+    responses = ", ".join(f"{status}: {count:,}" for status, count in sorted(server.answers.items()))
+    click.echo(counted(server.request_count, "request") + f", responses {responses}" * bool(responses))
     return 0
 
 

@@ -30,7 +30,7 @@ OUT_OF_TIME: Final = "out of time"
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SIGNAL_STATUS: Final = 128
 """Added to a signal's number: the exit status that a shell gives to what the signal ended."""
-SAME_WISH: Final = 0.5
+SAME_SIGNAL: Final = 0.5
 """Seconds within which a second signal is the first one again: `timeout` signals a process and then its group."""
 
 
@@ -80,13 +80,13 @@ class Stop:
         A signal that is ignored, as under `nohup`, stays ignored.
         """
         before = {signum: signal.getsignal(signum) for signum in SIGNALS}
-        heeded = [signum for signum in SIGNALS if before[signum] is not signal.SIG_IGN]
-        for signum in heeded:
+        handled = [signum for signum in SIGNALS if before[signum] is not signal.SIG_IGN]
+        for signum in handled:
             self._loop.add_signal_handler(signum, self._on_signal, signum)
         try:
             yield
         finally:
-            for signum in heeded:
+            for signum in handled:
                 self._loop.remove_signal_handler(signum)
                 signal.signal(signum, before[signum])
 
@@ -146,7 +146,7 @@ class Stop:
             yield result
 
     def _on_signal(self, signum: signal.Signals) -> None:
-        if self.reason and self._loop.time() > self._asked_at + SAME_WISH:
+        if self.reason and self._loop.time() > self._asked_at + SAME_SIGNAL:
             self._task.cancel()
         self.ask("interrupted", SIGNAL_STATUS + signum)
 

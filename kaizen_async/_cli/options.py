@@ -55,7 +55,7 @@ class Number(click.FloatRange):
         """Return the number.
 
         Raises:
-            click.BadParameter: It is none, or outside the range.
+            click.BadParameter: It is not a number, or outside the range.
         """
         number: float = super().convert(value, param, ctx)
         if math.isnan(number):

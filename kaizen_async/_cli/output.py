@@ -147,7 +147,7 @@ class StreamWriter:
             piece = (b",\n" if self._any else b"[\n") + piece.removesuffix(b"\n")
         self._any = True
         rest = memoryview(piece)
-        with _telling_errors(self._name):
+        with _reporting_errors(self._name):
             while rest:
                 if self._poll is None:
                     self._stream.write(rest)
@@ -174,7 +174,7 @@ class StreamWriter:
     def close(self) -> None:
         """End a JSON array."""
         if self._array:
-            with _telling_errors(self._name):
+            with _reporting_errors(self._name):
                 self._stream.write(JSON_TAIL if self._any else b"[]\n")
                 self._stream.flush()
 
@@ -210,7 +210,7 @@ class FileWriter:
 
     def _put(self, piece: bytes, start: int) -> None:
         descriptor = self._file.fileno()
-        with _telling_errors(self._name):
+        with _reporting_errors(self._name):
             written = 0
             try:
                 while written < len(piece):
@@ -224,7 +224,7 @@ class FileWriter:
 
     def sync(self) -> None:
         """Make sure that what was written survives a power failure."""
-        with _telling_errors(self._name):
+        with _reporting_errors(self._name):
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -236,7 +236,7 @@ class FileWriter:
 
 
 @contextmanager
-def _telling_errors(name: str) -> Generator[None]:
+def _reporting_errors(name: str) -> Generator[None]:
     try:
         yield
     except BrokenPipeError:
@@ -318,7 +318,7 @@ class Output:
             self._writer = StreamWriter(sys.stdout.buffer, "standard output", array=array)
         else:
             name = printable(str(self.file))
-            with _telling_errors(name):
+            with _reporting_errors(name):
                 context = click.get_current_context()
                 if self.file.exists() and not self.file.is_file():
                     device = context.with_resource(await _open_device(self.file))

@@ -16,7 +16,7 @@ from rich.text import Text
 from kaizen_async._cli.ending import say
 from kaizen_async._cli.ids import Arguments, Ids, Source
 from kaizen_async._cli.output import Output
-from kaizen_async._cli.table import Execution, Found, console_on, spell
+from kaizen_async._cli.table import Execution, Found, console_on, counted, spell
 from kaizen_async._records.facts import has_ended, status_of
 from kaizen_async.client import KaizenClient
 from kaizen_async.errors import AuthenticationError, KaizenError, StatusError, printable
@@ -292,17 +292,17 @@ def _words_about_input(ids: Ids) -> Iterator[str]:
         yield f"not all of {ids.name} was read"
     counts = ids.counts
     names = {"comment": counts.comments, "blank line": counts.blank}
-    skipped = [f"{count:,} {name}{'s' * (count != 1)}" for name, count in names.items() if count]
+    skipped = [counted(count, name) for name, count in names.items() if count]
     if skipped:
         yield f"{' and '.join(skipped)} skipped"
     if counts.invalid:
-        yield f"{counts.invalid:,} line{'s' * (counts.invalid != 1)} without a valid id"
+        yield f"{counted(counts.invalid, 'line')} without a valid id"
 
 
 def _words_about_work(tally: Tally, kaizen: KaizenClient) -> Iterator[str]:
     requests = kaizen.stats().attempts
     yield f"{tally.seconds:.1f} s" if tally.seconds < 10 else spell(tally.seconds)  # noqa: PLR2004 - two digits
-    yield f"{requests:,} request{'s' * (requests != 1)}"
+    yield counted(requests, "request")
 
 
 def _words_about_output(output: Output) -> Iterator[str]:

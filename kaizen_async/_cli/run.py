@@ -21,7 +21,7 @@ from kaizen_async._cli.options import KINDS
 from kaizen_async._cli.output import StreamWriter
 from kaizen_async._cli.output_formats import safe
 from kaizen_async._cli.progress import Progress
-from kaizen_async._cli.table import spell
+from kaizen_async._cli.table import counted, spell
 from kaizen_async.errors import printable
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def retry(place: Place, name: str) -> None:
     async def work(stop: Stop, run: "Run") -> int:
         ids = await stop.unless_asked(run.retry_failed())
         if ids is not None:
-            say(f"{ids:,} ids are tried again")
+            say(f"{counted(ids, 'id')} to look up again")
         return stop.status
 
     _run(place, name, work, needs_broker=True)
@@ -378,16 +378,16 @@ def _described(status: "RunStatus") -> str:
     total = f"{status.total:,}" if status.total is not None else f"{status.ids:,} or more"
     parts = [f"{status.done:,} of {total} done", f"{status.failed:,} failed"]
     if status.invalid:
-        parts.append(f"{status.invalid:,} of these are no ids")
+        parts.append(f"{status.invalid:,} of these not ids")
     if status.set_aside:
-        parts.append(f"{status.set_aside:,} shards set aside")
+        parts.append(f"{counted(status.set_aside, 'shard')} set aside")
     if status.state == "running":
         parts.append(_pace(status))
     return f"{status.name} {status.state}: {', '.join(parts)}"
 
 
 def _pace(status: "RunStatus") -> str:
-    parts = [f"{status.rate:,.0f}/s", f"{status.workers:,} workers"]
+    parts = [f"{status.rate:,.0f}/s", counted(status.workers, "worker")]
     if status.seconds_left is not None:
         parts.append(f"{spell(status.seconds_left)} left")
     return ", ".join(parts)

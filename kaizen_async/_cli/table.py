@@ -104,6 +104,11 @@ def spell(seconds: float) -> str:
     return f"{whole} s"
 
 
+def counted(number: int, name: str) -> str:
+    """Return how many there are of something: `1 request`, `2,000 requests`."""
+    return f"{number:,} {name}" if number == 1 else f"{number:,} {name}s"
+
+
 def message_of(error: KaizenError) -> str:
     """Return what an error says, without the id that stands beside it."""
     return str(error).removeprefix(f"{printable(error.execution_id)}: ")

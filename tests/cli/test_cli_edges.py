@@ -464,13 +464,13 @@ async def test_a_failed_sync_does_not_end_the_saving(tmp_path: Path, monkeypatch
     nothing = Checkpoint(2, 0, 0.0, [])
     saved = checkpoints.Saved(base_url="http://x/", taken=checkpoints.Taken(), unprinted=[], waiting=nothing)
     again = asyncio.Event()
-    answers = iter([saved, OutputError("cannot write out.ndjson"), saved])
+    endings = iter([saved, OutputError("cannot write out.ndjson"), saved])
 
     def snapshot() -> checkpoints.Saved:
-        answer = next(answers, None)
-        if isinstance(answer, OutputError):
-            raise answer
-        if answer is None:
+        ending = next(endings, None)
+        if isinstance(ending, OutputError):
+            raise ending
+        if ending is None:
             again.set()
         return saved
 

@@ -147,7 +147,7 @@ class TestStop:
                 os.kill(os.getpid(), signal.SIGINT)
                 await asyncio.sleep(0.01)
             assert stop.reason
-            asyncio.get_running_loop().call_later(ending.SAME_WISH, os.kill, os.getpid(), signal.SIGINT)
+            asyncio.get_running_loop().call_later(ending.SAME_SIGNAL, os.kill, os.getpid(), signal.SIGINT)
             await asyncio.Event().wait()
             return 0
 

@@ -72,7 +72,7 @@ def test_a_run_is_started_followed_and_purged(command: Command, tmp_path: Path) 
     assert "r finished: 2 of 2 done, 1 failed" in started.stderr
     assert "r finished: 2 of 2 done, 1 failed" in command("status", "r").stdout
     assert '"state":"finished"' in command("status", "r", "--json").stdout
-    assert "1 ids are tried again" in command("retry", "r").stderr
+    assert "1 id to look up again" in command("retry", "r").stderr
     again = command("follow", "r")
     assert (again.exit_code, len(again.stdout.splitlines())) == (1, 1)
     assert "no_1" in again.stdout
@@ -231,11 +231,11 @@ def status_of(**changes: Any) -> RunStatus:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"rate": 5.0}, "r running: 10 of 30 done, 0 failed, 5/s, 1 workers, 4 s left"),
-        ({"total": None}, "r running: 10 of 30 or more done, 0 failed, 0/s, 1 workers"),
+        ({"rate": 5.0}, "r running: 10 of 30 done, 0 failed, 5/s, 1 worker, 4 s left"),
+        ({"total": None}, "r running: 10 of 30 or more done, 0 failed, 0/s, 1 worker"),
         (
             {"state": "finished", "failed": 3, "invalid": 2, "set_aside": 1},
-            "r finished: 10 of 30 done, 3 failed, 2 of these are no ids, 1 shards set aside",
+            "r finished: 10 of 30 done, 3 failed, 2 of these not ids, 1 shard set aside",
         ),
     ],
 )

@@ -198,7 +198,7 @@ class TestSignals:
             assert [json.loads(line).get("status") for line in output.splitlines()] == ["Failed", None]
             status, rest, _ = emulator.stopped_by(signal.SIGINT)
         assert status == 0
-        assert rest.splitlines()[-1] == b"3 requests, answered 200: 1, 401: 1, 404: 1"
+        assert rest.splitlines()[-1] == b"3 requests, responses 200: 1, 401: 1, 404: 1"
 
     def test_an_unused_emulator_reports_no_requests(self, server: KaizenEmulator) -> None:
         """An unused emulator reports 0 requests, and a taken port is an error."""
