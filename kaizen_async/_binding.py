@@ -1,4 +1,4 @@
-"""What stands behind a client: its engine in the running event loop, and all that outlives a loop."""
+"""The parts behind a client: its engine in the running event loop, and the state that outlives a loop."""
 
 import asyncio
 import logging

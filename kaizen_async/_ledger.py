@@ -1,4 +1,4 @@
-"""One account of the ids of a call: how many were taken, which are not done, and what a later call resumes from.
+"""The ledger of a call: how many ids were taken, which are not done, and the checkpoint for a later call.
 
 `stream` and `wait_many` keep the same ledger, and so does the command with both. The rule: an id that was taken stays
 in the ledger until the consumer has its result. So a checkpoint stored after a result was handled never lacks an id; if
@@ -16,15 +16,15 @@ from kaizen_async._ids import IdSource
 
 CHECKPOINT_VERSION: Final = 2
 MOST_REPEATS: Final = 1_000_000
-"""How often one id may stand in a checkpoint."""
+"""The most results that a checkpoint may ask for under one id."""
 MOST_IDS: Final = 20_000_000
-"""How many results a checkpoint may ask for, in all."""
+"""The most results that a checkpoint may ask for under all ids."""
 _LONGEST: Final = 1e11
-"""Seconds that a time in a checkpoint may be away: three thousand years. More is not a time."""
+"""The largest number of seconds in a checkpoint: three thousand years. A larger number is a mistake."""
 
 _Seconds = Annotated[float, msgspec.Meta(ge=0, le=_LONGEST)]
 _Id: TypeAlias = str | int | float | bool | None
-"""An id as JSON has it. One that is not a string is invalid, and gets its outcome when the call is resumed."""
+"""An id in JSON. An id that is not a string is invalid, and gets its outcome when the call is resumed."""
 
 
 class Unfinished(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -46,16 +46,16 @@ class Unfinished(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
-    """What a call left to do, as the `checkpoint()` of its stream gives it in plain JSON."""
+    """The unfinished ids of a call, as the `checkpoint()` of its stream gives them in plain JSON."""
 
     version: int
     taken: Annotated[int, msgspec.Meta(ge=0)]
-    """How many ids of the source, from its beginning, are accounted for: they got their result, or are in `ids`."""
+    """How many ids from the beginning of the source are accounted for: each has its result, or is in `ids`."""
     taken_at: Annotated[float, msgspec.Meta(ge=0, le=_LONGEST)]
-    """When it was made, in seconds since the epoch."""
+    """When the checkpoint was made, in seconds since the epoch."""
     ids: list[Unfinished]
     learned: Any = None
-    """What was learned about the durations of executions."""
+    """The learned durations of executions."""
 
     @classmethod
     def load(cls, state: object) -> "Checkpoint":
@@ -76,11 +76,11 @@ class Checkpoint(msgspec.Struct, frozen=True):
 
     @property
     def total(self) -> int:
-        """How many results it asks for."""
+        """How many results the checkpoint asks for."""
         return sum([entry.count for entry in self.ids])
 
     def plain(self) -> dict[str, Any]:
-        """Return it as dicts, lists, strings and numbers."""
+        """Return the checkpoint as dicts, lists, strings and numbers."""
         plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))
         return plain
 
@@ -125,27 +125,27 @@ class Ledger:
 
     @property
     def taken(self) -> int:
-        """How many ids were taken up: of the source, of the checkpoint, and those that were added."""
+        """How many ids were taken: from the source, from the checkpoint, and by `add`."""
         return self.source.taken + self._added + self._resumable - self._not_resumed
 
     @property
     def total(self) -> int | None:
-        """How many results there will be; None as long as the source does not tell."""
+        """How many results there will be. None as long as the length of the source is unknown."""
         total = self.source.total
         return None if total is None else total + self._added + self._resumable
 
     def begin(self, execution_id: str, count: int = 1) -> bool:
-        """Note that an id was taken up; return whether it was not pending before."""
+        """Note that an id was taken. Return whether it was not pending before."""
         before = self.pending.get(execution_id, 0)
         self.pending[execution_id] = before + count
         return not before
 
     def add(self, count: int) -> None:
-        """Note how many ids were added to those of the source."""
+        """Note that ids were added to those of the source."""
         self._added += count
 
     def resume(self, count: int | None = None) -> Unfinished:
-        """Take up the next id of the checkpoint; only `count` of its results if given."""
+        """Take the next id of the checkpoint, with all its results or with `count` of them."""
         entry = self.resumed.popleft()
         if count is not None and entry.count > count:
             self.resumed.appendleft(msgspec.structs.replace(entry, count=entry.count - count))
@@ -191,7 +191,7 @@ class Ledger:
 
 
 def _plain_id(execution_id: Any) -> _Id:
-    """Return what stands for an id in JSON. What JSON cannot hold is not a string, and invalid as None is."""
+    """Return an id in JSON. A value that JSON cannot hold becomes None, because both are invalid ids."""
     if isinstance(execution_id, str):
         return str.__str__(execution_id)
     if isinstance(execution_id, float):

@@ -1,4 +1,4 @@
-"""What becomes of one id.
+"""The result of one id.
 
 `Outcome` and `Change` are unions of two classes each, so that type checkers know after one test what is there:
 
@@ -41,7 +41,7 @@ class AnyOutcome(msgspec.Struct, Generic[T], frozen=True):
     elapsed: float
     """Seconds from the start of the lookup to this outcome: waiting for a slot, attempts and back-off."""
     request_id: str | None = None
-    """What the server calls the request that decided, for its support; None if it does not say."""
+    """The server's id of the request that decided, for its support. None if the server does not send one."""
 
     @property
     def ok(self) -> bool:

@@ -310,7 +310,7 @@ class Preview(Record, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     scenes: tuple[Scene, ...]
     tags: list[str]
     sizes: dict[str, int]
-    theme: str | None
+    theme: Annotated[str | None, msgspec.Meta(extra={"described": False})]
     quality: AuthenticationStatus
     comment: str = ""
 

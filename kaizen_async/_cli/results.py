@@ -213,7 +213,7 @@ class ResultFile:
             yield Line(place, text, execution_id, found)
             place += len(text)
             if not number % AT_ONCE:
-                await asyncio.sleep(0)
+                await asyncio.sleep(0)  # reading a large file must not block the event loop
         if len(text) == LONGEST_LINE:
             raise click.UsageError(f"{self._shown} has lines that are too long to be results of this command")
 
