@@ -58,11 +58,11 @@ def _restore(cls: type[_E], state: dict[str, Any]) -> _E:
 
 
 class KaizenError(Exception):
-    """Base of every error of this library; catch it to catch them all.
+    """Base of all errors of this library. Catch it to catch any of them.
 
-    `type(error)(*error.args)` rebuilds an error: its class, its text and its attributes, even after `args` was written
-    as JSON and read again. Task queues do it in this way. What JSON cannot hold is then missing: `last_execution`, and
-    bytes that are not text.
+    `type(error)(*error.args)` rebuilds an error with its class, text and attributes, even after `args` was written as
+    JSON and read again. Task queues rebuild errors in this way. Then the values that JSON cannot hold are missing:
+    `last_execution`, and bytes that are not text.
 
     Attributes:
         execution_id: The id whose lookup failed.
@@ -70,10 +70,10 @@ class KaizenError(Exception):
         reason: What happened, in one line, without the id.
         retryable: Whether a later attempt might succeed. A retryable error that reaches the caller has used up its
             attempts, its deadline or the client's retry budget; the message says which.
-        next_attempt_in: Seconds after which the next attempt would have come, had the deadline not been sooner; None
-            if that was not the reason to give up.
-        request_id: What the server calls the request that failed, for its support; None if it did not say.
-        gave_up: Why no further attempt was made; None if there was no need for a reason.
+        next_attempt_in: Seconds until the next attempt, if the deadline prevented it. None if the client gave up for
+            another reason.
+        request_id: The server's id of the failed request, for its support. None if the server did not send one.
+        gave_up: Why the client made no further attempt. None if the error is never retried.
     """
 
     execution_id: str = ""
@@ -84,9 +84,9 @@ class KaizenError(Exception):
     request_id: str | None = None
 
     _pieces: list[str]
-    """The reason in pieces until the key was searched for in it. Every second one is foreign text."""
+    """The reason in pieces, until the key was removed from it. Every second piece is foreign text."""
     _details: ClassVar[tuple[str, ...]] = ("execution_id", "attempts", "gave_up", "next_attempt_in", "request_id")
-    """Attributes that `args` carries beside the reason."""
+    """The attributes that `args` holds, besides the reason."""
 
     def __init__(
         self,
@@ -147,14 +147,15 @@ class KaizenError(Exception):
 
 
 class TransportError(KaizenError):
-    """Raised when no usable answer came back: refused, reset, cut off, not HTTP. Raised `from` the cause.
+    """Raised when the client got no usable response: the connection was refused, reset or cut off, or it was not HTTP.
 
-    Retried; a garbled answer once, a certificate that does not verify never.
+    Retried. A garbled response is retried once, and a certificate that does not verify is never retried. The error is
+    raised `from` its cause.
 
     Attributes:
-        disconnected: The connection ended before the first byte of an answer. The usual reason is a kept-alive
-            connection that the server had just given up, so the first retry of such a fault does not wait.
-        garbled: Something came back that is not HTTP, or not what its headers say.
+        disconnected: The connection ended before the first byte of a response. Usually the server had just closed an
+            idle connection, so the first retry does not wait.
+        garbled: The response is not HTTP, or its body does not match its headers.
     """
 
     retryable = True
@@ -182,12 +183,12 @@ class AttemptTimeoutError(TransportError, TimeoutError):
 
 
 class StatusError(KaizenError):
-    """Raised when the server answered outside 2xx. Retried for the statuses of the retry policy, no others.
+    """Raised when the status of the response is outside 2xx. Retried only for the statuses of the retry policy.
 
     Attributes:
         status: The HTTP status code.
-        body: The first bytes of the answer (at most `BODY_LIMIT`).
-        retry_after: Seconds the server asked to wait, or None if it named no time.
+        body: The first bytes of the response (at most `BODY_LIMIT`).
+        retry_after: Seconds that the server asked the client to wait. None if it named no time.
     """
 
     status: int = 0
@@ -212,7 +213,7 @@ class StatusError(KaizenError):
 
 
 class AuthenticationError(StatusError):
-    """Raised on 401, and on 403 that names no time to wait: the API key is missing, wrong or not allowed to see this.
+    """Raised on 401, and on a 403 that names no time to wait: the API key is missing, wrong, or lacks the permission.
 
     Not retried.
     """
@@ -223,9 +224,9 @@ class NotFoundError(StatusError):
 
 
 class RateLimitError(StatusError):
-    """Raised on 420 and 429, and on 403 that names a time to wait.
+    """Raised on 420 and 429, and on a 403 that names a time to wait.
 
-    Retried after the time that the server named, if that fits the deadline; else raised at once.
+    Retried after the time that the server named. If that is after the deadline, it is raised at once.
 
     With `attempts` 0 nothing was sent for this id: an earlier response asked the client to pause for longer than this
     lookup may take.
@@ -235,12 +236,12 @@ class RateLimitError(StatusError):
 class DecodeError(KaizenError):
     """Raised when a 2xx response is not a record of this kind.
 
-    Retried once if the transfer may be at fault (the body is cut off, empty, no JSON at all, or the record of another
-    id). Never retried if the JSON is well-formed and does not fit: it would not fit the next time either.
+    Retried once if the transfer may be at fault: the body is cut off, empty, not JSON, or the record of another id.
+    Well-formed JSON that does not fit is never retried, because the next response would not fit either.
 
     Attributes:
-        path: Where the misfit is, as in `$.workflow.name`; None when the body is no JSON at all.
-        body: The first bytes of the answer (at most `BODY_LIMIT`).
+        path: The part that does not fit, such as `$.workflow.name`. None if the body is not JSON.
+        body: The first bytes of the response (at most `BODY_LIMIT`).
     """
 
     path: str | None = None
@@ -266,7 +267,7 @@ class DeadlineExceededError(KaizenError, TimeoutError):
     """Raised when a deadline passed before there was a result. Its `__cause__` is the last failed attempt, if any.
 
     Attributes:
-        last_execution: The last record seen, when a wait ran out of time; None in a lookup.
+        last_execution: The last record that a wait received before its deadline. None for a lookup.
     """
 
     last_execution: Any = None
@@ -284,7 +285,7 @@ class DeadlineExceededError(KaizenError, TimeoutError):
 
 
 class InvalidIdError(KaizenError, ValueError):
-    """The error of an outcome whose id cannot be sent. Nothing was sent for it; the other ids are not affected.
+    """The error of an outcome whose id is invalid. Nothing was sent for it. The other ids are not affected.
 
     `get`, `wait` and `add` raise a builtin TypeError or ValueError instead.
 
@@ -309,4 +310,4 @@ class InvalidIdError(KaizenError, ValueError):
 
 
 class ClientClosedError(KaizenError):
-    """Raised when the client was closed before or during the call. Not retried; a new client can."""
+    """Raised when the client was closed before or during the call. Not retried. Repeat the call with a new client."""

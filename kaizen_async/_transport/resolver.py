@@ -68,7 +68,7 @@ class ThreadResolver(AbstractResolver):
         return await future
 
     async def close(self) -> None:
-        """Do nothing: a thread ends with its answer, or with the process."""
+        """Do nothing: a thread ends with its result, or with the process."""
 
 
 def resolves_to_this_machine(host: str, seconds: float = 2.0) -> bool:
