@@ -44,8 +44,11 @@ BELOW_ESTIMATE: Final = 0.92
 """The same for what is only estimated: from the short time in which the rate doubled, or before another pause."""
 CURVE: Final = 0.008
 CURVE_AFTER: Final = 2.5
+CURVE_SECONDS: Final = 5.0
+FAR_DOUBLING: Final = 2.0
 """A learned rate grows by CURVE * (s + s²) after s seconds: slowly near what is known, and faster with time, in the
-manner of CUBIC (RFC 9438). Before it does, some seconds show that it is right."""
+manner of CUBIC (RFC 9438). Before it does, some seconds show that it is right. If it has grown for CURVE_SECONDS and
+nothing was rejected, it was far too low, and doubles every FAR_DOUBLING seconds from then on."""
 
 SAMPLE: Final = 16
 TEST: Final = 40
@@ -150,7 +153,8 @@ class Pace:
             growing = max(0.0, elapsed - CURVE_AFTER)
             if self._is_searching:
                 return self._start * math.exp2(min(max(0.0, elapsed - 0.5) / SEARCH_DOUBLING, 40.0))
-            return self._start * (1 + CURVE * (growing + growing**2))
+            slow = min(growing, CURVE_SECONDS)
+            return self._start * (1 + CURVE * (slow + slow**2)) * math.exp2(min((growing - slow) / FAR_DOUBLING, 40.0))
         return math.inf
 
     def delay(self, now: float, in_flight: int) -> float:

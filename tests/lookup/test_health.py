@@ -193,6 +193,18 @@ def test_an_outage_may_end_in_throttling_and_a_limit_may_rise(seed: int) -> None
     assert result.seconds <= 60
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_rate_that_was_learned_by_chance_is_left_again(seed: int) -> None:
+    """A rate that is far too low, because random rejections around an outage looked like a limit, grows again."""
+    rejecting = by_chance(0.2, rejection, 0.004)
+    server = in_turn(
+        (0.3, rejecting), (1.5, by_chance(1, failure)), (3.0, rejecting), (math.inf, by_chance(0, failure))
+    )
+    result = Batch(server, 6000, seed=seed).run()
+    assert result.found == 6000
+    assert result.seconds <= 30
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_random_mixtures_lose_no_lookup(seed: int) -> None:
     """Random mixtures of limits, rejections and outages of up to half the deadline lose no lookup."""
