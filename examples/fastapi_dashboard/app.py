@@ -185,7 +185,9 @@ HEADERS = {
 
 
 class SafeHeaders:
-    """Adds the headers to every response, and refuses large requests.
+    """Adds the headers to every response, and refuses large requests and those that another site's page sends.
+
+    Another page cannot read our responses. But its requests would take places, under the login of who looks at it.
 
     It is plain ASGI: a `BaseHTTPMiddleware` would keep streams from noticing that a page was left.
     """
@@ -202,9 +204,13 @@ class SafeHeaders:
             await send(message)
 
         inner: ASGIApp = self._app
-        if scope["type"] == "http" and scope["method"] == "POST":
-            length = Headers(scope=scope).get("content-length", "")
-            if not length.isdecimal() or int(length) > MOST_BYTES:
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            length = headers.get("content-length", "")
+            is_foreign = headers.get("sec-fetch-site", "none") not in {"same-origin", "none"}
+            if is_foreign and scope["path"] != "/":
+                inner = JSONResponse({"detail": "Only the dashboard's own page may ask for this."}, 403)
+            elif scope["method"] == "POST" and (not length.isdecimal() or int(length) > MOST_BYTES):
                 inner = JSONResponse({"detail": f"A request may have {MOST_BYTES:,} bytes."}, 413)
         await inner(scope, receive, send_with_headers)
 

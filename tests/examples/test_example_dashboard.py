@@ -195,6 +195,21 @@ async def test_what_a_stranger_sends_is_not_repeated(
         assert len(await response.read()) < 1000
 
 
+async def test_pages_of_other_sites_take_no_place(
+    dashboard: Dashboard, emulator: KaizenEmulator, http: aiohttp.ClientSession
+) -> None:
+    """A browser says when another site's page sends a request. The app refuses it before it takes a place."""
+    for site in ("cross-site", "same-site"):
+        headers = {"Sec-Fetch-Site": site}
+        async with http.get(f"{dashboard.url}/changes?id=exec_1", headers=headers) as response:
+            assert response.status == 403
+        async with http.post(f"{dashboard.url}/changes", json={"ids": ["exec_1"]}, headers=headers) as response:
+            assert response.status == 403
+        async with http.get(f"{dashboard.url}/", headers=headers) as response:
+            assert response.status == 200  # a link to the dashboard
+    assert emulator.request_count == 0
+
+
 async def test_thousands_can_be_watched(emulator: KaizenEmulator, http: aiohttp.ClientSession) -> None:
     """A POST watches thousands of ids, and the app refuses further pages with a 503."""
     ids = [f"exec_{number}" for number in range(5000)]
