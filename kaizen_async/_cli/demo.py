@@ -60,7 +60,7 @@ class Account:
         attempts: Requests sent.
         retries: Requests that followed a failed one.
         met: How many requests met which fault.
-        interrupted: Whether not all were looked up because somebody did not want to wait.
+        interrupted: Whether the user stopped the demo before all were looked up.
     """
 
     wanted: int

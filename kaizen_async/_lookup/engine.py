@@ -1,7 +1,7 @@
 """What a client has within one event loop: connections, slots, and every wait that closing it must end.
 
 A wait of a lookup always happens inside a `Timeout` that the engine knows. So a deadline ends it,
-cancellation passes through it, and closing the client ends it by moving the deadline to now: nobody is cancelled.
+cancellation passes through it, and closing the client ends it by moving the deadline to now, without cancelling a task.
 """
 
 import asyncio

@@ -1,20 +1,26 @@
-"""What a client knows about the health of the server for one kind of lookup, and what follows: who may send, and when.
+"""What a client knows about the health of the server for one kind of lookup. It decides which requests may be sent.
 
-While the server is healthy, `engaged` is false and a lookup asks nothing: it takes a number when it sends, and hands
-the number back with the result. Bad results are judged by when their requests were sent (`evidence.py`):
+While the server is healthy, `engaged` is false and lookups need no permission. A lookup takes a number when it sends,
+and returns the number with the result. Bad results are judged by when their requests were sent (`evidence.py`):
 
-- A few bad results among good ones concern the lookups that got them. Rejections among them set the pace (`pace.py`).
-- A run of bad results that is no chance concerns everybody: a pause begins. Nobody sends but a probe at a time, at
-  growing intervals, or after the time that the server named. The first probe that succeeds ends the pause, and the pace
-  grows from a low one to what it was within two seconds.
+- A few bad results among good ones concern only the lookups that got them. Rejections among them set the pace
+  (`pace.py`).
+- A series of bad results that is too long for chance concerns all lookups, so a pause begins. During a pause the client
+  sends only probes, one at a time, at growing intervals or after the time that the server named. The first probe that
+  succeeds ends the pause. Within two seconds the pace then grows to the earlier one.
 
-A pause has one of three causes. The server is *failing* (refused, reset, timed out, 5xx) or *throttles*: from the
-client's deadline on, counted from the first such result, everybody gets that error unsent. But a time that the server
-names is waited for once. Or it *refuses* the key: a few seconds confirm that, and then everybody gets the refusal
-unsent. Lookups without a deadline get the error after `LONGEST_PAUSE`. Probes continue as long as somebody asks,
-whatever the cause.
+A pause has one of three causes:
 
-Nothing here waits or sends. Others report to it what happened, and ask it what may be sent.
+- The server is *failing*: it refuses or resets connections, times out, or sends 5xx.
+- The server *throttles*.
+- The server *refuses* the key.
+
+If the server fails or throttles, all waiting lookups get that error without a request once the client's deadline has
+passed since the first such result. A time that the server names is waited for once. If the server refuses the key, a
+few seconds confirm that. Then all waiting lookups get the refusal without a request. Lookups without a deadline get the
+error after `LONGEST_PAUSE`. Whatever the cause, probes continue as long as lookups wait.
+
+This module neither waits nor sends. The engine and the lookups report results to it, and ask it what may be sent.
 """
 
 import copy
@@ -71,7 +77,7 @@ CONFIRMATIONS: Final = 3
 LONGEST_PAUSE: Final = 300.0
 """Seconds after which a pause ends lookups that have no deadline, so that every lookup ends."""
 LONGEST_DOUBT: Final = 1.0
-"""Seconds for which a first rejection may hold others back until it is clear whether it concerns everybody."""
+"""Seconds for which a first rejection may hold back other lookups until it is clear whether it concerns them."""
 LEAST_PAUSE: Final = 0.1
 """Seconds of a pause for which the server asked for less: it says 0 when it means less than one."""
 YOUNG: Final = 1.0
@@ -128,7 +134,7 @@ class State(NamedTuple):
 
 
 class Doubt(NamedTuple):
-    """A first rejection, of which it is open whether it concerns everybody."""
+    """A first rejection. It is not clear yet whether it concerns all lookups."""
 
     number: int
     error: KaizenError
@@ -136,7 +142,7 @@ class Doubt(NamedTuple):
 
 
 class Pause:
-    """A time in which nobody sends but a probe.
+    """A time in which the client sends only probes.
 
     Attributes:
         cause: FAILING, THROTTLED or REFUSED.
@@ -507,7 +513,7 @@ class Health:
             return run.is_solid(max(UNKNOWN, least))
         if is_usual:
             return run.is_solid(least)
-        # A first rejection. Whatever else is in flight tells whether it concerns everybody, so nobody sends until then.
+        # A first rejection. Other requests in flight will show whether it concerns all lookups. Until then, send none.
         if run.is_solid(least if run.successes >= UNKNOWN else UNKNOWN) or self.sent - run.numbers[0] + 1 == len(run):
             return True
         if self._doubt is None:

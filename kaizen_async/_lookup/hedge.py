@@ -64,7 +64,7 @@ class Hedging:
         """Return the quantile, by one standard error less.
 
         Few requests say little about their slowest part. A delay that is too short wastes some second requests, and
-        their number is bounded; one that is too long, because some slow requests came first, would help nobody.
+        their number is bounded; one that is too long, because some slow requests came first, would be useless.
         """
         in_order = sorted(self._seconds)
         count, share = len(in_order), self._policy.quantile

@@ -31,7 +31,7 @@ first: its limit has recovered, and allows as many again."""
 SEARCH_DOUBLING: Final = 4.0
 """Seconds in which a learned rate doubles that is known to be too low."""
 FREE_RATE: Final = 20_000.0
-"""Requests per second from which on a doubling rate limits nobody."""
+"""Requests per second. A doubling rate above this limits no lookup."""
 SLOWEST_RATE: Final = 0.5
 """Requests per second that are always sent."""
 SLOWEST_TEST: Final = 20.0

@@ -1,4 +1,4 @@
-"""The records that a client has received lately, for callers to whom one of some seconds ago is good enough."""
+"""The records that a client has received recently, for callers of `get(…, max_age=…)`."""
 
 from typing import Any, Final
 

@@ -1,6 +1,6 @@
 """The base of all records: typed fields, and behind them the JSON that they came from.
 
-A record refers to the bytes of its response, which were read anyway. Nothing is done with them until somebody reads
+A record refers to the bytes of its response, which were read anyway. They are not decoded until a program reads
 `raw`, `extra` or `to_dict()`. The reference lies in a slot that is not a field, so comparing, hashing, printing and
 encoding a record never look at it.
 """

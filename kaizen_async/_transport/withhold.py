@@ -1,4 +1,4 @@
-"""Keeps the API key out of every text that somebody else wrote: what a server, a proxy or a session says.
+"""Keeps the API key out of every foreign text: of a server, a proxy or a session.
 
 A server may repeat the key that it was sent, whole or cut off, and escape it as its framework does. So a text is
 searched for parts of the key, in every spelling below, and none of them is shown.

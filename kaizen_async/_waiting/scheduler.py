@@ -63,7 +63,7 @@ MOST_AGE: Final = 366 * 86_400.0
 
 
 class Scheduler:
-    """Polls whatever somebody waits for, within one event loop.
+    """Polls all executions that calls wait for, within one event loop.
 
     Args:
         engine: Bounds the polls in flight.
@@ -100,7 +100,7 @@ class Scheduler:
 
     @property
     def waiting(self) -> int:
-        """Executions that somebody waits for."""
+        """The number of executions that calls wait for."""
         return self._waiting
 
     def group(self, lookups: Lookups[Any], policy: PollPolicy, cadence: Cadence) -> Group:
@@ -659,7 +659,7 @@ class Scheduler:
             call.on_end(separate(outcome) if index else outcome)
 
     def _forget(self, entry: Entry, group: Group) -> None:
-        """Remove an entry that nobody waits for any more."""
+        """Remove an entry for which no call waits any longer."""
         entry.calls = ()
         if entry.place == QUEUED:
             entry.place = NOWHERE
