@@ -301,6 +301,7 @@ async def test_a_worker_that_is_asked_to_end_drains_its_sessions() -> None:
     """
     seen: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, _frame: seen.append(number))
+    terminated = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # plugins of pytest may handle it
     try:
         worker = worker_of(Replies(lambda *_: [0]))
         session = worker._sessions["r"] = session_of(LookupSession, None, lambda *_: 1)
@@ -322,6 +323,7 @@ async def test_a_worker_that_is_asked_to_end_drains_its_sessions() -> None:
         assert signal.getsignal(signal.SIGINT) is not worker._handler
     finally:
         signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGTERM, terminated)
 
 
 async def test_signals_of_a_worker_reach_those_before_and_after_it() -> None:
