@@ -20,8 +20,8 @@ OnBackOff: TypeAlias = Callable[[bool], None]
 LookUp: TypeAlias = Callable[[str, OnBackOff], Awaitable[Outcome[T]]]
 
 READ_AHEAD: Final = 16
-"""Outcomes that may wait for a slow consumer of a stream, beside the lookups in flight. With some in reserve, the
-workers need not stand still between two steps of a consumer that keeps up."""
+"""Outcomes that may wait for a slow consumer of a stream, beside the lookups in flight; or one for each worker, if
+these are more. So even if all lookups end in one step, no worker stands still for a consumer that keeps up."""
 
 MOST_IN_BACK_OFF: Final = 50
 """Lookups in back-off for each worker, at most, so that the memory of a call stays bounded. A server that takes 10,000
@@ -224,7 +224,7 @@ class OutcomeStream(AccountedStream[Outcome[T]], Generic[T]):
         self._look_up = look_up
         self._crew = Crew(workers, self._start_worker)
         self._wall = wall
-        self._room = Room(workers + READ_AHEAD)
+        self._room = Room(workers + max(READ_AHEAD, workers))
 
     def checkpoint(self) -> dict[str, Any]:
         """Return a checkpoint, from which a later `stream(checkpoint=…)` resumes in this process or another.

@@ -127,7 +127,8 @@ class Executions(Generic[T]):
 
         Args:
             ids: Any iterable or asynchronous iterable of ids. This call copies a collection. From any other source, the
-                client reads ids while you consume outcomes: at most its concurrency and a few more ahead of you.
+                client reads ids while you consume outcomes: at most twice its concurrency ahead of you, or 16 more than
+                its concurrency if that is more.
             deadline: Seconds for the whole call. Then ids in flight, and the rest of a source with a length, get a
                 DeadlineExceededError. The client stops reading a source without a length.
             retry: Replaces the client's retry policy.

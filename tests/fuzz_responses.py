@@ -248,26 +248,36 @@ async def read_by_aiohttp(pieces: Sequence[bytes]) -> Read | str:
     return task.result()
 
 
+def connection_without_network(address: Address, limits: Limits = LIMITS) -> Connection:
+    """Return a connection of ours that gets its bytes by `receive`."""
+    buffer = memoryview(bytearray(READ_SIZE))
+    borrowed = cast("BorrowedConnection", _Borrowed(_handler()))
+    return Connection(borrowed, buffer, limits, lambda _: None, address=address, opened_at=0.0, expires_at=1e9)
+
+
+def receive(connection: Connection, data: bytes) -> None:
+    """Give bytes to a connection as an event loop does."""
+    while data:
+        room = connection.get_buffer(-1)
+        size = min(len(room), len(data))
+        room[:size] = data[:size]
+        connection.buffer_updated(size)
+        data = data[size:]
+
+
 async def read_by_us(pieces: Sequence[bytes]) -> tuple[Read | str, bool]:
     """Return the response that our own connection reads from the pieces, and whether aiohttp's parser helped."""
-    buffer = memoryview(bytearray(READ_SIZE))
-    handler = _handler()
-    borrowed = cast("BorrowedConnection", _Borrowed(handler))
-    connection = Connection(borrowed, buffer, LIMITS, lambda _: None, address=Address(), opened_at=0.0, expires_at=1e9)
+    address = Address()
+    address.sends_long = sum(map(len, pieces)) % 2 == 1
+    connection = connection_without_network(address)
     task = asyncio.create_task(_outcome(_by_us(connection)))
     await asyncio.sleep(0)
     for piece in pieces:
-        rest = piece
-        while rest:
-            room = connection.get_buffer(-1)
-            size = min(len(room), len(rest))
-            room[:size] = rest[:size]
-            connection.buffer_updated(size)
-            rest = rest[size:]
+        receive(connection, piece)
         if await _steps(task):
             break
     connection.connection_lost(None)
-    return await asyncio.wait_for(task, MOST_SECONDS), handler.has_read
+    return await asyncio.wait_for(task, MOST_SECONDS), cast("_Handler", connection.handler).has_read
 
 
 def cut(data: bytes, positions: Sequence[int]) -> list[bytes]:

@@ -68,15 +68,17 @@ class Address:
         capacity: How many there can be.
         turn: Lets one body at a time be unpacked in steps.
         is_wary: Whether each body that may take much memory to unpack is unpacked in its turn: one has.
+        sends_long: Whether responses come in large reads: some were long, and none came in chunks.
+        sends_chunks: Whether a large read had the beginning of a response in chunks. Their number has to be bounded.
     """
 
-    __slots__ = ("capacity", "idle", "is_wary", "turn")
+    __slots__ = ("capacity", "idle", "is_wary", "sends_chunks", "sends_long", "turn")
 
     def __init__(self) -> None:
         self.idle: list[Connection] = []
         self.capacity = Capacity()
         self.turn = asyncio.Lock()
-        self.is_wary = False
+        self.is_wary = self.sends_long = self.sends_chunks = False
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -293,7 +295,7 @@ class Connection(asyncio.BufferedProtocol):
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - the event loop's hint
         """Return where to receive bytes."""
         if self._stage == _HEAD:
-            return self._head_buffer
+            return self._buffer if self.address.sends_long else self._head_buffer
         if self._stage == _BODY:
             return self._buffer
         has_tiny_chunks = self._chunk_count * _TINY_CHUNK > self._body_size
@@ -365,6 +367,8 @@ class Connection(asyncio.BufferedProtocol):
         self._status = head.status
         start = end + 4
         if head.length == CHUNKED:
+            if len(data) > _HEAD_READ_SIZE:
+                self.address.sends_long, self.address.sends_chunks = False, True
             self._stage = _CHUNKS
             self._raw = bytearray(data)
             self._next_chunk = start
@@ -380,6 +384,7 @@ class Connection(asyncio.BufferedProtocol):
             self._complete(data[start:])
         else:
             self._stage = _BODY
+            self.address.sends_long = not self.address.sends_chunks
             self._parts = [data]
             self._missing = missing
             self._start = start

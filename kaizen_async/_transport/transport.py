@@ -11,6 +11,7 @@ aiohttp is used with most of its own policies off, because each of them would de
 import asyncio
 import logging
 import re
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from random import Random, SystemRandom
@@ -49,7 +50,9 @@ _LONGEST_PATIENCE: Final = 1.0
 """Seconds without a byte after which a kept-alive connection, and those like it, look dead to a lookup that ends."""
 
 LARGE_RESPONSE: Final = 8192
-"""Bytes of body above which responses are read one after the other, because decoding one may take milliseconds."""
+"""Bytes of body above which a response waits for its turn to be decoded, because decoding one may take milliseconds."""
+_DECODING_SECONDS: Final = 0.005
+"""Seconds within one step of the event loop in which large responses are decoded. Others wait for a later step."""
 
 log = logging.getLogger("kaizen_async")
 
@@ -228,6 +231,7 @@ class Transport:
         self._last: Guard | tuple[Pool, Connection] | None = None
         self._has_seen_shift = False
         self._large = asyncio.Lock()
+        self._decoding_ends_at: float | None = None
         self._holder: AsyncGenerator[aiohttp.ClientSession, None] | None = None
         if not self._is_supported:
             log.debug("our own connection is not tested with aiohttp %s; session.post sends", aiohttp.__version__)
@@ -424,13 +428,22 @@ class Transport:
         return response
 
     async def take_turn(self) -> None:
-        """Wait until the event loop has done something else since the last large response was decoded.
+        """Wait for a step of the event loop in which another large response may be decoded.
 
-        The caller decodes a large response right after that. If many arrive together, the loop runs other tasks between
-        two of them.
+        The caller decodes it right after that. If decoding has taken long in this step, the loop runs other tasks
+        before each of those that wait.
         """
-        async with self._large:
-            await asyncio.sleep(0)  # decoding blocks the event loop, so other tasks get a turn before it
+        now = time.monotonic()  # uvloop's time stands still within a step
+        has_taken_long = self._decoding_ends_at is not None and now >= self._decoding_ends_at
+        if has_taken_long or self._large.locked():
+            async with self._large:
+                await asyncio.sleep(0)
+        if self._decoding_ends_at is None:
+            self._decoding_ends_at = time.monotonic() + _DECODING_SECONDS
+            asyncio.get_running_loop().call_soon(self._end_step)
+
+    def _end_step(self) -> None:
+        self._decoding_ends_at = None
 
     async def room(self, url: URL) -> bool:
         """Wait, after a NoConnectionError, until trying again may succeed; return False if nothing works any more."""

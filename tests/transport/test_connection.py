@@ -20,7 +20,9 @@ from scripted_server import (
     run_on,
 )
 
+from kaizen_async._transport.connection import READ_SIZE, Address
 from kaizen_async._transport.head import parse_head
+from kaizen_async._transport.reading import Limits
 
 CASES = 2000
 MOST_CUTS = 120
@@ -38,6 +40,21 @@ async def test_changed_responses_are_read_alike() -> None:
     """Both readers agree on a few thousand broken responses, the same in every run."""
     for pieces in itertools.islice(fuzz_responses.cases(random.Random(1)), CASES):
         await fuzz_responses.check(pieces)
+
+
+async def test_reads_are_large_until_chunks_come_in_one() -> None:
+    """After a long response the next is read at once, until one in chunks comes, whose number has to be bounded."""
+    long = b"HTTP/1.1 200 OK\r\nContent-Length: 20000\r\n\r\n" + b" " * 20_000
+    chunks = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1000\r\n%4096b\r\n" % b"" + b"0\r\n\r\n"
+    connection = fuzz_responses.connection_without_network(Address(), Limits(100_000, 2048, 32))
+    sizes = []
+    for arriving in (long, long, chunks, long, long):
+        response = connection.exchange(b"", b"", 0.0)
+        sizes.append(len(connection.get_buffer(-1)))
+        fuzz_responses.receive(connection, arriving)
+        assert await response
+    assert sizes[1:3] == [READ_SIZE] * 2
+    assert max(sizes[0], *sizes[3:]) < READ_SIZE
 
 
 @pytest.mark.parametrize("loop", LOOPS)
