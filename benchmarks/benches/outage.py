@@ -9,7 +9,7 @@ from worker import Job
 ABOUT = "1,000 lookups against a server that always fails"
 _LOOK_UPS = 1000
 _IN_FLIGHT = 50
-_PATIENCE = 40.0
+_PATIENCE = 65.0
 
 
 def run(plan: Plan) -> Report:

@@ -79,7 +79,6 @@ class Retrier:
         # steps ends before another lookup can take one.
         decisions: dict[str, Any] = {"wait": self._wait, "stop": self._stops, "retry": self._is_retried}
         self._retrying = Retrying(**decisions, retry_error_callback=lambda _: None)
-        self._retrying.begin()
 
     async def run(
         self,
@@ -100,6 +99,7 @@ class Retrier:
             before_sleep: Called with the error and the seconds before each wait.
         """
         # tenacity's own loop for coroutines inspects every callback at every step, which costs more than the request.
+        self._retrying.begin()  # tenacity keeps statistics for each thread
         state = State(self._retrying, retried)
         result: T | KaizenError = first
         while isinstance(result, KaizenError):
