@@ -3,9 +3,9 @@
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import copy_context
-from typing import Any
+from typing import Any, Final
 
 from kaizen_async._lookup.lookup import Lookups
 from kaizen_async._waiting.cadence import Cadence
@@ -15,6 +15,9 @@ from kaizen_async.config import PollPolicy
 from kaizen_async.errors import KaizenError
 from kaizen_async.events import RecordFailed, Verb, WaitEnded, WaitStarted
 from kaizen_async.outcomes import Outcome
+
+BLOCK: Final = 256
+"""Entries of a tuple in a queue."""
 
 
 class Pace:
@@ -51,6 +54,51 @@ class Group:
         self.calls: deque[Call] = deque()
         self.open_calls = 0
         self.turns_left = 0
+
+
+class Queue:
+    """Entries that are due, in the order of their turns.
+
+    All but the ends are in tuples. The garbage collector does not visit a tuple of entries, because it does not visit
+    entries. In a list or deque it looks at each of them, which takes it 20 ms with a million.
+    """
+
+    __slots__ = ("_at", "_blocks", "_head", "_length", "_tail")
+
+    def __init__(self) -> None:
+        self._head: Sequence[Entry] = ()
+        self._at = 0
+        self._blocks: deque[tuple[Entry, ...]] = deque()
+        self._tail: list[Entry] = []
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def append(self, entry: Entry) -> None:
+        """Add an entry at the end."""
+        self._tail.append(entry)
+        self._length += 1
+        if len(self._tail) == BLOCK:
+            self._blocks.append(tuple(self._tail))
+            self._tail = []
+
+    def first(self) -> Entry:
+        """Return the first entry of a queue that is not empty."""
+        if self._at == len(self._head):
+            self._at = 0
+            if self._blocks:
+                self._head = self._blocks.popleft()
+            else:
+                self._head, self._tail = self._tail, []
+        return self._head[self._at]
+
+    def popleft(self) -> Entry:
+        """Remove and return the first entry of a queue that is not empty."""
+        entry = self.first()
+        self._at += 1
+        self._length -= 1
+        return entry
 
 
 class Call:
@@ -107,8 +155,8 @@ class Call:
         self.refusal: KaizenError | None = None
         self.has_turns = False
         self.cancelled_polls: list[asyncio.Task[None]] = []
-        self._first: deque[Entry] = deque()
-        self._again: deque[Entry] = deque()
+        self._first = Queue()
+        self._again = Queue()
         self._first_is_next = True
 
     @property
@@ -143,7 +191,7 @@ class Call:
     def skip_stale(self) -> None:
         """Remove stale entries that would be next: they were polled before their turn."""
         for queue in (self._first, self._again):
-            while queue and not self._holds(queue[0]):
+            while queue and not self._holds(queue.first()):
                 queue.popleft()
         self.on_room()
 
@@ -158,7 +206,7 @@ class Call:
             if self._holds(first):
                 queue.append(first)
 
-    def _queue_of(self, entry: Entry) -> deque[Entry]:
+    def _queue_of(self, entry: Entry) -> Queue:
         return self._first if entry.polled == -math.inf else self._again
 
     def _holds(self, entry: Entry) -> bool:
@@ -166,8 +214,7 @@ class Call:
 
     def clear(self) -> None:
         """Remove all."""
-        self._first.clear()
-        self._again.clear()
+        self._first, self._again = Queue(), Queue()
 
     def detach(self) -> None:
         """Let go of the owner, which holds the call: in a cycle, an error would be freed by the collector only."""

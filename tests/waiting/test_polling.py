@@ -47,6 +47,7 @@ from kaizen_async import (
 )
 from kaizen_async._records.facts import duration_of, workflow_id_of
 from kaizen_async._transport.response import Answer
+from kaizen_async._waiting.calls import Queue
 from kaizen_async._waiting.entry import Entry
 from kaizen_async._waiting.scheduler import AT_ONCE, MOST_GROUPS
 from kaizen_async._waiting.timetable import SPAN, Timetable
@@ -635,6 +636,31 @@ def test_the_collector_need_not_visit_an_entry() -> None:
     entry = Entry("a", (1,), 0.0, 0.0, 0.0)
     assert not gc.is_tracked(entry)
     assert not hasattr(entry, "__dict__")
+
+
+def test_the_collector_need_not_visit_queued_entries() -> None:
+    """A queue of many entries holds them where the garbage collector does not look, and keeps their order."""
+    queue = Queue()
+    entries = [Entry(f"exec_{number}", (), 0.0, 0.0, 0.0) for number in range(1000)]
+    taken = []
+    for entry in entries:
+        queue.append(entry)
+        if entry.id.endswith("9"):
+            assert queue.first() is entries[len(taken)]
+            taken.append(queue.popleft())
+    gc.collect()
+    seen = sum(isinstance(thing, Entry) for thing in gc.get_referents(*_tracked_parts(queue)))
+    assert seen < 300
+    while queue:
+        taken.append(queue.popleft())
+    assert taken == entries
+
+
+def _tracked_parts(queue: Queue) -> list[object]:
+    """Return the containers in a queue that the garbage collector visits."""
+    parts = gc.get_referents(queue)
+    parts += gc.get_referents(*(part for part in parts if gc.is_tracked(part)))
+    return [part for part in parts if isinstance(part, (list, tuple)) and gc.is_tracked(part)]
 
 
 @virtual_time
