@@ -19,6 +19,9 @@ from worker import Job, load
 
 WORKER = Path(__file__).parent / "worker.py"
 REFERENCE = "ours_get_many"
+BEFORE = "before_get_many"
+BEFORE_FOLDER = "KAIZEN_BEFORE"
+"""The environment variable with the source folder of an earlier version, which then takes part in `peers`."""
 OURS = ("ours_get_many", "ours_stream", "ours_get")
 BARE = ("raw_sockets", "bare", "bare_workers")
 PEERS = (
@@ -163,6 +166,8 @@ def run(job: Job) -> dict[str, Any]:
     """Run one job in its own process."""
     command = [sys.executable, str(WORKER), json.dumps(dataclasses.asdict(job))]
     environment = clean_environment()
+    if job.contender == BEFORE:
+        environment["PYTHONPATH"] = environment[BEFORE_FOLDER]
     if job.authority is not None:
         environment["SSL_CERT_FILE"] = job.authority
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=1800)

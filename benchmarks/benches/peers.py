@@ -1,11 +1,12 @@
 """Every contender against one fast server: CPU time, throughput, latency, memory."""
 
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import server
 from chart import bar_chart
-from harness import BARE, OURS, PEERS, REFERENCE, Plan, Report, Results, rounds, title, versus
+from harness import BARE, BEFORE, BEFORE_FOLDER, OURS, PEERS, REFERENCE, Plan, Report, Results, rounds, title, versus
 from table import Table
 from worker import Job, load
 
@@ -40,7 +41,8 @@ _WAYS = [
 
 def run(plan: Plan) -> Report:
     """Measure each cell."""
-    names = plan.chosen((*OURS, *BARE, *PEERS))
+    before = (BEFORE,) if os.environ.get(BEFORE_FOLDER) else ()
+    names = plan.chosen((*OURS, *before, *BARE, *PEERS))
     sizes = [Cell(1), Cell(500), Cell(50, 20)]
     cells = plan.choose(
         quick=[_MAIN],
