@@ -137,7 +137,7 @@ class Scheduler:
         del self._calls[call.number]
         call.group.open_calls -= 1
         call.detach()
-        self._rest()
+        self._reset_if_idle()
 
     def _expire(self, call: Call) -> None:
         now = self.clock.time()
@@ -388,8 +388,8 @@ class Scheduler:
                     second_best = second_best or (entry, group)
         return second_best
 
-    def _rest(self) -> None:
-        """If nobody waits any more, keep nothing that is stale, and no timer for it."""
+    def _reset_if_idle(self) -> None:
+        """If no call waits any longer, drop stale entries and the timer."""
         if not self._waiting:
             self._disarm()
             self.delay = 0.0
@@ -569,7 +569,7 @@ class Scheduler:
         if ends_alone or (again is None and not waits_for_probes):
             self._end(entry, group, self._failed(entry, error))
             return
-        trouble.error = self.silence.note_failure(entry.id, trouble, _slimmed(error), now)
+        trouble.error = self.silence.note_failure(entry.id, trouble, _without_details(error), now)
         self._schedule_next(
             entry, group, at_least=again.at_least if again else 0.0, within=again.within if again else 0.0
         )
@@ -676,12 +676,12 @@ class Scheduler:
             self.silence.end(entry.trouble, self.clock.time())
             entry.trouble = None
         if not self._waiting:
-            self._rest()
+            self._reset_if_idle()
 
 
-def _slimmed(error: KaizenError) -> KaizenError:
-    """Return an error without what it is about in full: in an outage, one is kept for each of 100,000 ids."""
-    error = copy.copy(error)  # a lookup of the same id may share it, and asked for all of it
+def _without_details(error: KaizenError) -> KaizenError:
+    """Return an error without its body and its id, because in an outage one may be kept for each of 100,000 ids."""
+    error = copy.copy(error)  # a lookup of the same id may share the error, and needs its details
     error.execution_id, error.attempts, error.request_id = "", 0, None
     if isinstance(error, StatusError | DecodeError):
         error.body = b""
