@@ -110,7 +110,7 @@ class Source:
                 place += len(piece)
                 for _ in reader.feed(piece):
                     pass
-                await asyncio.sleep(0)
+                await asyncio.sleep(0)  # a large input must not block the event loop
             for _ in reader.end():
                 pass
             self.total = counts.ids

@@ -266,7 +266,7 @@ class WaitStream(PolledStream[Outcome[T]], Generic[T]):
                     due_in = self._scheduler.spread(self._call.group, entry.age)
                 self._begin(execution_id, count=entry.count, age=entry.age, delay=due_in, seen=entry.seen)
             if not len(ledger.resumed) % AT_ONCE:
-                await asyncio.sleep(0)
+                await asyncio.sleep(0)  # a large checkpoint must not block the event loop
 
     def _waiting(self, execution_id: str, count: int, now: float) -> Unfinished:
         return Unfinished(execution_id, count, *self._scheduler.due_in(self._call, execution_id, now))
