@@ -21,7 +21,7 @@ from yarl import URL
 from kaizen_async._transport.connection import too_many_interim
 from kaizen_async._transport.encodings import MOST_MEMBERS, UnpackError
 from kaizen_async._transport.proxies import Proxy
-from kaizen_async._transport.reading import MOST_INTERIM, Limits, pause_for_others, read_body
+from kaizen_async._transport.reading import MOST_INTERIM, Limits, TooLongHeadError, pause_for_others, read_body
 from kaizen_async._transport.response import Answer
 from kaizen_async._transport.trace import current_trace
 from kaizen_async._transport.withhold import Secret
@@ -201,8 +201,14 @@ class Guard(asyncio.BufferedProtocol):
             self._hold(data, self._turn)
         elif self._interim >= MOST_INTERIM and self._received <= self._limits.head + _READ_SIZE:
             self._end(too_many_interim())
+        elif self._has_too_long_head():
+            self._end(TooLongHeadError())  # aiohttp would close the transport, and uvloop decrypt all that has come
         else:
             self._feed(data)
+
+    def _has_too_long_head(self) -> bool:
+        head = self._head or b""
+        return len(head) > self._limits.head or head.count(b"\n") > self._limits.head_lines + 1
 
     def _feed(self, data: bytes) -> None:
         handler = self._handler
@@ -271,7 +277,9 @@ class Guard(asyncio.BufferedProtocol):
         self._handler.resume_writing()
 
     def _end(self, failure: Exception) -> None:
-        self.failure = self.failure or failure
+        if self.failure is not None:
+            return  # to set the timeout again with every read would put it off
+        self.failure = failure
         if self._timeout is not None and not self._timeout.expired():
             self._timeout.reschedule(asyncio.get_running_loop().time())
 

@@ -399,8 +399,12 @@ def test_a_long_header_that_names_a_time_is_read_in_one_pass(name: str, text: st
 
 
 @everywhere
-def test_an_interim_response_has_no_more_lines_than_a_final_one(loop: str) -> None:
+@pytest.mark.parametrize("is_supported", [True, False], ids=["own connection", "session.post"])
+def test_an_interim_response_has_no_more_lines_than_a_final_one(
+    loop: str, is_supported: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The limit of header lines also applies to interim responses, because the client reads their lines repeatedly."""
+    monkeypatch.setattr(transport, "is_supported", lambda: is_supported)
 
     async def main() -> None:
         for end in (b"", b"\r\n"):
