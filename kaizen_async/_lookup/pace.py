@@ -362,7 +362,7 @@ class Pace:
         """Compare the share of rejections at the slower rate with the share before."""
         if share <= TOLERATED:
             self._before, self._stayed = None, 0
-            if share > TOLERATED / 4:
+            if self._rejected:
                 self._go(now, sent, "paced", BELOW * self._real_rate(now))
             else:
                 self._restart(now, sent)
