@@ -45,6 +45,9 @@ from kaizen_async import (
 )
 from kaizen_async.testing import KaizenEmulator, Life
 
+pytestmark = pytest.mark.no_cover
+"""Other tests cover the same code, and measuring coverage would take most of the time of this one."""
+
 everywhere = pytest.mark.parametrize("loop", LOOPS)
 
 IDS = ["a", "b", "c", "d"]

@@ -60,6 +60,9 @@ from kaizen_async import (
 )
 from kaizen_async._transport import encodings
 
+pytestmark = pytest.mark.no_cover
+"""Other tests cover the same code, and measuring coverage would take most of the time of this one."""
+
 KEY = "sk-matrix-7f3a"
 """The key that no output of any row may contain."""
 

@@ -42,6 +42,9 @@ from kaizen_async._transport.transport import Answer
 from kaizen_async.clock import SystemClock
 from kaizen_async.events import Event, PollsFailing, PollsRecovered
 
+pytestmark = pytest.mark.no_cover
+"""Other tests cover the same code, and measuring coverage would take most of the time of this one."""
+
 ONE_ATTEMPT = RetryPolicy(max_attempts=1)
 HTML = b"<html><body>One moment, please</body></html>"
 
