@@ -389,8 +389,8 @@ async def test_workers_leave_a_purged_run(site: Site, emulator: KaizenEmulator) 
 
 async def test_a_worker_that_ends_hands_its_shards_over(site: Site, emulator: KaizenEmulator) -> None:
     """A stopped worker hands its waits over with their ages, so the next worker polls as rarely as one process."""
-    emulator.add_many(ids := numbered(12, "long"), Life.lasting(1))
-    emulator.add_many(others := numbered(12, "alone"), Life.lasting(1))
+    emulator.add_many(ids := numbered(12, "long"), Life.lasting(3))
+    emulator.add_many(others := numbered(12, "alone"), Life.lasting(3))
     client = partial(
         KaizenClient, poll=PollPolicy(min_interval=0.02, lag_share=0.2, learn=False)
     )  # intervals grow with the age
