@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,7 +14,7 @@ from virtual_time import LoopClock, virtual_time
 from kaizen_async import DeadlineExceededError, KaizenClient, PollPolicy, RetryPolicy
 from kaizen_async.clock import RunningTimeout, Sweep, SystemClock, Timeout, sleep
 from kaizen_async.testing import Fault, KaizenEmulator, Life, VirtualClock
-from kaizen_async.testing.clock import IDLE_STEPS
+from kaizen_async.testing.clock import IDLE_STEPS, _LoopPart
 
 HOURS = 3600.0
 NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
@@ -154,6 +154,39 @@ def test_equal_seeds_give_equal_numbers() -> None:
     """Equal seeds give equal random numbers, and different seeds give different ones."""
     assert VirtualClock(seed=1).random.random() == VirtualClock(seed=1).random.random()
     assert VirtualClock(seed=1).random.random() != VirtualClock(seed=2).random.random()
+
+
+class MomentLock:
+    """A lock before which another event loop gets a moment, as soon as `is_armed`."""
+
+    def __init__(self, moment: Callable[[], object]) -> None:
+        self.is_armed = False
+        self._moment = moment
+
+    def __enter__(self) -> None:
+        if self.is_armed:
+            self._moment()
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+async def test_another_loop_does_not_jump_over_what_a_timer_led_to() -> None:
+    """While a loop has not yet run what a timer woke, another loop that uses the clock does not move time."""
+    clock = VirtualClock()
+    with contextlib.closing(asyncio.new_event_loop()) as other:
+        part = clock._parts[other] = _LoopPart(other)
+        lock = clock._lock = MomentLock(lambda: clock._jump(part))  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]
+        woken = asyncio.get_running_loop().create_future()
+
+        def wake() -> None:
+            woken.set_result(None)
+            lock.is_armed = True
+
+        clock.call_at(1, wake)
+        clock.call_at(3600, lambda: None)
+        await woken
+        assert clock.time() == 1
 
 
 @contextlib.asynccontextmanager

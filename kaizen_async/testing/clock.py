@@ -342,18 +342,20 @@ class VirtualClock:
         """Jump from timer to timer, until more happens than one timer, or the event loop should look at its sockets."""
         for _ in range(JUMPS_AT_ONCE):
             with self._lock:
+                part.is_stepping = False
                 due = self._jump(part)
                 if not due:
                     return
-                # A timer that is set now begins no count of steps: this goes on.
+                # What the timer leads to is still to come. Until this loop has taken a step, others must not jump.
                 self._firing, part.is_stepping = (threading.get_ident(), part), True
             try:
                 _fire_first(due, part.loop)
             finally:
-                self._firing, part.is_stepping = None, False
+                self._firing = None
             if len(self._parts) > 1 or part.ready is None or part.ready:
                 break
         with self._lock:
+            part.is_stepping = False
             self._touch(part)
 
     def _jump(self, here: _LoopPart) -> list[VirtualTimer]:
