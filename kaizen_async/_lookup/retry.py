@@ -164,8 +164,8 @@ class Retrier:
 
 
 def longest_backoff(policy: RetryPolicy, spent: int) -> float:
-    """Return the most seconds to wait after so many attempts. After none, there was a rejection that does not count."""
-    if not spent:
+    """Return the most seconds to wait after so many attempts that count."""
+    if not spent:  # the server rejected the request while it accepted others
         return min(policy.max_backoff, policy.initial_backoff * REJECTED_SHARE)
     return min(policy.max_backoff, policy.initial_backoff * 2.0 ** min(spent - 1, 64))
 
